@@ -1,0 +1,1 @@
+"""A JAX/Flax reproduction of Batch Normalization (Ioffe & Szegedy, 2015)."""

@@ -1,0 +1,189 @@
+"""Checkpoints: Orbax, with a checksum of every array. No one else imports it.
+
+The state is replicated, so that a checkpoint holds plain arrays of the host and
+can be restored on any number of devices.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+import zlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from bn_repro.config import UserError
+
+
+class DamagedCheckpoint(Exception):
+  """A checkpoint whose arrays are not those that were saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """What commits together.
+
+  Attributes:
+    state: pytree of NumPy arrays.
+    meta: JSON: `step`, `config_digest`, `data_fingerprint`, `interval_sums`.
+  """
+
+  state: Any
+  meta: Mapping[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one run."""
+
+  def __init__(self, directory: Path, *, keep: int = 1):
+    """Opens a directory, which need not exist; `keep` is how many stay."""
+    self._directory = directory
+    self._manager = ocp.CheckpointManager(
+      directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=True
+      ),
+      item_names=('state', 'meta'),
+    )
+
+  def steps(self) -> list[int]:
+    """Steps that have a committed checkpoint, oldest first."""
+    self._manager.reload()
+    return sorted(self._manager.all_steps())
+
+  def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    """Starts saving; the arrays are copied before this returns.
+
+    Raises:
+      OSError, ValueError: if this or an earlier save failed.
+    """
+    self._manager.check_for_errors()
+    # The device may reuse the state's buffers as soon as the next step starts.
+    state = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    saved = self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        meta=ocp.args.JsonSave({**meta, 'checksums': checksums(state)}),
+      ),
+      force=True,
+    )
+    if not saved:
+      raise OSError(f'Orbax did not save the checkpoint of step {step}')
+
+  def wait(self) -> None:
+    """Waits for the saves under way, and raises what went wrong in them."""
+    self._manager.wait_until_finished()
+    self._manager.check_for_errors()
+
+  def restore(self, step: int, like: Any) -> Checkpoint:
+    """Restores a step onto the structure, shapes and types of `like`.
+
+    Raises:
+      DamagedCheckpoint: if it cannot be read, or a checksum differs.
+    """
+    try:
+      meta = self._manager.restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+      ).meta
+      abstract = jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), like)
+      state = self._manager.restore(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
+      ).state
+    except Exception as error:  # Orbax raises what its storage layers raise.
+      raise DamagedCheckpoint(
+        f'cannot be read ({type(error).__name__}: {_first_line(error)})'
+      ) from error
+    found = checksums(state)
+    wrong = [
+      name for name in found if meta['checksums'].get(name) != found[name]
+    ]
+    if wrong:
+      raise DamagedCheckpoint(f'checksum of {wrong[0]} differs')
+    return Checkpoint(state, meta)
+
+  def restore_newest(
+    self, like: Any, accept: Callable[[Mapping[str, Any]], None]
+  ) -> Checkpoint | None:
+    """Restores the newest undamaged checkpoint; None where there is none.
+
+    Damaged ones are set aside under a name that says so, never deleted.
+
+    Args:
+      like: see `restore`.
+      accept: is given each checkpoint's meta, and raises if it belongs to
+        another run.
+
+    Raises:
+      UserError: if there are checkpoints and all of them are damaged.
+    """
+    damaged = []
+    for step in reversed(self.steps()):
+      try:
+        checkpoint = self.restore(step, like)
+      except DamagedCheckpoint as error:
+        aside = self._directory.with_name(f'damaged_checkpoint_{step}')
+        logging.warning(
+          'Checkpoint %d %s; going back to the one before it.', step, error
+        )
+        damaged.append((step, aside, error))
+        continue
+      accept(checkpoint.meta)
+      for damaged_step, aside, _ in damaged:
+        (self._directory / str(damaged_step)).rename(aside)
+      self._manager.reload()
+      return checkpoint
+    if damaged:
+      raise UserError(
+        f'{self._directory}: all checkpoints are damaged ('
+        + '; '.join(f'{step} {error}' for step, _, error in damaged)
+        + '). Nothing was changed. To train from the start, use another '
+        'workdir.'
+      )
+    return None
+
+  def close(self) -> None:
+    """Waits for saves and frees Orbax's threads."""
+    self._manager.close()
+
+
+def restore_variables(directory: Path) -> tuple[int, Mapping[str, Any]]:
+  """Reads the variables of a run's newest checkpoint, whatever its network.
+
+  Returns:
+    The step, and nested dicts `params` and `batch_stats`.
+
+  Raises:
+    DamagedCheckpoint: if there is none that can be read.
+  """
+  manager = ocp.CheckpointManager(
+    directory, options=ocp.CheckpointManagerOptions(read_only=True)
+  )
+  step = manager.latest_step()
+  if step is None:
+    raise DamagedCheckpoint('is not there')
+  try:
+    state = manager.restore(
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+    ).state
+  except Exception as error:  # Orbax raises what its storage layers raise.
+    raise DamagedCheckpoint(f'cannot be read: {_first_line(error)}') from error
+  return step, {name: state.get(name, {}) for name in ('params', 'batch_stats')}
+
+
+def checksums(tree: Any) -> dict[str, str]:
+  """CRC-32 of each array by its path, such as 'params/conv1/conv/kernel'."""
+  return {
+    jax.tree_util.keystr(
+      path, simple=True, separator='/'
+    ): f'{zlib.crc32(np.ascontiguousarray(x).data):08x}'
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).splitlines() or [''])[0][:200]

@@ -1,0 +1,359 @@
+"""Configs: loading, overriding, checking, comparing. Imports nothing heavy.
+
+A config is a Python file with `get_config(mode)` that returns a complete
+`ConfigDict`. Every mistake in one is found here, before JAX is imported, and
+all of them are reported at once.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import json
+import math
+import os
+import sys
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bn_repro import architecture
+
+MODES = ('full', 'mini')
+
+# What a resumed run may change: nothing that its past steps depended on.
+CHANGEABLE = (
+  'total_steps',
+  'total_epochs',
+  'log_every',
+  'eval_every',
+  'checkpoint_every',
+  'checkpoints_to_keep',
+  'tensorboard',
+  'data.data_dir',
+)
+
+
+class UserError(Exception):
+  """A mistake of the user's, told in one line a problem, without a traceback.
+
+  Attributes:
+    problems: what was wrong, where, and what to do, a line each.
+  """
+
+  def __init__(self, *problems: str):
+    super().__init__('\n'.join(problems))
+    self.problems = problems
+
+
+def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
+  """Loads, overrides, checks and locks a config.
+
+  Args:
+    spec: path of a config file, with `:mini` or `:full` after it if wanted.
+    overrides: assignments such as 'optim.learning_rate=0.1'.
+
+  Raises:
+    UserError: with every problem that was found.
+  """
+  path, _, mode = spec.partition(':')
+  mode = mode or MODES[0]
+  if mode not in MODES:
+    raise UserError(
+      f"--config={spec}: no mode '{mode}'. Modes are {' and '.join(MODES)}."
+    )
+  config = _get_config_function(path)(mode)
+  if not isinstance(config, ConfigDict):
+    raise UserError(f'{path}: get_config() must return a ConfigDict.')
+  config.lock()
+  problems = [
+    *_override(config, overrides),
+    *(f'config.{problem}' for problem in _problems(config)),
+  ]
+  if problems:
+    raise UserError(*dict.fromkeys(problems))
+  return config
+
+
+def _get_config_function(path: str) -> Callable[[str], ConfigDict]:
+  if not os.path.isfile(path):
+    folder = os.path.dirname(path) or '.'
+    there = []
+    if os.path.isdir(folder):
+      there = sorted(
+        os.path.join(folder, name)
+        for name in os.listdir(folder)
+        if name.endswith('.py') and not name.startswith('_')
+      )
+    hint = f' There are: {", ".join(there)}.' if there else ''
+    raise UserError(f'--config={path}: no such file.{hint}')
+  # Config files import one another as `configs.NAME`, wherever they are
+  # started from.
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  if root not in sys.path:
+    sys.path.insert(0, root)
+  module_spec = importlib.util.spec_from_file_location('run_config', path)
+  if module_spec is None or module_spec.loader is None:
+    raise UserError(f'--config={path}: not a Python file.')
+  module = importlib.util.module_from_spec(module_spec)
+  try:
+    module_spec.loader.exec_module(module)
+  except Exception as error:
+    raise UserError(
+      f'--config={path}: {type(error).__name__} while loading it: {error}'
+    ) from error
+  function = getattr(module, 'get_config', None)
+  if not callable(function) or not inspect.signature(function).parameters:
+    raise UserError(f'--config={path}: the file defines no get_config(mode).')
+  return function
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+  """The fields by dotted name, in the order of the file."""
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      flat |= {f'{key}.{name}': leaf for name, leaf in flatten(value).items()}
+    else:
+      flat[key] = value
+  return flat
+
+
+def _override(config: ConfigDict, overrides: Iterable[str]) -> list[str]:
+  """Applies 'key=value' assignments; returns what was wrong with them."""
+  problems = []
+  fields = flatten(config)
+  for assignment in overrides:
+    key, separator, text = assignment.partition('=')
+    if key not in fields:
+      nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)
+      problems.append(
+        f"--config.{key}: no such field. Did you mean '{nearest[0]}'?"
+      )
+      continue
+    if not separator:
+      problems.append(f'--config.{key}: give it a value, as --config.{key}=...')
+      continue
+    try:
+      value = _parse(text, type(fields[key]))
+    except ValueError:
+      problems.append(
+        f"--config.{key}={text}: '{text}' is not {KINDS[type(fields[key])]}."
+      )
+      continue
+    with config.unlocked():
+      config.update_from_flattened_dict({key: value})
+  return problems
+
+
+def _parse(text: str, kind: type) -> Any:
+  if kind is bool:
+    try:
+      return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
+    except KeyError:
+      raise ValueError(text) from None
+  return kind(text)
+
+
+KINDS = {
+  bool: 'true or false',
+  int: 'a whole number',
+  float: 'a number',
+  str: 'a text',
+}
+
+
+# A rule takes a value and returns what it must be, or None if it is.
+Rule = Callable[[Any], str | None]
+
+
+def _one_of(*choices: str) -> Rule:
+  return lambda value: (
+    None if value in choices else f'must be one of {", ".join(choices)}'
+  )
+
+
+def _at_least(least: float) -> Rule:
+  return lambda value: (
+    None
+    if value >= least and math.isfinite(value)
+    else f'must be at least {least}'
+  )
+
+
+def _above(bound: float) -> Rule:
+  return lambda value: (
+    None
+    if value > bound and math.isfinite(value)
+    else f'must be greater than {bound}'
+  )
+
+
+def _share(value: float) -> str | None:
+  return None if 0 <= value < 1 else 'must be at least 0 and below 1'
+
+
+def _anything(value: Any) -> str | None:
+  del value
+  return None
+
+
+def _image_size(value: int) -> str | None:
+  least = architecture.MIN_IMAGE_SIZE
+  if value >= least:
+    return None
+  return f'is too small for the network, which takes {least} pixels and up'
+
+
+def _width(value: float) -> str | None:
+  least = architecture.smallest_width()
+  if least < value < math.inf:
+    return None
+  return (
+    'leaves a branch of the network without channels; '
+    f'it must be greater than {least:g}'
+  )
+
+
+# The type of each field, and what its value must be.
+RULES: Mapping[str, tuple[type, Rule]] = {
+  'seed': (
+    int,
+    lambda value: (
+      None if 0 <= value < 2**32 else 'must be at least 0 and below 2^32'
+    ),
+  ),
+  'batch_size': (int, _at_least(1)),
+  'total_steps': (int, _at_least(0)),
+  'total_epochs': (float, _at_least(0)),
+  'log_every': (int, _at_least(1)),
+  'eval_every': (int, _at_least(1)),
+  'checkpoint_every': (int, _at_least(1)),
+  'checkpoints_to_keep': (int, _at_least(1)),
+  'eval_split': (str, _one_of('train', 'validation', 'test')),
+  'tensorboard': (bool, _anything),
+  'divergence_loss': (float, _above(0)),
+  'init_from': (str, _anything),
+  'data.name': (
+    str,
+    _one_of('mnist_5k', 'mnist', 'fashion_mnist', 'imagenet2012', 'synthetic'),
+  ),
+  'data.data_dir': (str, _anything),
+  'data.image_size': (int, _image_size),
+  'data.holdout': (int, _at_least(0)),
+  'data.shuffle': (str, _one_of('none', 'within_shard', 'global')),
+  'data.num_shards': (int, _at_least(1)),
+  'data.distortion': (str, _one_of('none', 'reduced', 'full')),
+  'model.reading': (str, _one_of('576', '608')),
+  'model.stem': (str, _one_of('separable', 'plain')),
+  'model.stem_kernel': (
+    int,
+    lambda value: None if value >= 1 and value % 2 else 'must be an odd number',
+  ),
+  'model.stem_pool': (bool, _anything),
+  'model.padding': (str, _one_of('same', 'torch')),
+  'model.width': (float, _width),
+  'model.nonlinearity': (str, _one_of('relu', 'sigmoid')),
+  'model.lrn': (bool, _anything),
+  'model.dropout_rate': (float, _share),
+  'model.aux_head': (bool, _anything),
+  'model.aux_loss_weight': (float, _at_least(0)),
+  'model.dtype': (str, _one_of('float32', 'bfloat16', 'float64')),
+  'bn.enabled': (bool, _anything),
+  'bn.statistics': (str, _one_of('global', 'device', 'group')),
+  'bn.virtual_batch_size': (int, _at_least(1)),
+  'bn.momentum': (float, _share),
+  'bn.epsilon': (float, _above(0)),
+  'bn.population_batches': (int, _at_least(0)),
+  'optim.learning_rate': (float, _above(0)),
+  'optim.momentum': (float, _share),
+  'optim.weight_decay': (float, _at_least(0)),
+  'optim.decay_rate': (
+    float,
+    lambda value: (
+      None if 0 < value <= 1 else 'must be greater than 0 and at most 1'
+    ),
+  ),
+  'optim.decay_epochs': (float, _above(0)),
+  'optim.polyak_decay': (float, _share),
+}
+
+
+def _problems(config: ConfigDict) -> list[str]:
+  """What is out of range, or does not go together; each begins with a field."""
+  fields = flatten(config)
+  missing = [f'{name}: the field is missing.' for name in RULES.keys() - fields]
+  unknown = [f'{name}: no such field.' for name in fields.keys() - RULES]
+  if missing or unknown:
+    return sorted(missing + unknown)
+  problems = []
+  for name, (kind, rule) in RULES.items():
+    if type(fields[name]) is not kind:
+      complaint: str | None = f'must be {KINDS[kind]}'
+    else:
+      complaint = rule(fields[name])
+    if complaint:
+      problems.append(f'{name}={fields[name]}: {complaint}.')
+  if problems:
+    return problems
+  if bool(config.total_steps) == bool(config.total_epochs):
+    problems.append(
+      f'total_steps={config.total_steps} and config.total_epochs='
+      f'{config.total_epochs}: set one of them; the other must be 0.'
+    )
+  if config.bn.statistics == 'group' and (
+    config.bn.virtual_batch_size > config.batch_size
+    or config.batch_size % config.bn.virtual_batch_size
+  ):
+    problems.append(
+      f'bn.virtual_batch_size={config.bn.virtual_batch_size}: must divide '
+      f'config.batch_size={config.batch_size}.'
+    )
+  averaged = config.bn.enabled and config.optim.polyak_decay
+  if averaged and not config.bn.population_batches:
+    problems.append(
+      'bn.population_batches=0: averaged parameters need statistics of their '
+      'own; set it, or config.optim.polyak_decay=0.'
+    )
+  return problems
+
+
+def total_steps(config: ConfigDict, num_train_examples: int) -> int:
+  """Steps of the whole run."""
+  if config.total_steps:
+    return config.total_steps
+  return math.ceil(config.total_epochs * num_train_examples / config.batch_size)
+
+
+def to_json(config: ConfigDict) -> str:
+  """The resolved config as it is written to a workdir."""
+  return json.dumps(config.to_dict(), indent=2) + '\n'
+
+
+def digest(config: ConfigDict) -> str:
+  """A short digest of all that a run's results depend on."""
+  identity = {
+    name: value
+    for name, value in flatten(config).items()
+    if name not in CHANGEABLE
+  }
+  text = json.dumps(identity, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(saved: Mapping[str, Any], config: ConfigDict) -> list[str]:
+  """Fields that a resumed run may not change but has, as 'name: old -> new'.
+
+  Args:
+    saved: a config as read back from `config.json`.
+    config: the config of the new start.
+  """
+  old = flatten(ConfigDict(saved))
+  new = flatten(config)
+  names = dict.fromkeys([*old, *new])
+  return [
+    f'{name}: {old.get(name, "(none)")} -> {new.get(name, "(none)")}'
+    for name in names
+    if name not in CHANGEABLE and old.get(name) != new.get(name)
+  ]

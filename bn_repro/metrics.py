@@ -1,0 +1,79 @@
+"""Metrics are sums and a count that travel, divided once at the end."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Array = jax.Array
+
+
+class Sums(flax.struct.PyTreeNode):
+  """Sums over examples, as device arrays or as Python numbers.
+
+  Attributes:
+    loss: cross-entropy in nats, without the L2 term and auxiliary heads.
+    correct: examples whose label has the largest logit.
+    top5: examples whose label is among the five largest.
+    count: examples.
+    nonfinite: values of the parameters and statistics that are not finite.
+  """
+
+  loss: Any = 0.0
+  correct: Any = 0
+  top5: Any = 0
+  count: Any = 0
+  nonfinite: Any = 0
+
+  def merge(self, other: 'Sums') -> 'Sums':
+    """The sums over both sets of examples."""
+    return jax.tree.map(lambda a, b: a + b, self, other)
+
+  def fetch(self) -> 'Sums':
+    """Waits for the device and returns Python numbers."""
+    return jax.tree.map(lambda x: np.asarray(x).item(), jax.device_get(self))
+
+  def means(self) -> dict[str, float | int]:
+    """What is written for these sums."""
+    return {
+      'loss': self.loss / self.count,
+      'accuracy': self.correct / self.count,
+      'top5_accuracy': self.top5 / self.count,
+      'num_examples': self.count,
+    }
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+  """Softmax cross-entropy of each example, in at least float32."""
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def classification_sums(logits: Array, labels: Array, mask: Array) -> Sums:
+  """Sums over the examples where `mask` is True, of one device.
+
+  Args:
+    logits: (batch, classes).
+    labels: int (batch,).
+    mask: bool (batch,).
+  """
+  top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == labels[:, None]
+  return Sums(
+    loss=jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
+    correct=(mask & top[:, 0]).sum(),
+    top5=(mask & top.any(-1)).sum(),
+    count=mask.sum(),
+    nonfinite=jnp.zeros((), jnp.int32),
+  )
+
+
+def count_nonfinite(tree: Any) -> Array:
+  """How many values of a tree are infinite or not a number, int32."""
+  leaves = jax.tree.leaves(tree)
+  return sum(
+    (jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves),
+    start=jnp.zeros((), jnp.int32),
+  )

@@ -1,0 +1,97 @@
+"""Momentum SGD, its schedule and its averages, as optax transformations."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import optax
+
+# `optim.learning_rate` is the paper's, which belongs to batches of 32.
+REFERENCE_BATCH_SIZE = 32
+
+
+def applied_learning_rate(optim: ConfigDict, batch_size: int) -> float:
+  """The rate at the start: linear in the batch size, as CNTK scaled it."""
+  return optim.learning_rate * batch_size / REFERENCE_BATCH_SIZE
+
+
+def create_schedule(
+  optim: ConfigDict, steps_per_epoch: float
+) -> Callable[[Any], Any]:
+  """The learning rate's factor after a number of steps, 1 at the start.
+
+  It depends on the step alone, never on the length of the run, so that a
+  lengthened run has had the rates that it would have had.
+  """
+  return optax.exponential_decay(
+    init_value=1.0,
+    transition_steps=optim.decay_epochs * steps_per_epoch,
+    decay_rate=optim.decay_rate,
+    staircase=True,
+  )
+
+
+def create_optimizer(
+  optim: ConfigDict, batch_size: int, schedule: Callable[[Any], Any]
+) -> optax.GradientTransformation:
+  """G <- grad + wd * w;  v <- momentum * v + g;  w <- w - rate * v.
+
+  The three constants are part of the state and not of the compiled program, so
+  that runs which differ in a rate share an executable.
+  """
+
+  def sgd(
+    learning_rate: Any, momentum: Any, weight_decay: Any
+  ) -> optax.GradientTransformation:
+    return optax.chain(
+      # The gradient of weight_decay / 2 * |w|^2 over the weights.
+      optax.add_decayed_weights(weight_decay, mask=is_weight),
+      optax.trace(decay=momentum),
+      optax.scale_by_schedule(schedule),
+      optax.scale_by_learning_rate(learning_rate),
+    )
+
+  optimizer = optax.inject_hyperparams(sgd)(
+    learning_rate=applied_learning_rate(optim, batch_size),
+    momentum=optim.momentum,
+    weight_decay=optim.weight_decay,
+  )
+  if optim.polyak_decay:
+    optimizer = optax.chain(optimizer, average_parameters(optim.polyak_decay))
+  return optimizer
+
+
+def is_weight(params: Any) -> Any:
+  """Marks convolution and dense kernels: gamma, beta, biases do not decay."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key == 'kernel', params
+  )
+
+
+class AverageState(NamedTuple):
+  """State of `average_parameters`."""
+
+  average: Any
+
+
+def average_parameters(decay: float) -> optax.GradientTransformation:
+  """Keeps a Polyak (exponential moving) average of the updated parameters."""
+
+  def init(params: Any) -> AverageState:
+    return AverageState(jax.tree.map(jnp.array, params))
+
+  def update(
+    updates: Any, state: AverageState, params: Any = None
+  ) -> tuple[Any, AverageState]:
+    updated = optax.apply_updates(params, updates)
+    average = optax.incremental_update(updated, state.average, 1 - decay)
+    return updates, AverageState(average)
+
+  return optax.GradientTransformation(init, update)
+
+
+def averaged_parameters(opt_state: Any) -> Any | None:
+  """The Polyak average in an optimiser's state; None where there is none."""
+  return optax.tree.get(opt_state, 'average')

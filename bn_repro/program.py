@@ -1,0 +1,153 @@
+"""A config made executable: network, compiled steps, and the data they take."""
+
+from collections.abc import Iterator
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+import optax
+
+from bn_repro import config as config_lib
+from bn_repro import datasets, inception, input_pipeline, optim, parallel, steps
+from bn_repro.config import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What a config asks for, on a mesh.
+
+  Attributes:
+    config: the config.
+    dataset: its data.
+    mesh: the devices.
+    model: the network.
+    optimizer: the optimiser.
+    schedule: factor of the learning rate after a number of steps.
+    train_step: `(state, batch) -> (state, sums)`; the state is used up.
+    eval_step: `(state, batch) -> sums`.
+    statistics_step: `(state, batch) -> batch_stats` of that batch.
+  """
+
+  config: ConfigDict
+  dataset: datasets.Dataset
+  mesh: Mesh
+  model: inception.Inception
+  optimizer: optax.GradientTransformation
+  schedule: Any
+  train_step: Any
+  eval_step: Any
+  statistics_step: Any
+
+  @property
+  def total_steps(self) -> int:
+    """Steps of the whole run."""
+    return config_lib.total_steps(
+      self.config, len(self.dataset.splits['train'])
+    )
+
+  def initial_state(self) -> steps.TrainState:
+    """The state at step 0, NumPy arrays on the host."""
+    config = self.config
+    variables = inception.initial_variables(
+      self.model, config.data.image_size, config.seed
+    )
+    opt_state = self.optimizer.init(variables['params'])
+    state = steps.TrainState(
+      step=np.int32(0),
+      seed=np.uint32(config.seed),
+      params=variables['params'],
+      batch_stats=variables['batch_stats'],
+      opt_state=opt_state,
+    )
+    return jax.tree.map(np.asarray, state)
+
+  def train_batches(self, first: int, last: int) -> Iterator[Any]:
+    """Batches of training steps `first` to `last` - 1, on the devices."""
+    config = self.config
+    split = self.dataset.splits['train']
+    order = input_pipeline.Order(
+      len(split),
+      num_shards=config.data.num_shards,
+      shuffle=config.data.shuffle,
+      seed=config.seed,
+    )
+    batches = input_pipeline.train_batches(
+      split, order, config.batch_size, first, last
+    )
+    return (parallel.shard_batch(self.mesh, batch) for batch in batches)
+
+  def eval_batches(self, split: str) -> Iterator[Any]:
+    """Every example of a split once, padded and masked, on the devices."""
+    batches = input_pipeline.eval_batches(
+      self.dataset.splits[split], self.config.batch_size
+    )
+    return (parallel.shard_batch(self.mesh, batch) for batch in batches)
+
+  def compile(self, state: steps.TrainState) -> 'Program':
+    """Compiles ahead of time every step that the config will need.
+
+    Args:
+      state: a state of this program, for its shapes and types.
+    """
+    batch = next(self.eval_batches('train'))
+    state = parallel.replicate(self.mesh, state)
+    compiled = {
+      'train_step': self.train_step.lower(state, batch).compile(),
+      'eval_step': self.eval_step.lower(state, batch).compile(),
+    }
+    if self.config.bn.enabled and self.config.bn.population_batches:
+      compiled['statistics_step'] = self.statistics_step.lower(
+        state, batch
+      ).compile()
+    return dataclasses.replace(self, **compiled)
+
+
+def create_program(
+  config: ConfigDict,
+  dataset: datasets.Dataset,
+  mesh: Mesh | None = None,
+) -> Program:
+  """Builds the program of a config, not yet compiled.
+
+  Args:
+    config: a checked config.
+    dataset: its data set.
+    mesh: the devices; all of them by default.
+
+  Raises:
+    UserError: if the devices cannot share the batch evenly.
+  """
+  mesh = parallel.create_mesh() if mesh is None else mesh
+  num_devices = mesh.devices.size
+  if config.batch_size % num_devices:
+    counts = [n for n in range(1, num_devices) if config.batch_size % n == 0]
+    raise UserError(
+      f'config.batch_size={config.batch_size}: not a multiple of the '
+      f'{num_devices} devices. Use one that is, or one of {counts} devices.'
+    )
+  model = inception.create_model(config.model, config.bn, dataset.num_classes)
+  batch_statistics_model = inception.create_model(
+    config.model, config.bn, dataset.num_classes, momentum=0.0
+  )
+  steps_per_epoch = len(dataset.splits['train']) / config.batch_size
+  schedule = optim.create_schedule(config.optim, steps_per_epoch)
+  optimizer = optim.create_optimizer(config.optim, config.batch_size, schedule)
+  train_step = steps.create_train_step(model, optimizer, config)
+  eval_step = steps.create_eval_step(model)
+  statistics_step = steps.create_statistics_step(batch_statistics_model, config)
+  return Program(
+    config=config,
+    dataset=dataset,
+    mesh=mesh,
+    model=model,
+    optimizer=optimizer,
+    schedule=schedule,
+    train_step=parallel.data_parallel(train_step, mesh, donate_state=True),
+    eval_step=parallel.data_parallel(eval_step, mesh, donate_state=False),
+    statistics_step=parallel.data_parallel(
+      statistics_step, mesh, donate_state=False
+    ),
+  )

@@ -1,0 +1,84 @@
+"""What a person sees while a run goes on."""
+
+from collections.abc import Mapping
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+class ProgressDisplay:
+  """A bar on a terminal, plain lines elsewhere; both on standard output.
+
+  The time that remains is an estimate from the whole of this start, with
+  evaluations and checkpoints, without compilation.
+  """
+
+  def __init__(self, total_steps: int):
+    self._total_steps = total_steps
+    self._first_step = 0
+    self._start = time.monotonic()
+    self._bar: Progress | None = None
+    self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+
+  def say(self, text: str) -> None:
+    """Prints a line."""
+    self._console.print(text, markup=False)
+
+  def start(self, step: int) -> None:
+    """Begins to measure time, at the first step of this start."""
+    self._first_step = step
+    self._start = time.monotonic()
+    if self._console.is_terminal:
+      self._bar = Progress(
+        TextColumn('step {task.completed:.0f}/{task.total:.0f}'),
+        BarColumn(),
+        TextColumn('{task.description}'),
+        console=self._console,
+      )
+      self._bar.start()
+      self._bar.add_task('', total=self._total_steps, completed=step)
+
+  def show(self, line: Mapping[str, Any]) -> None:
+    """Shows a line of `metrics.jsonl`."""
+    step = line['step']
+    facts = f'loss {line["loss"]:.4f}  accuracy {line["accuracy"]:.4f}'
+    if line['split'] != 'train':
+      form = f', {line["statistics"]}' if 'statistics' in line else ''
+      self.say(
+        f'step {step}/{self._total_steps}  {line["split"]}{form}: {facts} '
+        f'({line["num_examples"]} images)'
+      )
+      return
+    rate = line['timing']['images_per_second']
+    facts += f'  {rate:.0f} images/s  ETA {self._remaining(step)}'
+    if self._bar is not None:
+      self._bar.update(self._bar.task_ids[0], completed=step, description=facts)
+    else:
+      self.say(f'step {step}/{self._total_steps}  train: {facts}')
+
+  def stop(self) -> None:
+    """Removes the bar."""
+    if self._bar is not None:
+      self._bar.stop()
+      self._bar = None
+
+  def _remaining(self, step: int) -> str:
+    done = step - self._first_step
+    if done <= 0:
+      return '?'
+    elapsed = time.monotonic() - self._start
+    return duration(elapsed / done * (self._total_steps - step))
+
+
+def duration(seconds: float) -> str:
+  """Seconds as m:ss, h:mm:ss, or days."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours >= 48:
+    return f'{hours / 24:.1f} days'
+  if hours:
+    return f'{hours}:{minutes:02}:{rest:02}'
+  return f'{minutes}:{rest:02}'

@@ -1,0 +1,127 @@
+"""What is known about a start of a run: `run.json`, and the first lines."""
+
+from collections.abc import Callable
+import datetime
+from importlib import metadata
+from pathlib import Path
+import platform
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+from bn_repro import optim, overview
+from bn_repro.program import Program
+from bn_repro.workdir import Workdir
+
+PACKAGES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'grain',
+  'ml_collections',
+  'numpy',
+)
+
+
+def announce(
+  program: Program,
+  workdir: Workdir,
+  step: int,
+  config_file: str,
+  say: Callable[[str], None],
+) -> None:
+  """Writes `run.json` and says what is about to run."""
+  rows = overview.layers(program.model, program.config.data.image_size, depth=1)
+  facts = {
+    'config_file': config_file,
+    'num_parameters': sum(row.parameters for row in rows),
+    'start_step': step,
+    **_facts(program),
+  }
+  previous = workdir.write_run(facts)
+  for line in overview.table(rows):
+    say(line)
+  say(
+    f'devices: {", ".join(facts["devices"])}; '
+    f'{facts["num_parameters"]:,} parameters; learning rate '
+    f'{facts["applied_learning_rate"]:g} at batch size '
+    f'{program.config.batch_size}'
+  )
+  if facts['images_per_statistic']:
+    groups = program.config.batch_size // facts['images_per_statistic']
+    say(
+      f'BN over {facts["images_per_statistic"]} images in {groups} '
+      f'group{"s" if groups > 1 else ""}'
+    )
+  if step:
+    say(f'going on from the checkpoint of step {step}')
+  elif previous is not None:
+    say('no checkpoint yet: starting again from step 0')
+  if previous is not None:
+    for package, version in facts['versions'].items():
+      before = previous['versions'].get(package)
+      if before != version:
+        say(
+          f'warning: {package} is {version} now and was {before}; the run may '
+          'not go on bit for bit'
+        )
+
+
+def _facts(program: Program) -> dict[str, Any]:
+  return {
+    'command': shlex.join(sys.orig_argv),
+    'started': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
+    'git_revision': _git_revision(),
+    'versions': {
+      'python': platform.python_version(),
+      **{package: metadata.version(package) for package in PACKAGES},
+    },
+    'devices': [device.device_kind for device in program.mesh.devices.flat],
+    'applied_learning_rate': optim.applied_learning_rate(
+      program.config.optim, program.config.batch_size
+    ),
+    'images_per_statistic': images_per_statistic(program),
+    'data_fingerprint': program.dataset.fingerprint(),
+    'num_examples': {
+      name: len(split) for name, split in program.dataset.splits.items()
+    },
+  }
+
+
+def images_per_statistic(program: Program) -> int:
+  """How many images a BN statistic is computed over; 0 without BN."""
+  config = program.config
+  if not config.bn.enabled:
+    return 0
+  return {
+    'global': config.batch_size,
+    'device': config.batch_size // program.mesh.devices.size,
+    'group': config.bn.virtual_batch_size,
+  }[config.bn.statistics]
+
+
+def _git_revision() -> str:
+  """The revision of the code, '-dirty' if changed, '' outside a checkout."""
+  root = Path(__file__).resolve().parent.parent
+  try:
+    result = subprocess.run(
+      [
+        'git',
+        '-C',
+        str(root),
+        'describe',
+        '--always',
+        '--dirty',
+        '--abbrev=40',
+      ],
+      capture_output=True,
+      text=True,
+      timeout=10,
+      check=False,
+    )
+  except (OSError, subprocess.TimeoutExpired):
+    return ''
+  return result.stdout.strip()

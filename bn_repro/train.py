@@ -1,0 +1,347 @@
+"""The training loop, and nothing else: one story from start to finish.
+
+What is due after a step is done in a fixed order: a line of training metrics,
+evaluation, a checkpoint. Each of them is skipped if it has been done already,
+so that a resumed run begins with what is due at its step, and a run that was
+cut off in the middle of an evaluation goes on with the rest of it.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from bn_repro import checkpoint as checkpoint_lib
+from bn_repro import config as config_lib
+from bn_repro import datasets, evaluate, optim, parallel, provenance
+from bn_repro import workdir as workdir_lib
+from bn_repro.config import UserError
+from bn_repro.interruption import Interrupted, Interruption
+from bn_repro.metrics import Sums
+from bn_repro.program import Program, create_program
+from bn_repro.progress import ProgressDisplay
+from bn_repro.recorder import Recorder
+from bn_repro.steps import TrainState
+
+
+class Diverged(Exception):
+  """The run has left the finite numbers, or passed `divergence_loss`."""
+
+
+def train_and_evaluate(
+  config: ConfigDict,
+  dataset: datasets.Dataset,
+  workdir: workdir_lib.Workdir,
+  interruption: Interruption,
+  config_file: str,
+) -> str:
+  """Trains until the end, a signal or divergence, and returns the status.
+
+  Args:
+    config: a checked, locked config.
+    dataset: its data.
+    workdir: a claimed workdir; the run goes on from its newest checkpoint.
+    interruption: asked between steps, and while compiling.
+    config_file: where the config comes from, for `run.json`.
+
+  Raises:
+    UserError: if the workdir holds another run, or damaged checkpoints only.
+  """
+  program = create_program(config, dataset)
+  checkpoints = checkpoint_lib.Checkpoints(
+    workdir.checkpoints, keep=config.checkpoints_to_keep
+  )
+  identity = {
+    'config_digest': config_lib.digest(config),
+    'data_fingerprint': dataset.fingerprint(),
+  }
+  state, sums = restore_or_initialize(program, checkpoints, workdir, identity)
+  step = int(state.step)
+  display = ProgressDisplay(program.total_steps)
+  recorder = Recorder(workdir, step, display, tensorboard=config.tensorboard)
+  workdir.write_config(config)
+  provenance.announce(program, workdir, step, config_file, display.say)
+  workdir.write_status(workdir_lib.RUNNING, step, 'under way')
+
+  status, reason = workdir_lib.PREEMPTED, ''
+  try:
+    display.say('compiling ...')
+    started = time.monotonic()
+    program = interruption.run(lambda: program.compile(state))
+    display.say(f'compiled in {time.monotonic() - started:.0f} s')
+    run = _Run(
+      program, state, sums, checkpoints, recorder, interruption, identity
+    )
+    display.start(step)
+    status, reason = run.train_until_stopped()
+    step = run.step
+  except Interrupted as error:  # While compiling: there is nothing to save.
+    reason = str(error)
+  finally:
+    display.stop()
+  checkpoints.wait()
+  if status == workdir_lib.DONE:
+    checkpoints.restore(step, state)  # Proves that the end can be read.
+  workdir.write_status(status, step, reason)
+  display.say(f'{status} at step {step}: {reason}')
+  return status
+
+
+def restore_or_initialize(
+  program: Program,
+  checkpoints: checkpoint_lib.Checkpoints,
+  workdir: workdir_lib.Workdir,
+  identity: Mapping[str, str],
+) -> tuple[TrainState, Sums]:
+  """The state to start from, and the sums of its log interval so far.
+
+  Raises:
+    UserError: if there are checkpoints that cannot be gone on from.
+  """
+
+  def accept(meta: Mapping[str, Any]) -> None:
+    wrong = [key for key in identity if meta[key] != identity[key]]
+    if wrong:
+      raise UserError(
+        f'--workdir={workdir.path}: its checkpoint of step {meta["step"]} has '
+        f'another {" and ".join(wrong).replace("_", " ")}. Use the config and '
+        'the data it was made with, or another workdir.'
+      )
+
+  state = program.initial_state()
+  newest = checkpoints.restore_newest(state, accept)
+  if newest is None:
+    init_from = program.config.init_from
+    return (warm_start(state, init_from) if init_from else state), Sums()
+  step, total_steps = newest.meta['step'], program.total_steps
+  if step > total_steps:
+    raise UserError(
+      f'--workdir={workdir.path}: the run is at step {step}, past the '
+      f'{total_steps} of the config. Make it at least {step} steps long.'
+    )
+  return newest.state, Sums(**newest.meta['interval_sums'])
+
+
+def warm_start(state: TrainState, init_from: str) -> TrainState:
+  """Takes parameters and statistics from another run's newest checkpoint.
+
+  Raises:
+    UserError: if there is none, or its network has other variables.
+  """
+  try:
+    _, loaded = checkpoint_lib.restore_variables(
+      workdir_lib.Workdir(init_from).checkpoints
+    )
+  except checkpoint_lib.DamagedCheckpoint as error:
+    raise UserError(
+      f'config.init_from={init_from}: its newest checkpoint {error}. Name the '
+      'workdir of a run that has one.'
+    ) from error
+  return state.replace(
+    params=_matching('params', state.params, loaded['params'], init_from),
+    batch_stats=_matching(
+      'batch_stats', state.batch_stats, loaded['batch_stats'], init_from
+    ),
+  )
+
+
+def _matching(name: str, ours: Any, loaded: Any, init_from: str) -> Any:
+  """Checks that loaded variables fit, by name and shape."""
+  expected, found = (
+    {
+      jax.tree_util.keystr(path, simple=True, separator='/'): np.shape(leaf)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (ours, loaded)
+  )
+  for variable in sorted(expected.keys() | found.keys()):
+    if expected.get(variable) != found.get(variable):
+      raise UserError(
+        f'config.init_from={init_from}: another network. {name}/{variable} is '
+        f'{found.get(variable, "not there")}, and should be '
+        f'{expected.get(variable, "not there")}.'
+      )
+  return jax.tree.map(lambda x, like: x.astype(like.dtype), loaded, ours)
+
+
+class _Run:
+  """A compiled run under way.
+
+  Attributes:
+    step: updates applied to the state, and equal to its `step`.
+  """
+
+  def __init__(
+    self,
+    program: Program,
+    state: TrainState,
+    interval_sums: Sums,
+    checkpoints: checkpoint_lib.Checkpoints,
+    recorder: Recorder,
+    interruption: Interruption,
+    identity: Mapping[str, str],
+  ):
+    self._program = program
+    self._config = program.config
+    self._checkpoints = checkpoints
+    self._recorder = recorder
+    self._interruption = interruption
+    self._identity = identity
+    self.step = int(state.step)
+    self._state = parallel.replicate(program.mesh, state)
+    # The sums since the last line of training metrics, and those of the last
+    # step, which may not have been computed yet.
+    self._interval_sums = interval_sums
+    self._pending: Sums | None = None
+    self._clock = _Clock(self.step)
+
+  def train_until_stopped(self) -> tuple[str, str]:
+    """Trains; returns how it ended, and why."""
+    try:
+      try:
+        self._train()
+      except Interrupted as error:
+        self._save()
+        return workdir_lib.PREEMPTED, str(error)
+    except Diverged as error:
+      return workdir_lib.DIVERGED, str(error)
+    return workdir_lib.DONE, 'reached the last step'
+
+  def _train(self) -> None:
+    self._do_what_is_due()
+    for batch in self._program.train_batches(
+      self.step, self._program.total_steps
+    ):
+      self._state, sums = self._program.train_step(self._state, batch)
+      # The sums of the step before are read while this step runs.
+      self._absorb_pending()
+      self._pending = sums
+      self.step += 1
+      self._do_what_is_due()
+      self._interruption.check()
+
+  def _due(self, every: int) -> bool:
+    """Whether something done every so many steps is due after this one."""
+    is_last = self.step == self._program.total_steps
+    return self.step > 0 and (self.step % every == 0 or is_last)
+
+  def _do_what_is_due(self) -> None:
+    if self._due(self._config.log_every):
+      self._write_training_line()
+    with self._clock.paused():
+      if self._due(self._config.eval_every):
+        self._evaluate()
+      if self._due(self._config.checkpoint_every):
+        self._save()
+
+  def _absorb_pending(self) -> None:
+    """Adds the sums of the last step to the interval, unless it diverged."""
+    if self._pending is None:
+      return
+    sums, self._pending = self._pending.fetch(), None
+    loss = sums.loss / sums.count
+    if sums.nonfinite or not math.isfinite(loss):
+      raise Diverged(
+        f'step {self.step}: loss {loss:g}, {sums.nonfinite} values of the '
+        'parameters and statistics not finite'
+      )
+    if loss > self._config.divergence_loss:
+      raise Diverged(
+        f'step {self.step}: loss {loss:g} above divergence_loss='
+        f'{self._config.divergence_loss:g}'
+      )
+    self._interval_sums = self._interval_sums.merge(sums)
+
+  def _write_training_line(self) -> None:
+    self._absorb_pending()
+    sums, self._interval_sums = self._interval_sums, Sums()
+    if not sums.count or self._recorder.has(self.step, 'train', None):
+      return
+    factor = float(self._program.schedule(self.step - 1))
+    rate = optim.applied_learning_rate(
+      self._config.optim, self._config.batch_size
+    )
+    self._recorder.write(
+      {
+        'step': self.step,
+        'split': 'train',
+        **sums.means(),
+        'learning_rate': rate * factor,
+        'timing': self._clock.lap(self.step, self._config.batch_size),
+      }
+    )
+
+  def _evaluate(self) -> None:
+    """Evaluates what has no line yet; test images after the last step only."""
+    self._absorb_pending()
+    splits = [self._config.eval_split]
+    if self.step == self._program.total_steps:
+      splits += {'test'} & self._program.dataset.splits.keys() - {*splits}
+    for statistics in evaluate.forms(self._program):
+      missing = [
+        split
+        for split in splits
+        if not self._recorder.has(self.step, split, statistics)
+      ]
+      if not missing:
+        continue
+      check = self._interruption.check
+      state = evaluate.inference_state(
+        self._program, self._state, statistics, check
+      )
+      for split in missing:
+        started = time.monotonic()
+        sums = evaluate.evaluate(self._program, state, split, check)
+        self._recorder.write(
+          {
+            'step': self.step,
+            'split': split,
+            **({'statistics': statistics} if statistics else {}),
+            **sums.means(),
+            'timing': {'seconds': time.monotonic() - started},
+          }
+        )
+
+  def _save(self) -> None:
+    """Saves this step, after every line up to it, unless it is saved."""
+    self._absorb_pending()
+    if self.step in self._checkpoints.steps():
+      return
+    self._recorder.sync()
+    self._checkpoints.save(
+      self.step,
+      self._state,
+      {
+        'step': self.step,
+        **self._identity,
+        'interval_sums': dataclasses.asdict(self._interval_sums),
+      },
+    )
+
+
+class _Clock:
+  """Measures the images per second of training, evaluations left out."""
+
+  def __init__(self, step: int):
+    self._step = step
+    self._start = time.monotonic()
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Leaves out what happens in this context."""
+    entered = time.monotonic()
+    yield
+    self._start += time.monotonic() - entered
+
+  def lap(self, step: int, batch_size: int) -> dict[str, float]:
+    """The `timing` of a training line; starts the next interval."""
+    seconds = time.monotonic() - self._start
+    images = (step - self._step) * batch_size
+    self._step, self._start = step, time.monotonic()
+    return {'images_per_second': images / seconds, 'seconds': seconds}

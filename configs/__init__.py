@@ -1,0 +1,1 @@
+"""The paper's networks, each a short diff of its parent."""
