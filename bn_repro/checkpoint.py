@@ -4,10 +4,11 @@ The state is replicated, so that a checkpoint holds plain arrays of the host and
 can be restored on any number of devices.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
-import logging
 from pathlib import Path
+import sys
 from typing import Any
 import zlib
 
@@ -16,6 +17,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bn_repro.config import UserError
+
+
+class SaveFailed(OSError):
+  """A checkpoint could not be written; those before it are as they were."""
 
 
 class DamagedCheckpoint(Exception):
@@ -36,7 +41,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-  """The checkpoints of one run."""
+  """The checkpoints of one run; a context, at whose end Orbax's threads go."""
 
   def __init__(self, directory: Path, *, keep: int = 1):
     """Opens a directory, which need not exist; `keep` is how many stay."""
@@ -58,26 +63,45 @@ class Checkpoints:
     """Starts saving; the arrays are copied before this returns.
 
     Raises:
-      OSError, ValueError: if this or an earlier save failed.
+      SaveFailed: if this or an earlier save failed.
     """
-    self._manager.check_for_errors()
     # The device may reuse the state's buffers as soon as the next step starts.
     state = jax.tree.map(lambda x: np.array(x, copy=True), state)
-    saved = self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        meta=ocp.args.JsonSave({**meta, 'checksums': checksums(state)}),
-      ),
-      force=True,
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(state),
+      meta=ocp.args.JsonSave({**meta, 'checksums': checksums(state)}),
     )
-    if not saved:
-      raise OSError(f'Orbax did not save the checkpoint of step {step}')
+    with self._saving():
+      if not self._manager.save(step, args=args, force=True):
+        raise OSError(f'step {step} was skipped')
+
+  def check(self) -> None:
+    """Raises `SaveFailed` if a save under way has failed."""
+    with self._saving():
+      self._manager.check_for_errors()
 
   def wait(self) -> None:
-    """Waits for the saves under way, and raises what went wrong in them."""
-    self._manager.wait_until_finished()
-    self._manager.check_for_errors()
+    """Waits for the saves under way; raises `SaveFailed` if one failed."""
+    with self._saving():
+      self._manager.wait_until_finished()
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    with contextlib.suppress(Exception):  # `wait` has raised it before.
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Orbax raises what its storage layers raise.
+      raise SaveFailed(
+        f'{self._directory}: a checkpoint could not be saved '
+        f'({_first_line(error)}). Those before it are intact: see that there '
+        'is room, then run the same command again.'
+      ) from error
 
   def restore(self, step: int, like: Any) -> Checkpoint:
     """Restores a step onto the structure, shapes and types of `like`.
@@ -127,8 +151,9 @@ class Checkpoints:
         checkpoint = self.restore(step, like)
       except DamagedCheckpoint as error:
         aside = self._directory.with_name(f'damaged_checkpoint_{step}')
-        logging.warning(
-          'Checkpoint %d %s; going back to the one before it.', step, error
+        print(
+          f'warning: checkpoint {step} {error}; going back to the one before',
+          file=sys.stderr,
         )
         damaged.append((step, aside, error))
         continue
@@ -146,10 +171,6 @@ class Checkpoints:
       )
     return None
 
-  def close(self) -> None:
-    """Waits for saves and frees Orbax's threads."""
-    self._manager.close()
-
 
 def restore_variables(directory: Path) -> tuple[int, Mapping[str, Any]]:
   """Reads the variables of a run's newest checkpoint, whatever its network.
@@ -160,18 +181,18 @@ def restore_variables(directory: Path) -> tuple[int, Mapping[str, Any]]:
   Raises:
     DamagedCheckpoint: if there is none that can be read.
   """
-  manager = ocp.CheckpointManager(
-    directory, options=ocp.CheckpointManagerOptions(read_only=True)
-  )
-  step = manager.latest_step()
-  if step is None:
-    raise DamagedCheckpoint('is not there')
-  try:
-    state = manager.restore(
-      step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
-    ).state
-  except Exception as error:  # Orbax raises what its storage layers raise.
-    raise DamagedCheckpoint(f'cannot be read: {_first_line(error)}') from error
+  options = ocp.CheckpointManagerOptions(read_only=True)
+  with ocp.CheckpointManager(directory, options=options) as manager:
+    step = manager.latest_step()
+    if step is None:
+      raise DamagedCheckpoint('is not there')
+    try:
+      args = ocp.args.Composite(state=ocp.args.StandardRestore())
+      state = manager.restore(step, args=args).state
+    except Exception as error:  # Orbax raises what its storage layers raise.
+      raise DamagedCheckpoint(
+        f'cannot be read: {_first_line(error)}'
+      ) from error
   return step, {name: state.get(name, {}) for name in ('params', 'batch_stats')}
 
 
@@ -186,4 +207,6 @@ def checksums(tree: Any) -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
-  return (str(error).splitlines() or [''])[0][:200]
+  """What an error of the storage layers says, without their own details."""
+  line = (str(error).splitlines() or [''])[0].split(' [')[0]
+  return line if len(line) < 200 else f'... {line[-200:]}'

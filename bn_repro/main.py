@@ -5,7 +5,6 @@ Everything that can be wrong with a command is found before JAX is imported.
 
 import argparse
 from collections.abc import Sequence
-import contextlib
 import logging
 import os
 from pathlib import Path
@@ -142,18 +141,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report_errors(error.problems)
   try:
     status = _train(config, dataset, workdir, interruption, flags.config)
-    return EXIT_CODES[status]
   except UserError as error:
     workdir.release()
     return report_errors(error.problems)
   except Exception as error:
-    reason = f'{type(error).__name__}: {error}'.splitlines()[0]
-    with contextlib.suppress(OSError):  # The disk may be what failed.
-      step = workdir.status().get('step', 0)
-      workdir.write_status(workdir_lib.FAILED, step, reason)
-    if not isinstance(error, OSError):
-      traceback.print_exc()
-    return report_errors([reason])
+    if isinstance(error, OSError):  # A disk that is full, a file that is gone.
+      return report_errors([str(error)])
+    traceback.print_exc()
+    return EXIT_CODES[workdir_lib.FAILED]
+  return EXIT_CODES[status]
 
 
 def _already_ended(
@@ -189,8 +185,8 @@ def _train(
   if config.model.dtype == 'float64':
     jax.config.update('jax_enable_x64', True)  # noqa: FBT003
   use_compilation_cache(jax)
-  # Orbax and JAX inform and warn about what is as intended here.
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  # What Orbax logs is raised as well, or is as intended here.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
 
   from bn_repro import train
 
@@ -213,7 +209,6 @@ if __name__ == '__main__':
   exit_code = main()
   sys.stdout.flush()
   sys.stderr.flush()
-  if exit_code == EXIT_CODES[workdir_lib.PREEMPTED]:
-    # A compilation may be left behind in its thread; nothing waits for it.
-    os._exit(exit_code)
-  sys.exit(exit_code)
+  # A compilation, or a save that failed, may be left behind in its thread;
+  # nothing waits for them.
+  os._exit(exit_code)

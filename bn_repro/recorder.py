@@ -52,3 +52,9 @@ class Recorder:
     self._log.sync()
     if self._tensorboard is not None:
       self._tensorboard.flush()
+
+  def close(self) -> None:
+    """Closes all files."""
+    self._log.close()
+    if self._tensorboard is not None:
+      self._tensorboard.close()

@@ -54,42 +54,48 @@ def train_and_evaluate(
     UserError: if the workdir holds another run, or damaged checkpoints only.
   """
   program = create_program(config, dataset)
-  checkpoints = checkpoint_lib.Checkpoints(
-    workdir.checkpoints, keep=config.checkpoints_to_keep
-  )
   identity = {
     'config_digest': config_lib.digest(config),
     'data_fingerprint': dataset.fingerprint(),
   }
-  state, sums = restore_or_initialize(program, checkpoints, workdir, identity)
-  step = int(state.step)
-  display = ProgressDisplay(program.total_steps)
-  recorder = Recorder(workdir, step, display, tensorboard=config.tensorboard)
-  workdir.write_config(config)
-  provenance.announce(program, workdir, step, config_file, display.say)
-  workdir.write_status(workdir_lib.RUNNING, step, 'under way')
-
-  status, reason = workdir_lib.PREEMPTED, ''
-  try:
-    display.say('compiling ...')
-    started = time.monotonic()
-    program = interruption.run(lambda: program.compile(state))
-    display.say(f'compiled in {time.monotonic() - started:.0f} s')
-    run = _Run(
-      program, state, sums, checkpoints, recorder, interruption, identity
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(
+      checkpoint_lib.Checkpoints(
+        workdir.checkpoints, keep=config.checkpoints_to_keep
+      )
     )
-    display.start(step)
-    status, reason = run.train_until_stopped()
-    step = run.step
-  except Interrupted as error:  # While compiling: there is nothing to save.
-    reason = str(error)
-  finally:
-    display.stop()
-  checkpoints.wait()
-  if status == workdir_lib.DONE:
-    checkpoints.restore(step, state)  # Proves that the end can be read.
-  workdir.write_status(status, step, reason)
-  display.say(f'{status} at step {step}: {reason}')
+    state, sums = restore_or_initialize(program, checkpoints, workdir, identity)
+    step = int(state.step)
+    display = ProgressDisplay(program.total_steps)
+    stack.callback(display.stop)
+    recorder = stack.enter_context(
+      contextlib.closing(
+        Recorder(workdir, step, display, tensorboard=config.tensorboard)
+      )
+    )
+    workdir.write_config(config)
+    provenance.announce(program, workdir, step, config_file, display.say)
+    workdir.write_status(workdir_lib.RUNNING, step, 'under way')
+    run = _Run(
+      program,
+      state,
+      sums,
+      checkpoints,
+      recorder,
+      display,
+      interruption,
+      identity,
+    )
+    try:
+      status, reason = run.train_until_stopped()
+      checkpoints.wait()
+    except Exception as error:
+      reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+      with contextlib.suppress(OSError):  # The disk may be what failed.
+        workdir.write_status(workdir_lib.FAILED, run.step, reason)
+      raise
+  workdir.write_status(status, run.step, reason)
+  display.say(f'{status} at step {run.step}: {reason}')
   return status
 
 
@@ -184,6 +190,7 @@ class _Run:
     interval_sums: Sums,
     checkpoints: checkpoint_lib.Checkpoints,
     recorder: Recorder,
+    display: ProgressDisplay,
     interruption: Interruption,
     identity: Mapping[str, str],
   ):
@@ -191,6 +198,7 @@ class _Run:
     self._config = program.config
     self._checkpoints = checkpoints
     self._recorder = recorder
+    self._display = display
     self._interruption = interruption
     self._identity = identity
     self.step = int(state.step)
@@ -202,9 +210,10 @@ class _Run:
     self._clock = _Clock(self.step)
 
   def train_until_stopped(self) -> tuple[str, str]:
-    """Trains; returns how it ended, and why."""
+    """Compiles and trains; returns how it ended, and why."""
     try:
       try:
+        self._compile()
         self._train()
       except Interrupted as error:
         self._save()
@@ -213,7 +222,17 @@ class _Run:
       return workdir_lib.DIVERGED, str(error)
     return workdir_lib.DONE, 'reached the last step'
 
+  def _compile(self) -> None:
+    self._display.say('compiling ...')
+    started = time.monotonic()
+    self._program = self._interruption.run(
+      lambda: self._program.compile(self._state)
+    )
+    self._display.say(f'compiled in {time.monotonic() - started:.0f} s')
+
   def _train(self) -> None:
+    self._clock = _Clock(self.step)
+    self._display.start(self.step)
     self._do_what_is_due()
     for batch in self._program.train_batches(
       self.step, self._program.total_steps
@@ -224,6 +243,7 @@ class _Run:
       self._pending = sums
       self.step += 1
       self._do_what_is_due()
+      self._checkpoints.check()
       self._interruption.check()
 
   def _due(self, every: int) -> bool:
@@ -248,13 +268,12 @@ class _Run:
     loss = sums.loss / sums.count
     if sums.nonfinite or not math.isfinite(loss):
       raise Diverged(
-        f'step {self.step}: loss {loss:g}, {sums.nonfinite} values of the '
-        'parameters and statistics not finite'
+        f'loss {loss:g}, {sums.nonfinite} values of the parameters and '
+        'statistics not finite'
       )
     if loss > self._config.divergence_loss:
       raise Diverged(
-        f'step {self.step}: loss {loss:g} above divergence_loss='
-        f'{self._config.divergence_loss:g}'
+        f'loss {loss:g} above divergence_loss={self._config.divergence_loss:g}'
       )
     self._interval_sums = self._interval_sums.merge(sums)
 

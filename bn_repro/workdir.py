@@ -207,6 +207,10 @@ class MetricsLog:
     """Returns when all lines are on the disk."""
     os.fsync(self._file.fileno())
 
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
 
 def _to_line(line: Mapping[str, Any]) -> str:
   return json.dumps(line, allow_nan=False) + '\n'
