@@ -43,19 +43,29 @@ class Checkpoint:
 class Checkpoints:
   """The checkpoints of one run; a context, at whose end Orbax's threads go."""
 
-  def __init__(self, directory: Path, *, keep: int = 1):
-    """Opens a directory, which need not exist; `keep` is how many stay."""
+  def __init__(self, directory: Path, *, keep: int | None):
+    """Opens the checkpoints of a run.
+
+    Args:
+      directory: need not exist.
+      keep: how many of them stay; None to read only, as beside a run that is
+        under way.
+    """
     self._directory = directory
-    self._manager = ocp.CheckpointManager(
-      directory,
-      options=ocp.CheckpointManagerOptions(
+    if keep is None:
+      options = ocp.CheckpointManagerOptions(read_only=True)
+    else:
+      options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, cleanup_tmp_directories=True
-      ),
-      item_names=('state', 'meta'),
+      )
+    self._manager = ocp.CheckpointManager(
+      directory, options=options, item_names=('state', 'meta')
     )
 
   def steps(self) -> list[int]:
     """Steps that have a committed checkpoint, oldest first."""
+    if not self._directory.is_dir():
+      return []
     self._manager.reload()
     return sorted(self._manager.all_steps())
 
@@ -130,6 +140,27 @@ class Checkpoints:
       raise DamagedCheckpoint(f'checksum of {wrong[0]} differs')
     return Checkpoint(state, meta)
 
+  def restore_variables(self) -> Mapping[str, Any]:
+    """`params` and `batch_stats` of the newest, whatever the network.
+
+    Returns:
+      Nested dicts of arrays.
+
+    Raises:
+      DamagedCheckpoint: if there is none that can be read.
+    """
+    steps = self.steps()
+    if not steps:
+      raise DamagedCheckpoint('is not there')
+    try:
+      args = ocp.args.Composite(state=ocp.args.StandardRestore())
+      state = self._manager.restore(steps[-1], args=args).state
+    except Exception as error:  # Orbax raises what its storage layers raise.
+      raise DamagedCheckpoint(
+        f'cannot be read: {_first_line(error)}'
+      ) from error
+    return {name: state.get(name, {}) for name in ('params', 'batch_stats')}
+
   def restore_newest(
     self, like: Any, accept: Callable[[Mapping[str, Any]], None]
   ) -> Checkpoint | None:
@@ -170,30 +201,6 @@ class Checkpoints:
         'workdir.'
       )
     return None
-
-
-def restore_variables(directory: Path) -> tuple[int, Mapping[str, Any]]:
-  """Reads the variables of a run's newest checkpoint, whatever its network.
-
-  Returns:
-    The step, and nested dicts `params` and `batch_stats`.
-
-  Raises:
-    DamagedCheckpoint: if there is none that can be read.
-  """
-  options = ocp.CheckpointManagerOptions(read_only=True)
-  with ocp.CheckpointManager(directory, options=options) as manager:
-    step = manager.latest_step()
-    if step is None:
-      raise DamagedCheckpoint('is not there')
-    try:
-      args = ocp.args.Composite(state=ocp.args.StandardRestore())
-      state = manager.restore(step, args=args).state
-    except Exception as error:  # Orbax raises what its storage layers raise.
-      raise DamagedCheckpoint(
-        f'cannot be read: {_first_line(error)}'
-      ) from error
-  return step, {name: state.get(name, {}) for name in ('params', 'batch_stats')}
 
 
 def checksums(tree: Any) -> dict[str, str]:

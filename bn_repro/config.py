@@ -331,6 +331,19 @@ def to_json(config: ConfigDict) -> str:
   return json.dumps(config.to_dict(), indent=2) + '\n'
 
 
+def from_json(saved: Mapping[str, Any], path: str) -> ConfigDict:
+  """The config of a workdir, as read back from `path`, checked and locked.
+
+  Raises:
+    UserError: if it is not one of this version's configs.
+  """
+  config = ConfigDict(saved).lock()
+  problems = _problems(config)
+  if problems:
+    raise UserError(*(f'{path}: {problem}' for problem in problems))
+  return config
+
+
 def digest(config: ConfigDict) -> str:
   """A short digest of all that a run's results depend on."""
   identity = {

@@ -1,107 +1,101 @@
-"""Exact evaluation, and the population statistics of Algorithm 2."""
+"""Evaluates a run's newest checkpoint, every image once; writes nothing.
 
-from collections.abc import Callable
+python -m bn_repro.evaluate --workdir=runs/bn_x5 --split=test
+"""
 
-import jax
-import numpy as np
+import argparse
+from collections.abc import Iterator, Sequence
+import sys
+from typing import Any
 
-from bn_repro import optim, parallel
-from bn_repro.metrics import Sums
-from bn_repro.program import Program
-from bn_repro.steps import TrainState
-
-MOVING = 'moving'
-POPULATION = 'population'
-
-
-def forms(program: Program) -> tuple[str | None, ...]:
-  """The forms in which a network is evaluated, by its BN statistics.
-
-  Without BN there are none to tell apart. Polyak averages of the parameters
-  have no moving averages of their own.
-  """
-  bn = program.config.bn
-  if not bn.enabled:
-    return (None,)
-  if program.config.optim.polyak_decay:
-    return (POPULATION,)
-  return (MOVING, POPULATION) if bn.population_batches else (MOVING,)
+from bn_repro import config as config_lib
+from bn_repro import datasets
+from bn_repro import main as main_lib
+from bn_repro import workdir as workdir_lib
+from bn_repro.config import UserError
 
 
-def inference_state(
-  program: Program,
-  state: TrainState,
-  statistics: str | None,
-  check: Callable[[], None],
-) -> TrainState:
-  """The parameters and statistics that inference uses in one of the `forms`.
-
-  With Polyak averaging these are the averaged parameters.
-  """
-  averaged = optim.averaged_parameters(state.opt_state)
-  if averaged is not None:
-    state = state.replace(params=averaged)
-  if statistics == POPULATION:
-    state = _with_population_statistics(program, state, check)
-  return state
-
-
-def _with_population_statistics(
-  program: Program, state: TrainState, check: Callable[[], None]
-) -> TrainState:
-  """Replaces the statistics by E[x] and Var[x] of Algorithm 2.
-
-  They are averages, in float64, of the means and unbiased variances of the
-  first batches of the training stream, distorted and dropped out as in
-  training.
-  """
-  num_batches = program.config.bn.population_batches
-  total = jax.tree.map(
-    lambda x: np.zeros(x.shape, np.float64), state.batch_stats
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
+  parser = main_lib.Parser(
+    prog='python -m bn_repro.evaluate',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  for index, batch in enumerate(program.train_batches(0, num_batches)):
-    check()
-    statistics = program.statistics_step(
-      state.replace(step=parallel.replicate(program.mesh, np.int32(index))),
-      batch,
-    )
-    total = jax.tree.map(np.add, total, jax.device_get(statistics))
-  averages = jax.tree.map(
-    lambda x, like: (x / num_batches).astype(like.dtype),
-    total,
-    state.batch_stats,
+  parser.add_argument(
+    '--workdir', required=True, metavar='DIR', help='directory of a run'
   )
-  return state.replace(batch_stats=parallel.replicate(program.mesh, averages))
+  parser.add_argument(
+    '--split',
+    default='',
+    help='train, validation or test; by default what the run evaluates',
+  )
+  try:
+    flags = parser.parse_args(argv)
+    for line in _evaluate(workdir_lib.Workdir(flags.workdir), flags.split):
+      form = f', {line["statistics"]} statistics' if line['statistics'] else ''
+      print(
+        f'step {line["step"]}  {line["split"]}{form}: '
+        f'accuracy {line["accuracy"]:.4f}  '
+        f'top-5 {line["top5_accuracy"]:.4f}  loss {line["loss"]:.4f}  '
+        f'({line["num_examples"]} images)',
+        flush=True,
+      )
+  except UserError as error:
+    return main_lib.report_errors(error.problems)
+  return 0
 
 
-def evaluate(
-  program: Program, state: TrainState, split: str, check: Callable[[], None]
-) -> Sums:
-  """Sums over every example of a split, each counted once.
-
-  Args:
-    program: compiled steps and data.
-    state: parameters and statistics, from `inference_state`.
-    split: name of a split.
-    check: called between batches; raises to stop.
-
-  Raises:
-    RuntimeError: if another number of examples was counted than there are.
-  """
-  sums = Sums()
-  pending = None
-  for batch in program.eval_batches(split):
-    check()
-    # The sums of a batch are read while the next one runs.
-    dispatched = program.eval_step(state, batch)
-    if pending is not None:
-      sums = sums.merge(pending.fetch())
-    pending = dispatched
-  if pending is not None:
-    sums = sums.merge(pending.fetch())
-  expected = len(program.dataset.splits[split])
-  if sums.count != expected:
-    raise RuntimeError(
-      f'evaluation of {split} counted {sums.count} examples, not {expected}'
+def _evaluate(
+  workdir: workdir_lib.Workdir, split: str
+) -> Iterator[dict[str, Any]]:
+  """Yields the metrics of each form of statistics."""
+  path = workdir.path / 'config.json'
+  saved = workdir_lib.read_json(path)
+  if saved is None:
+    raise UserError(f'--workdir={workdir.path}: no run there (no config.json).')
+  config = config_lib.from_json(saved, str(path))
+  dataset = datasets.check(config)
+  split = split or config.eval_split
+  if split not in dataset.splits:
+    raise UserError(
+      f'--split={split}: {config.data.name} has {", ".join(dataset.splits)}.'
     )
-  return sums
+
+  main_lib.set_up_jax(config)
+  from bn_repro import evaluation, parallel
+  from bn_repro.checkpoint import Checkpoints, DamagedCheckpoint
+  from bn_repro.program import create_program
+
+  program = create_program(config, dataset)
+  state = program.initial_state()
+  with Checkpoints(workdir.checkpoints, keep=None) as checkpoints:
+    steps = checkpoints.steps()
+    if not steps:
+      raise UserError(f'--workdir={workdir.path}: no checkpoint there yet.')
+    try:
+      state = checkpoints.restore(steps[-1], state).state
+    except DamagedCheckpoint as error:
+      raise UserError(
+        f'{workdir.checkpoints / str(steps[-1])}: {error}.'
+      ) from error
+  state = parallel.replicate(program.mesh, state)
+
+  def never_stop() -> None:
+    """Ctrl-C ends this command, which has nothing to save."""
+
+  for statistics in evaluation.forms(program):
+    evaluated = evaluation.inference_state(
+      program, state, statistics, never_stop
+    )
+    sums = evaluation.evaluate(program, evaluated, split, never_stop)
+    yield {
+      'step': steps[-1],
+      'split': split,
+      'statistics': statistics,
+      **sums.means(),
+    }
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 import sys
 import traceback
-from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -180,14 +179,7 @@ def _train(
   config_file: str,
 ) -> str:
   """Sets JAX up and trains; returns the status."""
-  import jax
-
-  if config.model.dtype == 'float64':
-    jax.config.update('jax_enable_x64', True)  # noqa: FBT003
-  use_compilation_cache(jax)
-  # What Orbax logs is raised as well, or is as intended here.
-  logging.getLogger('absl').setLevel(logging.CRITICAL)
-
+  set_up_jax(config)
   from bn_repro import train
 
   return train.train_and_evaluate(
@@ -195,14 +187,21 @@ def _train(
   )
 
 
-def use_compilation_cache(jax: ModuleType) -> None:
-  """Lets a program that was compiled once be read from the disk.
+def set_up_jax(config: ConfigDict) -> None:
+  """Imports JAX and sets what has to be set before its first computation.
 
-  `JAX_COMPILATION_CACHE_DIR` says where; ~/.cache/bn_repro if it is not set.
+  Programs that were compiled once are read from the disk: from
+  `JAX_COMPILATION_CACHE_DIR`, or ~/.cache/bn_repro if it is not set.
   """
+  import jax
+
+  if config.model.dtype == 'float64':
+    jax.config.update('jax_enable_x64', True)  # noqa: FBT003
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     cache = Path('~/.cache/bn_repro').expanduser()
     jax.config.update('jax_compilation_cache_dir', str(cache))
+  # What Orbax logs is raised as well, or is as intended here.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
 
 
 if __name__ == '__main__':

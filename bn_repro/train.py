@@ -19,7 +19,7 @@ import numpy as np
 
 from bn_repro import checkpoint as checkpoint_lib
 from bn_repro import config as config_lib
-from bn_repro import datasets, evaluate, optim, parallel, provenance
+from bn_repro import datasets, optim, parallel, provenance
 from bn_repro import workdir as workdir_lib
 from bn_repro.config import UserError
 from bn_repro.interruption import Interrupted, Interruption
@@ -140,10 +140,10 @@ def warm_start(state: TrainState, init_from: str) -> TrainState:
   Raises:
     UserError: if there is none, or its network has other variables.
   """
+  directory = workdir_lib.Workdir(init_from).checkpoints
   try:
-    _, loaded = checkpoint_lib.restore_variables(
-      workdir_lib.Workdir(init_from).checkpoints
-    )
+    with checkpoint_lib.Checkpoints(directory, keep=None) as checkpoints:
+      loaded = checkpoints.restore_variables()
   except checkpoint_lib.DamagedCheckpoint as error:
     raise UserError(
       f'config.init_from={init_from}: its newest checkpoint {error}. Name the '
@@ -302,7 +302,7 @@ class _Run:
     splits = [self._config.eval_split]
     if self.step == self._program.total_steps:
       splits += {'test'} & self._program.dataset.splits.keys() - {*splits}
-    for statistics in evaluate.forms(self._program):
+    for statistics in evaluation.forms(self._program):
       missing = [
         split
         for split in splits
@@ -311,12 +311,12 @@ class _Run:
       if not missing:
         continue
       check = self._interruption.check
-      state = evaluate.inference_state(
+      state = evaluation.inference_state(
         self._program, self._state, statistics, check
       )
       for split in missing:
         started = time.monotonic()
-        sums = evaluate.evaluate(self._program, state, split, check)
+        sums = evaluation.evaluate(self._program, state, split, check)
         self._recorder.write(
           {
             'step': self.step,

@@ -1,0 +1,107 @@
+"""Exact evaluation, and the population statistics of Algorithm 2."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from bn_repro import optim, parallel
+from bn_repro.metrics import Sums
+from bn_repro.program import Program
+from bn_repro.steps import TrainState
+
+MOVING = 'moving'
+POPULATION = 'population'
+
+
+def forms(program: Program) -> tuple[str | None, ...]:
+  """The forms in which a network is evaluated, by its BN statistics.
+
+  Without BN there are none to tell apart. Polyak averages of the parameters
+  have no moving averages of their own.
+  """
+  bn = program.config.bn
+  if not bn.enabled:
+    return (None,)
+  if program.config.optim.polyak_decay:
+    return (POPULATION,)
+  return (MOVING, POPULATION) if bn.population_batches else (MOVING,)
+
+
+def inference_state(
+  program: Program,
+  state: TrainState,
+  statistics: str | None,
+  check: Callable[[], None],
+) -> TrainState:
+  """The parameters and statistics that inference uses in one of the `forms`.
+
+  With Polyak averaging these are the averaged parameters.
+  """
+  averaged = optim.averaged_parameters(state.opt_state)
+  if averaged is not None:
+    state = state.replace(params=averaged)
+  if statistics == POPULATION:
+    state = _with_population_statistics(program, state, check)
+  return state
+
+
+def _with_population_statistics(
+  program: Program, state: TrainState, check: Callable[[], None]
+) -> TrainState:
+  """Replaces the statistics by E[x] and Var[x] of Algorithm 2.
+
+  They are averages, in float64, of the means and unbiased variances of the
+  first batches of the training stream, distorted and dropped out as in
+  training.
+  """
+  num_batches = program.config.bn.population_batches
+  total = jax.tree.map(
+    lambda x: np.zeros(x.shape, np.float64), state.batch_stats
+  )
+  for index, batch in enumerate(program.train_batches(0, num_batches)):
+    check()
+    statistics = program.statistics_step(
+      state.replace(step=parallel.replicate(program.mesh, np.int32(index))),
+      batch,
+    )
+    total = jax.tree.map(np.add, total, jax.device_get(statistics))
+  averages = jax.tree.map(
+    lambda x, like: (x / num_batches).astype(like.dtype),
+    total,
+    state.batch_stats,
+  )
+  return state.replace(batch_stats=parallel.replicate(program.mesh, averages))
+
+
+def evaluate(
+  program: Program, state: TrainState, split: str, check: Callable[[], None]
+) -> Sums:
+  """Sums over every example of a split, each counted once.
+
+  Args:
+    program: compiled steps and data.
+    state: parameters and statistics, from `inference_state`.
+    split: name of a split.
+    check: called between batches; raises to stop.
+
+  Raises:
+    RuntimeError: if another number of examples was counted than there are.
+  """
+  sums = Sums()
+  pending = None
+  for batch in program.eval_batches(split):
+    check()
+    # The sums of a batch are read while the next one runs.
+    dispatched = program.eval_step(state, batch)
+    if pending is not None:
+      sums = sums.merge(pending.fetch())
+    pending = dispatched
+  if pending is not None:
+    sums = sums.merge(pending.fetch())
+  expected = len(program.dataset.splits[split])
+  if sums.count != expected:
+    raise RuntimeError(
+      f'evaluation of {split} counted {sums.count} examples, not {expected}'
+    )
+  return sums
