@@ -19,7 +19,7 @@ import numpy as np
 
 from bn_repro import checkpoint as checkpoint_lib
 from bn_repro import config as config_lib
-from bn_repro import datasets, optim, parallel, provenance
+from bn_repro import datasets, evaluation, optim, parallel, provenance
 from bn_repro import workdir as workdir_lib
 from bn_repro.config import UserError
 from bn_repro.interruption import Interrupted, Interruption

@@ -97,7 +97,9 @@ def lines(workdir):
 
 
 def variables(workdir):
-  return checkpoint.restore_variables((workdir / 'checkpoints').absolute())
+  directory = (workdir / 'checkpoints').absolute()
+  with checkpoint.Checkpoints(directory, keep=None) as checkpoints:
+    return checkpoints.steps()[-1], checkpoints.restore_variables()
 
 
 def assert_equal_trees(found, expected):
