@@ -1,0 +1,51 @@
+"""Eight CPU devices, strict shapes, and no skip that nobody knows of."""
+
+import os
+from pathlib import Path
+
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+ALLOWED_SKIPS = Path(__file__).with_name('allowed_skips.txt')
+
+
+@pytest.fixture
+def x64():
+  """Float64 for the length of a test."""
+  with jax.enable_x64(True):
+    yield
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    '--strict-skips',
+    action='store_true',
+    help='fail if a test is skipped for a reason not in allowed_skips.txt',
+  )
+
+
+def _unknown_skips(terminal):
+  allowed = set(ALLOWED_SKIPS.read_text().splitlines())
+  for report in terminal.stats.get('skipped', ()):
+    reason = report.longrepr[2].removeprefix('Skipped: ')
+    if reason not in allowed:
+      yield f'{report.nodeid}: skipped for a reason not allowed: {reason}'
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  if config.getoption('--strict-skips'):
+    for line in _unknown_skips(terminalreporter):
+      terminalreporter.write_line(line, red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+  terminal = session.config.pluginmanager.get_plugin('terminalreporter')
+  strict = session.config.getoption('--strict-skips')
+  if strict and terminal is not None and any(_unknown_skips(terminal)):
+    session.exitstatus = 1
