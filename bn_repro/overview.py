@@ -65,7 +65,9 @@ def layers(model: nn.Module, image_size: int, depth: int) -> list[Layer]:
   multiply_adds: dict[tuple[str, ...], int] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables['params']):
     *module, kind = _keys(path)
-    row = tuple(module[:depth])
+    # The stem and the classifier stand at the top, and are one layer each.
+    is_nested = module[0].startswith(('inception', 'aux'))
+    row = tuple(module[: depth if is_nested else 1])
     parameters[row] = parameters.get(row, 0) + leaf.size
     if kind == 'kernel':
       positions = math.prod(outputs[tuple(module)][:-1])
