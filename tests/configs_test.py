@@ -1,0 +1,228 @@
+"""The configs: complete, short diffs of one another, and read in full."""
+
+import ast
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+import pytest
+from tiny import rows
+
+from bn_repro import architecture, datasets, optim, train
+from bn_repro import config as config_lib
+from bn_repro import workdir as workdir_lib
+from bn_repro.interruption import Interruption
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = sorted(
+  path.stem
+  for path in (ROOT / 'configs').glob('*.py')
+  if path.stem != '__init__'
+)
+CONTRACT = [
+  'seed',
+  'batch_size',
+  'total_steps',
+  'total_epochs',
+  'eval_every',
+  'checkpoint_every',
+  'log_every',
+  'eval_split',
+  'data.name',
+  'data.data_dir',
+  'data.shuffle',
+  'data.distortion',
+  'model.nonlinearity',
+  'model.dropout_rate',
+  'model.lrn',
+  'model.reading',
+  'model.stem',
+  'model.aux_head',
+  'model.width',
+  'bn.enabled',
+  'bn.statistics',
+  'bn.virtual_batch_size',
+  'bn.momentum',
+  'bn.epsilon',
+  'optim.learning_rate',
+  'optim.momentum',
+  'optim.weight_decay',
+  'optim.decay_rate',
+  'optim.decay_epochs',
+]
+
+
+def load(name, mode, *overrides):
+  return config_lib.load(f'{ROOT}/configs/{name}.py:{mode}', overrides)
+
+
+@pytest.mark.parametrize('mode', config_lib.MODES)
+@pytest.mark.parametrize('name', NAMES)
+def test_complete_and_locked(name, mode):
+  config = load(name, mode)
+  fields = config_lib.flatten(config)
+  assert fields.keys() >= set(CONTRACT)
+  assert fields.keys() == config_lib.RULES.keys()
+  with pytest.raises(AttributeError):
+    _ = config.no_such_field
+  with pytest.raises(AttributeError):
+    config.optim.new_field = 1
+
+
+SECTION_421 = {
+  'optim.learning_rate': 0.0075,
+  'model.dropout_rate': 0.0,
+  'optim.weight_decay': 4e-5,
+  'optim.decay_rate': 0.94,
+  'optim.decay_epochs': 2.0,
+  'model.lrn': False,
+  'data.shuffle': 'within_shard',
+  'data.distortion': 'reduced',
+}
+SIGMOID = {'model.nonlinearity': 'sigmoid'}
+
+
+@pytest.mark.parametrize(
+  'name, parent, full, mini',
+  [
+    (
+      'bn_baseline',
+      'inception',
+      {'bn.enabled': True, 'total_steps': 15_000_000},
+      {'bn.enabled': True},
+    ),
+    (
+      'bn_x5',
+      'bn_baseline',
+      {**SECTION_421, 'total_steps': 6_000_000},
+      {
+        'optim.learning_rate': 0.1,
+        'model.dropout_rate': 0.0,
+        'optim.weight_decay': 4e-5,
+        'optim.decay_epochs': 0.2,
+        'model.lrn': False,
+        'data.shuffle': 'within_shard',
+      },
+    ),
+    (
+      'bn_x30',
+      'bn_x5',
+      {'optim.learning_rate': 0.045},
+      {'optim.learning_rate': 0.6},
+    ),
+    ('bn_x5_sigmoid', 'bn_x5', SIGMOID, SIGMOID),
+    (
+      'inception_x5',
+      'inception',
+      {'optim.learning_rate': 0.0075},
+      {'optim.learning_rate': 0.1},
+    ),
+    ('inception_sigmoid', 'inception', SIGMOID, SIGMOID),
+  ],
+)
+def test_differs_from_its_parent_in_the_paper_s_list(name, parent, full, mini):
+  for mode, expected in (('full', full), ('mini', mini)):
+    ours = config_lib.flatten(load(name, mode))
+    theirs = config_lib.flatten(load(parent, mode))
+    changed = {key: ours[key] for key in ours if ours[key] != theirs[key]}
+    assert changed.keys() == expected.keys()
+    for key, value in expected.items():
+      assert changed[key] == (
+        pytest.approx(value) if isinstance(value, float) else value
+      )
+
+
+def test_paper_values_of_inception():
+  fields = config_lib.flatten(load('inception', 'full'))
+  expected = {
+    'batch_size': 32,
+    'total_steps': 31_000_000,
+    'optim.learning_rate': 0.0015,
+    'optim.momentum': 0.9,
+    'optim.weight_decay': 2e-4,
+    'optim.decay_rate': 0.96,
+    'optim.decay_epochs': 8.0,
+    'model.dropout_rate': 0.4,
+    'model.lrn': True,
+    'data.shuffle': 'none',
+    'data.distortion': 'full',
+    'bn.momentum': 0.9997,
+    'bn.epsilon': 1e-3,
+  }
+  assert {key: fields[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+  'epoch, rate', [(0, 0.045), (2, 0.0423), (150, 4.34e-4)]
+)
+def test_learning_rates_of_bn_x30(epoch, rate):
+  config = load('bn_x30', 'full')
+  steps_per_epoch = 1_281_167 / 32
+  schedule = optim.create_schedule(config.optim, steps_per_epoch)
+  step = round(epoch * steps_per_epoch + 0.5)
+  assert float(schedule(step)) * config.optim.learning_rate == pytest.approx(
+    rate, rel=2e-3
+  )
+
+
+class Recording:
+  """Stands for a config, and notes which fields are read."""
+
+  def __init__(self, config, read, at=''):
+    self._config, self._read, self._at = config, read, at
+
+  def __getattr__(self, name):
+    value = getattr(self._config, name)
+    if isinstance(value, ConfigDict):
+      return Recording(value, self._read, f'{self._at}{name}.')
+    self._read.add(self._at + name)
+    return value
+
+
+def test_every_field_is_read(tmp_path, monkeypatch):
+  """By the program, not by validation or by writing the config down."""
+  monkeypatch.setattr(architecture, 'rows', rows)
+  # The rows of the small network do not reach 4d.
+  monkeypatch.setattr(architecture, 'AUX_HEAD_AFTER', '3a')
+  monkeypatch.setattr(config_lib, 'digest', lambda config: 'digest')
+  monkeypatch.setattr(config_lib, 'to_json', lambda config: '{}')
+  read = set()
+  for number, overrides in enumerate(
+    (
+      ('total_steps=1', 'bn.statistics=group', 'bn.virtual_batch_size=4'),
+      ('total_steps=0', 'total_epochs=0.001', 'model.aux_head=true'),
+    )
+  ):
+    config = Recording(
+      load('bn_baseline', 'mini', 'bn.population_batches=1', *overrides), read
+    )
+    workdir = workdir_lib.Workdir(tmp_path / str(number))
+    workdir.claim()
+    train.train_and_evaluate(
+      config, datasets.check(config), workdir, Interruption(), 'test'
+    )
+    workdir.release()
+  elsewhere = load('inception', 'mini', 'data.name=mnist', 'data.data_dir=/no')
+  with pytest.raises(config_lib.UserError, match='/no'):
+    datasets.check(Recording(elsewhere, read))
+  assert set(config_lib.RULES) - read == set()
+
+
+def test_no_hidden_defaults():
+  """No `.get(key, default)` and no `getattr` on a config."""
+  for path in (ROOT / 'bn_repro').glob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if not isinstance(node, ast.Call):
+        continue
+      text = ast.unparse(node)
+      assert not ('config.get(' in text and 'saved' not in text), text
+      assert not text.startswith('getattr(config'), text
+
+
+def test_full_says_what_it_lacks():
+  with pytest.raises(config_lib.UserError, match='imagenet2012'):
+    datasets.check(load('bn_x5', 'full'))
+
+
+def test_tests_run_on_eight_devices():
+  assert jax.device_count() == 8
