@@ -1,0 +1,65 @@
+"""The loss of each variant in `mini`, float64, as it was: structure is neutral.
+
+`python tests/golden_test.py` writes the file anew, for a change that is meant
+to change numbers.
+"""
+
+import json
+from pathlib import Path
+import sys
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bn_repro import config as config_lib  # noqa: E402
+from bn_repro import datasets, parallel  # noqa: E402
+from bn_repro.program import create_program  # noqa: E402
+
+FILE = Path(__file__).with_name('golden_losses.json')
+NAMES = (
+  'inception',
+  'bn_baseline',
+  'bn_x5',
+  'bn_x30',
+  'bn_x5_sigmoid',
+  'inception_x5',
+  'inception_sigmoid',
+)
+# Step, and the relative difference that another order of summation may make:
+# rounding grows by orders of magnitude over the steps.
+STEPS = {1: 1e-12, 10: 1e-7, 50: 1e-2}
+
+
+def losses(name):
+  """Mean training loss of the batch of each of `STEPS`, on one device."""
+  config = config_lib.load(
+    f'{ROOT}/configs/{name}.py:mini', ['model.dtype=float64']
+  )
+  mesh = parallel.create_mesh(jax.devices()[:1])
+  program = create_program(config, datasets.check(config), mesh)
+  state = parallel.replicate(mesh, program.initial_state())
+  found = {}
+  for step, batch in enumerate(program.train_batches(0, max(STEPS)), start=1):
+    state, sums = program.train_step(state, batch)
+    if step in STEPS:
+      found[str(step)] = sums.fetch().means()['loss']
+  return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NAMES)
+def test_losses_are_what_they_were(name, x64):
+  golden = json.loads(FILE.read_text())[name]
+  found = losses(name)
+  for step, tolerance in STEPS.items():
+    expected = pytest.approx(golden[str(step)], rel=tolerance)
+    assert found[str(step)] == expected, step
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_enable_x64', True)
+  values = {name: losses(name) for name in NAMES}
+  FILE.write_text(json.dumps(values, indent=2) + '\n')
