@@ -55,7 +55,7 @@ COLOURS = (
   '#999999',
   '#e69f00',
 )
-STYLES = ('-', '-', '-', '-', '-', '--', ':')
+STYLES = ('-', '--', '-', '-.', '--', '-.', ':')
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -67,8 +67,8 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 76rem;
   margin: 2rem auto; padding: 0 1rem; }}
 img {{ width: 100%; background: #fff; border-radius: 6px; }}
 .scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .9rem; white-space: nowrap; }}
-th, td {{ padding: .35rem .7rem; text-align: right;
+table {{ border-collapse: collapse; font-size: .9rem; }}
+th, td {{ padding: .35rem .6rem; text-align: right;
   border-bottom: 1px solid #8886; }}
 th:first-child, td:first-child, td:last-child {{ text-align: left; }}
 li b {{ font-weight: 600; }}
@@ -115,7 +115,8 @@ def _status(run: Run) -> str:
   status = run.status.get('status', 'not started')
   if status == 'done':
     return status
-  return f'{status} at step {run.status.get("step", 0)}'
+  reason = run.status.get('reason', '')
+  return f'{status} at step {run.step}' + (f': {reason}' if reason else '')
 
 
 def table(groups: Sequence[Group]) -> str:
@@ -206,8 +207,13 @@ def _at_chance(
   del target
   best = groups[0].median_best()
   statuses = ', '.join({_status(run) for run in groups[0].runs})
-  # Ten classes; twice chance is still no learning.
-  return best is None or best < 0.2, f'best {_percent(best)} %, {statuses}'
+  first = groups[0].runs[0]
+  chance = 1 / (1000 if first.data_name == 'imagenet2012' else 10)
+  # Twice chance is still no learning.
+  return (
+    best is None or best < 2 * chance,
+    f'best {_percent(best)} %, {statuses}',
+  )
 
 
 CLAIMS = (
@@ -252,6 +258,8 @@ def claims(groups: Sequence[Group]) -> str:
     found = [g for name in claim.needs if (g := _find(groups, name))]
     if len(found) < len(claim.needs):
       verdict, detail = 'not run', ''
+    elif not all(group.ended for group in found):
+      verdict, detail = 'not finished', ''
     else:
       holds, detail = claim.check(found, target)
       verdict = 'holds here' if holds else 'does not hold here'
@@ -297,7 +305,7 @@ def draw(groups: Sequence[Group], out: Path, stem: str) -> None:
     if kind == 'loss':
       axes.set_yscale('log')
     if axes.get_legend_handles_labels()[0]:
-      axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), frameon=False)
+      figure.legend(loc='outside lower center', ncols=3, frameon=False)
     for suffix in ('svg', 'png'):
       figure.savefig(out / f'{stem}_{kind}.{suffix}', dpi=150)
     plt.close(figure)
@@ -313,7 +321,7 @@ def _section(data_name: str, runs: Sequence[Run], out: Path) -> str:
   )
   facts = (
     f'{count:,} training images of {data_name}, '
-    f'{max(run.status.get("step", 0) for run in runs):,} steps of '
+    f'{max(run.step for run in runs):,} steps of '
     f'{first.config["batch_size"]}, network width '
     f'{first.config["model"]["width"]:g}; started '
     f'{first.facts.get("started", "?")}, revision '

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import math
 from pathlib import Path
 import statistics
 from typing import Any
@@ -37,6 +38,12 @@ class Run:
   facts: Mapping[str, Any]
   status: Mapping[str, Any]
   lines: Sequence[Mapping[str, Any]]
+
+  @property
+  def step(self) -> int:
+    """The last step that is known of."""
+    steps = [line['step'] for line in self.lines]
+    return max([self.status.get('step', 0), *steps])
 
   @property
   def data_name(self) -> str:
@@ -85,6 +92,7 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
     UserError: if there is no run at all.
   """
   runs, problems = [], []
+  seen: set[Path] = set()
   for folder in folders:
     workdirs = [
       path.parent
@@ -94,6 +102,9 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
     if not workdirs:
       problems.append(f'--runs={folder}: no run there (no config.json).')
     for workdir in workdirs:
+      if workdir.resolve() in seen:
+        continue
+      seen.add(workdir.resolve())
       try:
         runs.append(_read_run(workdir))
       except (UserError, KeyError, TypeError) as error:
@@ -106,7 +117,7 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
 def _read_run(workdir: Path) -> Run:
   facts = workdir_lib.read_json(workdir / 'run.json') or {}
   config_file = facts.get('config_file', workdir.name)
-  return Run(
+  run = Run(
     name=workdir.name,
     variant=Path(config_file.partition(':')[0]).stem,
     config=workdir_lib.read_json(workdir / 'config.json'),
@@ -114,6 +125,10 @@ def _read_run(workdir: Path) -> Run:
     status=workdir_lib.read_json(workdir / 'status.json') or {},
     lines=workdir_lib.read_metrics(workdir / 'metrics.jsonl'),
   )
+  # Read once here, so that a run that lacks something is named, not half shown.
+  _ = run.data_name, run.config['model']['width']
+  _ = run.quoted_curve(), run.curve('train', 'loss', None), run.test_accuracy()
+  return run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,16 +138,25 @@ class Group:
   variant: str
   runs: Sequence[Run]
 
+  @property
+  def ended(self) -> bool:
+    """Whether all of them have come to their end, be it by diverging."""
+    statuses = {run.status.get('status') for run in self.runs}
+    return statuses <= {workdir_lib.DONE, workdir_lib.DIVERGED}
+
   def median_best(self) -> float | None:
-    """Median over runs of the best accuracy."""
-    return median(run.best() for run in self.runs)
+    """Median over runs of the best accuracy, one that a run has reached."""
+    best = [value for run in self.runs if (value := run.best()) is not None]
+    return statistics.median_low(best) if best else None
 
   def median_steps_to(self, target: float | None) -> float | None:
-    """Median of the steps to a target; None if any run does not reach it."""
+    """Median of the steps to a target; None if half of the runs miss it."""
     if target is None:
       return None
-    steps = [run.steps_to(target) for run in self.runs]
-    return None if None in steps else median(steps)
+    reached = [run.steps_to(target) for run in self.runs]
+    steps = [math.inf if step is None else step for step in reached]
+    middle = statistics.median_low(steps)
+    return middle if math.isfinite(middle) else None
 
 
 def group_runs(runs: Iterable[Run], order: Sequence[str]) -> list[Group]:

@@ -58,6 +58,40 @@ def test_steps_to_target_are_equivalent_steps(tmp_path):
   assert found['bn_x5'].median_steps_to(0.91) is None
 
 
+def test_target_is_one_that_the_median_seed_reaches(tmp_path):
+  for seed, best in enumerate((0.80, 0.82, 0.81)):
+    write_run(tmp_path / f'plain_{seed}', 'inception', [0.5, best])
+  plain = groups(tmp_path)['inception']
+  assert plain.median_best() == 0.81
+  # The seed of 0.80 never gets there; the other two do after 20 steps.
+  assert plain.median_steps_to(0.81) == 20
+
+
+def test_unfinished_runs_are_not_judged(tmp_path):
+  write_run(tmp_path / 'plain', 'inception', [0.5], status='running', step=0)
+  write_run(tmp_path / 'base', 'bn_baseline', [0.9])
+  found = list(groups(tmp_path).values())
+  assert 'not finished' in report.claims(found)
+  assert 'running at step 10' in report.table(found)
+
+
+def test_a_run_named_twice_counts_once(tmp_path):
+  write_run(tmp_path / 'plain', 'inception', [0.5])
+  runs, _ = results.read_runs([str(tmp_path), str(tmp_path / 'plain')])
+  assert len(runs) == 1
+
+
+@pytest.mark.parametrize('line', ['3', '{"step": 1}'])
+def test_run_with_a_strange_line_is_named(line, tmp_path):
+  write_run(tmp_path / 'good', 'inception', [0.5])
+  write_run(tmp_path / 'strange', 'bn_x5', [0.5])
+  with (tmp_path / 'strange' / 'metrics.jsonl').open('a') as file:
+    file.write(line + '\n')
+  runs, problems = results.read_runs([str(tmp_path)])
+  assert [run.name for run in runs] == ['good']
+  assert 'strange' in problems[0]
+
+
 def test_page(tmp_path, capsys):
   write_run(tmp_path / 'runs' / 'plain', 'inception', [0.5, 0.8])
   write_run(tmp_path / 'runs' / 'base', 'bn_baseline', [0.85])
