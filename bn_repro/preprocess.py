@@ -98,7 +98,7 @@ def _hue(image: Array, key: Array) -> Array:
     4 + (red - green) / safe,
   )
   hue = hue + 6 * turn
-  sextant = (hue[..., None] + jnp.array([5.0, 3.0, 1.0])) % 6
+  sextant = (hue[..., None] + jnp.array([[[5.0, 3.0, 1.0]]])) % 6
   falling = jnp.clip(jnp.minimum(sextant, 4 - sextant), 0, 1)
   return value[..., None] - chroma[..., None] * falling
 
