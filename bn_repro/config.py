@@ -63,20 +63,21 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     raise UserError(
       f"--config={spec}: no mode '{mode}'. Modes are {' and '.join(MODES)}."
     )
-  config = _get_config_function(path)(mode)
-  if not isinstance(config, ConfigDict):
-    raise UserError(f'{path}: get_config() must return a ConfigDict.')
+  config = _read(path, mode)
   config.lock()
-  problems = [
-    *_override(config, overrides),
-    *(f'config.{problem}' for problem in _problems(config)),
-  ]
+  problems = [f'{path}: config.{problem}' for problem in _misfits(config)]
+  if not problems:
+    problems = [
+      *_override(config, overrides),
+      *(f'config.{problem}' for problem in _problems(config)),
+    ]
   if problems:
     raise UserError(*dict.fromkeys(problems))
   return config
 
 
-def _get_config_function(path: str) -> Callable[[str], ConfigDict]:
+def _read(path: str, mode: str) -> ConfigDict:
+  """What `get_config(mode)` of a config file returns."""
   if not os.path.isfile(path):
     folder = os.path.dirname(path) or '.'
     there = []
@@ -99,14 +100,21 @@ def _get_config_function(path: str) -> Callable[[str], ConfigDict]:
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
+    function = getattr(module, 'get_config', None)
+    if not callable(function) or not inspect.signature(function).parameters:
+      raise UserError(f'--config={path}: the file defines no get_config(mode).')
+    config = function(mode)
+  except UserError:
+    raise
   except Exception as error:
+    # Some messages have several lines.
+    message = ' '.join(str(error).split())
     raise UserError(
-      f'--config={path}: {type(error).__name__} while loading it: {error}'
+      f'--config={path}: {type(error).__name__} while loading it: {message}'
     ) from error
-  function = getattr(module, 'get_config', None)
-  if not callable(function) or not inspect.signature(function).parameters:
-    raise UserError(f'--config={path}: the file defines no get_config(mode).')
-  return function
+  if not isinstance(config, ConfigDict):
+    raise UserError(f'--config={path}: get_config() must return a ConfigDict.')
+  return config
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
@@ -175,18 +183,12 @@ def _one_of(*choices: str) -> Rule:
 
 
 def _at_least(least: float) -> Rule:
-  return lambda value: (
-    None
-    if value >= least and math.isfinite(value)
-    else f'must be at least {least}'
-  )
+  return lambda value: None if value >= least else f'must be at least {least}'
 
 
 def _above(bound: float) -> Rule:
   return lambda value: (
-    None
-    if value > bound and math.isfinite(value)
-    else f'must be greater than {bound}'
+    None if value > bound else f'must be greater than {bound}'
   )
 
 
@@ -208,7 +210,7 @@ def _image_size(value: int) -> str | None:
 
 def _width(value: float) -> str | None:
   least = architecture.smallest_width()
-  if least < value < math.inf:
+  if value > least:
     return None
   return (
     'leaves a branch of the network without channels; '
@@ -280,21 +282,32 @@ RULES: Mapping[str, tuple[type, Rule]] = {
 }
 
 
-def _problems(config: ConfigDict) -> list[str]:
-  """What is out of range, or does not go together; each begins with a field."""
+def _misfits(config: ConfigDict) -> list[str]:
+  """Fields that are missing, unknown or of a wrong type."""
   fields = flatten(config)
   missing = [f'{name}: the field is missing.' for name in RULES.keys() - fields]
   unknown = [f'{name}: no such field.' for name in fields.keys() - RULES]
-  if missing or unknown:
-    return sorted(missing + unknown)
+  return sorted(missing + unknown) or [
+    f'{name}={fields[name]}: must be {KINDS[kind]}.'
+    for name, (kind, _) in RULES.items()
+    if type(fields[name]) is not kind
+  ]
+
+
+def _problems(config: ConfigDict) -> list[str]:
+  """What is out of range, or does not go together; each begins with a field.
+
+  The config has the fields of `RULES`, and their types.
+  """
   problems = []
-  for name, (kind, rule) in RULES.items():
-    if type(fields[name]) is not kind:
-      complaint: str | None = f'must be {KINDS[kind]}'
-    else:
-      complaint = rule(fields[name])
+  for name, value in flatten(config).items():
+    complaint = (
+      'must be a finite number'
+      if isinstance(value, float) and not math.isfinite(value)
+      else RULES[name][1](value)
+    )
     if complaint:
-      problems.append(f'{name}={fields[name]}: {complaint}.')
+      problems.append(f'{name}={value}: {complaint}.')
   if problems:
     return problems
   if bool(config.total_steps) == bool(config.total_epochs):
@@ -338,7 +351,7 @@ def from_json(saved: Mapping[str, Any], path: str) -> ConfigDict:
     UserError: if it is not one of this version's configs.
   """
   config = ConfigDict(saved).lock()
-  problems = _problems(config)
+  problems = _misfits(config) or _problems(config)
   if problems:
     raise UserError(*(f'{path}: {problem}' for problem in problems))
   return config

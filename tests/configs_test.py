@@ -199,12 +199,12 @@ def test_every_field_is_read(tmp_path, monkeypatch):
     workdir = workdir_lib.Workdir(tmp_path / str(number))
     workdir.claim()
     train.train_and_evaluate(
-      config, datasets.check(config), workdir, Interruption(), 'test'
+      config, datasets.load(config.data), workdir, Interruption(), 'test'
     )
     workdir.release()
   elsewhere = load('inception', 'mini', 'data.name=mnist', 'data.data_dir=/no')
   with pytest.raises(config_lib.UserError, match='/no'):
-    datasets.check(Recording(elsewhere, read))
+    datasets.load(Recording(elsewhere, read).data)
   assert set(config_lib.RULES) - read == set()
 
 
@@ -214,9 +214,14 @@ def test_no_hidden_defaults():
     for node in ast.walk(ast.parse(path.read_text())):
       if not isinstance(node, ast.Call):
         continue
-      text = ast.unparse(node)
-      assert not ('config.get(' in text and 'saved' not in text), text
-      assert not text.startswith('getattr(config'), text
+      of = None
+      if isinstance(node.func, ast.Attribute) and node.func.attr == 'get':
+        of = node.func.value
+      elif isinstance(node.func, ast.Name) and node.func.id == 'getattr':
+        of = node.args[0]
+      name = ast.unparse(of).split('.')[-1] if of else ''
+      is_config = name in ('config', '_config', 'data', 'model', 'bn', 'optim')
+      assert not is_config, f'{path}:{node.lineno}'
 
 
 def test_full_says_what_it_lacks():

@@ -5,9 +5,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from bn_repro import architecture, inception, overview, parallel
+from bn_repro import architecture, inception, optim, overview, parallel, steps
 from bn_repro import config as config_lib
 
 READINGS = [
@@ -108,8 +109,8 @@ def test_output_sizes(reading, sizes, padding):
     assert outputs[f'inception_{name}'] == output
 
 
-# Convolution weights of each module (reading 608), counted by hand.
-WEIGHTS = {
+# Convolution weights of each module, counted by hand.
+WEIGHTS_608 = {
   '3a': 218_112,
   '3b': 259_072,
   '3c': 384_000,
@@ -121,11 +122,20 @@ WEIGHTS = {
   '5a': 2_205_696,
   '5b': 2_276_352,
 }
+WEIGHTS_576 = WEIGHTS_608 | {
+  '4c': 893_952,
+  '4d': 1_105_920,
+  '4e': 1_437_696,
+  '5a': 2_179_072,
+}
 
 
-def test_convolution_weights_of_each_module():
-  params = shapes(create('model.reading=608'))['params']
-  for name, expected in WEIGHTS.items():
+@pytest.mark.parametrize(
+  'reading, weights', [('608', WEIGHTS_608), ('576', WEIGHTS_576)]
+)
+def test_convolution_weights_of_each_module(reading, weights):
+  params = shapes(create(f'model.reading={reading}'))['params']
+  for name, expected in weights.items():
     kernels = [
       leaf
       for path, leaf in jax.tree_util.tree_leaves_with_path(
@@ -136,7 +146,7 @@ def test_convolution_weights_of_each_module():
     assert count(kernels) == expected
 
 
-@pytest.mark.parametrize('size', [32, 33, 47, 64])
+@pytest.mark.parametrize('size', [32, 33, 47, 64, 224])
 @pytest.mark.parametrize('pool', ['true', 'false'])
 @pytest.mark.parametrize('padding', ['same', 'torch'])
 def test_any_size_from_32(size, pool, padding):
@@ -153,6 +163,16 @@ def test_any_size_from_32(size, pool, padding):
     jax.random.key(0),
   )
   assert logits.main.shape == logits.aux.shape == (2, 1000)
+
+
+def few_rows(monkeypatch, *names):
+  """Leaves these modules of the table, so that compiling takes seconds."""
+  rows = architecture.rows
+  monkeypatch.setattr(
+    architecture,
+    'rows',
+    lambda reading: tuple(r for r in rows(reading) if r.name in names),
+  )
 
 
 def test_auxiliary_head_is_for_training_alone():
@@ -194,17 +214,6 @@ def test_initial_values():
     np.testing.assert_array_equal(leaf, same(plain))
 
 
-def test_local_response_norm_in_caffe_s_convention():
-  x = np.random.default_rng(0).normal(0, 30, (2, 3, 3, 7))
-  expected = np.empty_like(x)
-  for c in range(7):
-    window = x[..., max(0, c - 2) : c + 3]
-    total = (window**2).sum(-1)
-    expected[..., c] = x[..., c] / (1 + 1e-4 / 5 * total) ** 0.75
-  found = inception.local_response_norm(jnp.asarray(x, jnp.float32))
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
 def dropped(num_devices):
   mesh = parallel.create_mesh(jax.devices()[:num_devices])
   module = inception.Dropout(0.4)
@@ -227,24 +236,88 @@ def test_dropout():
   assert len(np.unique(one == 0, axis=0)) == 64
 
 
-@pytest.mark.parametrize('name', ['relu', 'sigmoid'])
-def test_nonlinearity(name, monkeypatch):
-  rows = architecture.rows
-  monkeypatch.setattr(architecture, 'rows', lambda reading: rows(reading)[:1])
-  model = create(
-    f'model.nonlinearity={name}', variant='bn_x5', mode='mini', num_classes=10
-  )
-  variables = inception.initial_variables(model, 32, seed=0)
+def at(tree, path):
+  for name in path.split('/'):
+    tree = tree[name]
+  return tree
+
+
+def traced(images, *overrides, variant='inception'):
+  """Kernels and outputs of a small network's layers in inference, by path."""
+  model = create(*overrides, variant=variant, mode='mini', num_classes=10)
+  variables = inception.initial_variables(model, images.shape[1], seed=0)
   _, state = model.apply(
-    variables,
-    jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), 'f'),
-    train=False,
-    capture_intermediates=True,
+    variables, jnp.asarray(images, 'f'), train=False, capture_intermediates=True
   )
-  output = state['intermediates']['conv1']['__call__'][0]
-  assert output.min() >= 0
-  assert (output.max() < 1) == (name == 'sigmoid')
-  assert (output == 0).any() == (name == 'relu')
+  return (
+    lambda path: np.asarray(
+      at(variables['params'], path)['conv']['kernel'], 'd'
+    ),
+    lambda path: np.asarray(
+      at(state['intermediates'], path)['__call__'][0], 'd'
+    ),
+  )
+
+
+@pytest.mark.parametrize(
+  'name, g',
+  [
+    ('relu', lambda x: np.where(x > 0, x, 0)),
+    ('sigmoid', lambda x: 1 / (1 + np.exp(-x))),
+  ],
+  ids=['relu', 'sigmoid'],
+)
+def test_each_unit_ends_in_the_nonlinearity(name, g, monkeypatch):
+  few_rows(monkeypatch, '3a')
+  images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+  _, output = traced(images, f'model.nonlinearity={name}', variant='bn_x5')
+  module = ('conv_1x1', 'reduce_3x3', 'conv_3x3', 'reduce_double')
+  module += ('conv_double_1', 'conv_double_2', 'projection')
+  units = ['conv1', 'conv2_reduce', 'conv2']
+  for unit in units + [f'inception_3a/{unit}' for unit in module]:
+    x = output(f'{unit}/bn')
+    assert x.min() < 0 < x.max()
+    np.testing.assert_allclose(output(unit), g(x), rtol=1e-4, atol=1e-7)
+  branches = ('conv_1x1', 'conv_3x3', 'conv_double_2', 'projection')
+  np.testing.assert_array_equal(
+    output('inception_3a'),
+    np.concatenate([output(f'inception_3a/{b}') for b in branches], axis=-1),
+  )
+
+
+def caffe_lrn(x):
+  expected = np.empty_like(x)
+  for c in range(x.shape[-1]):
+    window = x[..., max(0, c - 2) : c + 3]
+    expected[..., c] = x[..., c] / (1 + 1e-4 / 5 * (window**2).sum(-1)) ** 0.75
+  return expected
+
+
+def test_local_response_norm_in_caffe_s_convention():
+  x = np.random.default_rng(0).normal(0, 300, (2, 3, 3, 7))
+  found = inception.local_response_norm(jnp.asarray(x, jnp.float32))
+  np.testing.assert_allclose(found, caffe_lrn(x), rtol=1e-4)
+
+
+@pytest.mark.parametrize('lrn', [True, False])
+def test_places_of_local_response_norm(lrn, monkeypatch):
+  """Before the 1x1 and after the 3x3 convolution of the stem, as GoogLeNet."""
+  few_rows(monkeypatch, '3a')
+  images = np.random.default_rng(0).normal(0, 300, size=(1, 32, 32, 3))
+  kernel, output = traced(images, f'model.lrn={lrn}')
+  norm = caffe_lrn if lrn else lambda x: x
+  np.testing.assert_allclose(
+    output('conv2_reduce/conv'),
+    norm(output('conv1')) @ kernel('conv2_reduce')[0, 0],
+    rtol=1e-3,
+    atol=1e-2,
+  )
+  x = norm(output('conv2'))[0]
+  pooled = pool(x, lambda window: window.max((0, 1)))[1::2, 1::2]
+  name = 'inception_3a/conv_1x1'
+  np.testing.assert_allclose(
+    output(f'{name}/conv')[0], pooled @ kernel(name)[0, 0], rtol=1e-3, atol=1e-2
+  )
 
 
 def test_table():
@@ -257,3 +330,150 @@ def test_table():
   names = [row.name for row in rows]
   assert names[:3] == ['conv1', 'conv2_reduce', 'conv2']
   assert names[-1] == 'classifier'
+
+
+def test_command(monkeypatch, capsys):
+  def run(*arguments):
+    monkeypatch.setattr('sys.argv', ['overview', *arguments])
+    code = overview.main()
+    return code, capsys.readouterr()
+
+  code, printed = run('--config=configs/bn_x5.py', '--config.model.reading=608')
+  assert code == 0 and printed.err == ''
+  assert printed.out.splitlines()[-1].split()[1] == '11,278,528'
+  code, printed = run('--config=configs/bn_x5.py', '--config.model.width=0')
+  assert code == 1 and printed.out == ''
+  assert printed.err.startswith('error: ') and printed.err.count('\n') == 1
+
+
+def test_auxiliary_loss_is_weighted(monkeypatch):
+  """The gradient is that of loss + weight * auxiliary loss: affine in it."""
+  few_rows(monkeypatch, '3a', '4d')
+  mesh = parallel.create_mesh(jax.devices()[:1])
+  images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3))
+  batch = {
+    'image': images.astype(np.uint8),
+    'label': np.arange(8, dtype=np.int32),
+    'mask': np.ones(8, bool),
+  }
+
+  def step(weight):
+    config = config_lib.load(
+      'configs/inception.py:mini',
+      (
+        f'model.aux_loss_weight={weight}',
+        'model.aux_head=true',
+        'optim.weight_decay=0',
+      ),
+    )
+    model = inception.create_model(config.model, config.bn, 10)
+    optimizer = optim.create_optimizer(config.optim, 32, lambda step: 1.0)
+    params = inception.initial_variables(model, 32, seed=0)['params']
+    state = steps.TrainState(
+      np.int32(0), np.uint32(0), params, {}, optimizer.init(params)
+    )
+    train_step = parallel.data_parallel(
+      steps.create_train_step(model, optimizer, config),
+      mesh,
+      donate_state=False,
+    )
+    state, sums = train_step(
+      parallel.replicate(mesh, state), parallel.shard_batch(mesh, batch)
+    )
+    # After one step momentum is the gradient.
+    gradient = optax.tree.get(state.opt_state, 'trace')
+    return jax.device_get(gradient), sums.fetch()
+
+  (without, sums), (weighted, same), (whole, _) = map(step, (0.0, 0.3, 1.0))
+  # What is reported is the loss of the network that remains.
+  assert same.loss == pytest.approx(sums.loss)
+  assert not without['aux_head']['hidden']['kernel'].any()
+  for path, found in jax.tree_util.tree_leaves_with_path(weighted):
+    keys = '/'.join(entry.key for entry in path)
+    a, b = at(without, keys), at(whole, keys)
+    expected = a + 0.3 * (b - a)
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(b).max(), keys
+    # All but the classifier of the network itself learn from both.
+    assert keys.startswith('classifier/') or np.abs(b - a).max() > 0, keys
+
+
+def convolve(x, kernel, stride, before, after):
+  """Convolution of one padded image, one output position at a time."""
+  x = np.pad(x, ((before, after), (before, after), (0, 0)))
+  size = kernel.shape[0]
+  starts = range(0, x.shape[0] - size + 1, stride)
+  return np.array(
+    [
+      [
+        np.tensordot(x[i : i + size, j : j + size], kernel, axes=3)
+        for j in starts
+      ]
+      for i in starts
+    ]
+  )
+
+
+def pool(x, reduce):
+  """3x3 windows of stride 1, each cut off at the border."""
+  n = x.shape[0]
+  return np.array(
+    [
+      [
+        reduce(x[max(0, i - 1) : i + 2, max(0, j - 1) : j + 2])
+        for j in range(n)
+      ]
+      for i in range(n)
+    ]
+  )
+
+
+@pytest.mark.parametrize(
+  'padding, before_conv1, before_3c', [('same', 1, 0), ('torch', 2, 1)]
+)
+def test_borders(padding, before_conv1, before_3c, monkeypatch):
+  """Every convention of paper.md 3.5, from one layer's output to the next."""
+  few_rows(monkeypatch, '3a', '3c')
+  images = np.random.default_rng(0).normal(size=(1, 32, 32, 3))
+  kernel, outputs = traced(
+    images, f'model.padding={padding}', 'model.lrn=false'
+  )
+
+  def output(path):
+    return outputs(path)[0]
+
+  def assert_equal(path, expected):
+    np.testing.assert_allclose(output(f'{path}/conv'), expected, atol=1e-4)
+
+  assert_equal(
+    'conv1', convolve(images[0], kernel('conv1'), 2, before_conv1, 2)
+  )
+  # A 3x3 convolution of stride 1 has one convention.
+  double = 'inception_3a/conv_double'
+  assert_equal(
+    f'{double}_2',
+    convolve(output(f'{double}_1'), kernel(f'{double}_2'), 1, 1, 1),
+  )
+  # Stride 2, in the last convolution of each branch.
+  reduced = output('inception_3c/reduce_3x3')
+  name = 'inception_3c/conv_3x3'
+  assert_equal(name, convolve(reduced, kernel(name), 2, before_3c, 1))
+  name = 'inception_3c/conv_double_1'
+  assert_equal(
+    name, convolve(output('inception_3c/reduce_double'), kernel(name), 1, 1, 1)
+  )
+  name = 'inception_3c/conv_double_2'
+  doubled = output('inception_3c/conv_double_1')
+  assert_equal(name, convolve(doubled, kernel(name), 2, before_3c, 1))
+  # Max pools of stride 2 begin in the corner and are cut off at the far side.
+  module = output('inception_3a')
+  passed = output('inception_3c')[..., -module.shape[-1] :]
+  expected = pool(module, lambda window: window.max((0, 1)))[1::2, 1::2]
+  np.testing.assert_allclose(passed, expected, rtol=1e-6)
+  # At the border Caffe and PyTorch divide by 9, TensorFlow by what is there.
+  x = pool(output('conv2'), lambda window: window.max((0, 1)))[1::2, 1::2]
+  if padding == 'torch':
+    averages = pool(x, lambda window: window.sum((0, 1)) / 9)
+  else:
+    averages = pool(x, lambda window: window.mean((0, 1)))
+  name = 'inception_3a/projection'
+  assert_equal(name, averages @ kernel(name)[0, 0])

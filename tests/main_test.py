@@ -57,7 +57,7 @@ def test_help():
     ('eval_split=validation --config.data.holdout=0', 'config.data.holdout'),
     ('total_epochs=3', 'set one of them'),
     ('data.num_shards=9000', 'more than the 4000'),
-    ('optim.learning_rate=nan', 'must be greater than 0'),
+    ('optim.learning_rate=nan', 'must be a finite number'),
   ],
 )
 def test_mistakes_in_a_config(override, expected, tmp_path):
