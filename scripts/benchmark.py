@@ -24,7 +24,7 @@ from bn_repro import main as main_lib  # noqa: E402
 
 def loop(rounds: int) -> None:
   """Prints images per second of both loops, and the ratio of their medians."""
-  steps = 100
+  steps = 300
   config = config_lib.load(
     str(ROOT / 'configs/bn_x5.py:mini'),
     (
