@@ -208,7 +208,7 @@ def checksums(tree: Any) -> dict[str, str]:
   return {
     jax.tree_util.keystr(
       path, simple=True, separator='/'
-    ): f'{zlib.crc32(np.ascontiguousarray(x).data):08x}'
+    ): f'{zlib.crc32(np.asarray(x).tobytes()):08x}'
     for path, x in jax.tree_util.tree_leaves_with_path(tree)
   }
 
@@ -216,4 +216,5 @@ def checksums(tree: Any) -> dict[str, str]:
 def _first_line(error: Exception) -> str:
   """What an error of the storage layers says, without their own details."""
   line = (str(error).splitlines() or [''])[0].split(' [')[0]
-  return line if len(line) < 200 else f'... {line[-200:]}'
+  # A long one says last what went wrong; from a whole word on.
+  return line if len(line) < 200 else f'... {line[-200:].partition(" ")[2]}'

@@ -122,6 +122,7 @@ class Workdir:
     except OSError as error:
       lock.seek(0)
       holder = lock.read().strip() or 'another process'
+      lock.close()
       raise UserError(
         f'--workdir={self.path}: in use by {holder}. Wait for it, stop it, or '
         'use another workdir.'
