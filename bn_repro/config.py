@@ -201,13 +201,6 @@ def _anything(value: Any) -> str | None:
   return None
 
 
-def _image_size(value: int) -> str | None:
-  least = architecture.MIN_IMAGE_SIZE
-  if value >= least:
-    return None
-  return f'is too small for the network, which takes {least} pixels and up'
-
-
 def _width(value: float) -> str | None:
   least = architecture.smallest_width()
   if value > least:
@@ -227,6 +220,7 @@ RULES: Mapping[str, tuple[type, Rule]] = {
     ),
   ),
   'batch_size': (int, _at_least(1)),
+  'steps_per_call': (int, _at_least(1)),
   'total_steps': (int, _at_least(0)),
   'total_epochs': (float, _at_least(0)),
   'log_every': (int, _at_least(1)),
@@ -242,11 +236,15 @@ RULES: Mapping[str, tuple[type, Rule]] = {
     _one_of('mnist_5k', 'mnist', 'fashion_mnist', 'imagenet2012', 'synthetic'),
   ),
   'data.data_dir': (str, _anything),
-  'data.image_size': (int, _image_size),
+  'data.image_size': (int, _at_least(1)),
   'data.holdout': (int, _at_least(0)),
   'data.shuffle': (str, _one_of('none', 'within_shard', 'global')),
   'data.num_shards': (int, _at_least(1)),
+  'data.distorted_copies': (int, _at_least(0)),
+  'data.binarize': (bool, _anything),
   'data.distortion': (str, _one_of('none', 'reduced', 'full')),
+  'model.name': (str, _one_of('inception', 'mlp')),
+  'model.init_std': (float, _at_least(0)),
   'model.reading': (str, _one_of('576', '608')),
   'model.stem': (str, _one_of('separable', 'plain')),
   'model.stem_kernel': (
@@ -315,6 +313,7 @@ def _problems(config: ConfigDict) -> list[str]:
       f'total_steps={config.total_steps} and config.total_epochs='
       f'{config.total_epochs}: set one of them; the other must be 0.'
     )
+  problems += _uneven_calls(config) + _network_problems(config)
   if config.bn.statistics == 'group' and (
     config.bn.virtual_batch_size > config.batch_size
     or config.batch_size % config.bn.virtual_batch_size
@@ -332,11 +331,46 @@ def _problems(config: ConfigDict) -> list[str]:
   return problems
 
 
+def _uneven_calls(config: ConfigDict) -> list[str]:
+  """Intervals that would end in the middle of a call of several steps."""
+  number = config.steps_per_call
+  return [
+    f'{name}={config[name]}: must be a multiple of config.steps_per_call='
+    f'{number}.'
+    for name in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every')
+    if config[name] % number
+  ]
+
+
+def _network_problems(config: ConfigDict) -> list[str]:
+  """What the network cannot do with its images, or does not have."""
+  if config.model.name == 'inception':
+    least = architecture.MIN_IMAGE_SIZE
+    if config.data.image_size >= least:
+      return []
+    return [
+      f'data.image_size={config.data.image_size}: is too small for the '
+      f'network, which takes {least} pixels and up.'
+    ]
+  fields = {
+    'lrn': config.model.lrn,
+    'aux_head': config.model.aux_head,
+    'dropout_rate': config.model.dropout_rate,
+  }
+  return [
+    f'model.{name}={value}: the network mlp has none; leave it off.'
+    for name, value in fields.items()
+    if value
+  ]
+
+
 def total_steps(config: ConfigDict, num_train_examples: int) -> int:
-  """Steps of the whole run."""
+  """Steps of the whole run, a multiple of `steps_per_call`."""
   if config.total_steps:
     return config.total_steps
-  return math.ceil(config.total_epochs * num_train_examples / config.batch_size)
+  examples = config.total_epochs * num_train_examples
+  number = config.steps_per_call
+  return math.ceil(examples / (config.batch_size * number)) * number
 
 
 def to_json(config: ConfigDict) -> str:

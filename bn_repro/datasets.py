@@ -52,6 +52,11 @@ class Dataset:
   num_classes: int
   splits: Mapping[str, Split]
 
+  @property
+  def image_shape(self) -> tuple[int, ...]:
+    """(height, width, channels)."""
+    return self.splits['train'].images.shape[1:]
+
   def fingerprint(self) -> str:
     """A checksum of every pixel and label, to tell data sets apart."""
     crc = 0
@@ -62,8 +67,12 @@ class Dataset:
     return f'{crc:08x}'
 
 
-def load(data: ConfigDict) -> Dataset:
+def load(data: ConfigDict, seed: int) -> Dataset:
   """Loads the data set that `config.data` names, padded to the image size.
+
+  Args:
+    data: the `data` sub-tree of a config.
+    seed: of the distortions, where there are any.
 
   Raises:
     UserError: if the data are not there, with what was looked for and where.
@@ -80,10 +89,12 @@ def load(data: ConfigDict) -> Dataset:
     validation = _stratified(train.labels, data.holdout)
     splits['train'] = train.take(np.flatnonzero(~validation))
     splits['validation'] = train.take(np.flatnonzero(validation))
+  if data.distorted_copies:
+    splits['train'] = _distorted(splits['train'], data.distorted_copies, seed)
   return Dataset(
     num_classes,
     {
-      name: Split(_pad(split.images, data.image_size), split.labels)
+      name: Split(_prepare(split.images, data), split.labels)
       for name, split in splits.items()
     },
   )
@@ -95,7 +106,7 @@ def check(config: ConfigDict) -> Dataset:
   Raises:
     UserError: if the data are missing, or too few for what is asked.
   """
-  dataset = load(config.data)
+  dataset = load(config.data, config.seed)
   splits = dataset.splits
   if config.eval_split not in splits:
     raise UserError(
@@ -147,6 +158,43 @@ def _stratified(labels: np.ndarray, count: int) -> np.ndarray:
   )
   chosen[by_class[np.argsort(ranked, kind='stable')[:count]]] = True
   return chosen
+
+
+def _distorted(split: Split, count: int, seed: int) -> Split:
+  """Makes `count` images from a split's by small affine distortions.
+
+  Image i is made from example i modulo their number, with a rotation, scales,
+  shear and shift that are a function of (seed, i). The ranges are our choice.
+  """
+  from scipy import ndimage  # Seldom needed.
+
+  random = np.random.Philox(np.random.SeedSequence((seed, count)))
+  draws = random.random_raw(6 * count).reshape(count, 6) / 2.0**63 - 1
+  angle = np.deg2rad(15) * draws[:, 0]
+  scale = 1 + 0.15 * draws[:, 1:3]
+  shear = 0.15 * draws[:, 3]
+  shift = 2 * draws[:, 4:6]
+  matrices = np.empty((count, 2, 2))
+  matrices[:, 0, 0] = scale[:, 0] * np.cos(angle)
+  matrices[:, 0, 1] = -scale[:, 1] * (np.sin(angle) - shear)
+  matrices[:, 1, 0] = scale[:, 0] * np.sin(angle)
+  matrices[:, 1, 1] = scale[:, 1] * np.cos(angle)
+  sources = split.take(np.arange(count) % len(split))
+  centre = (np.array(split.images.shape[1:3]) - 1) / 2
+  offsets = centre - matrices @ centre + shift
+  images = np.empty_like(sources.images)
+  for image, source, matrix, offset in zip(
+    images[..., 0], sources.images[..., 0], matrices, offsets, strict=True
+  ):
+    ndimage.affine_transform(source, matrix, offset, output=image, order=1)
+  return Split(images, sources.labels)
+
+
+def _prepare(images: np.ndarray, data: ConfigDict) -> np.ndarray:
+  """Black or white if asked, and padded."""
+  if data.binarize:
+    images = np.where(images > 127, np.uint8(255), np.uint8(0))
+  return _pad(images, data.image_size)
 
 
 def _pad(images: np.ndarray, size: int) -> np.ndarray:

@@ -88,7 +88,7 @@ def _evaluate(
     evaluated = evaluation.inference_state(
       program, state, statistics, never_stop
     )
-    sums = evaluation.evaluate(program, evaluated, split, never_stop)
+    sums, _ = evaluation.evaluate(program, evaluated, split, never_stop)
     yield {
       'step': steps[-1],
       'split': split,

@@ -1,6 +1,7 @@
 """Exact evaluation, and the population statistics of Algorithm 2."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,9 @@ from bn_repro.steps import TrainState
 
 MOVING = 'moving'
 POPULATION = 'population'
+
+# Fig. 1 (b, c) of the paper.
+PERCENTILES = (15, 50, 85)
 
 
 def forms(program: Program) -> tuple[str | None, ...]:
@@ -76,8 +80,8 @@ def _with_population_statistics(
 
 def evaluate(
   program: Program, state: TrainState, split: str, check: Callable[[], None]
-) -> Sums:
-  """Sums over every example of a split, each counted once.
+) -> tuple[Sums, dict[str, list[list[float]]]]:
+  """Goes over every example of a split, each counted once.
 
   Args:
     program: compiled steps and data.
@@ -85,18 +89,24 @@ def evaluate(
     split: name of a split.
     check: called between batches; raises to stop.
 
+  Returns:
+    The sums over all examples, and the `PERCENTILES` over them of each value
+    that the network probes: by name, a list a percentile, a number a unit.
+
   Raises:
     RuntimeError: if another number of examples was counted than there are.
   """
   sums = Sums()
+  probes = []
   pending = None
   for batch in program.eval_batches(split):
     check()
     # The sums of a batch are read while the next one runs.
-    dispatched = program.eval_step(state, batch)
+    dispatched, probed = program.eval_step(state, batch)
     if pending is not None:
       sums = sums.merge(pending.fetch())
     pending = dispatched
+    probes.append(probed)
   if pending is not None:
     sums = sums.merge(pending.fetch())
   expected = len(program.dataset.splits[split])
@@ -104,4 +114,17 @@ def evaluate(
     raise RuntimeError(
       f'evaluation of {split} counted {sums.count} examples, not {expected}'
     )
-  return sums
+  return sums, _percentiles(probes, expected)
+
+
+def _percentiles(
+  batches: Sequence[Mapping[str, Any]], num_examples: int
+) -> dict[str, list[list[float]]]:
+  """`PERCENTILES` of each probe; what pads the last batch stands at the end."""
+  found = {}
+  for name in batches[0]:
+    values = np.concatenate([np.asarray(probes[name]) for probes in batches])
+    percentiles = np.percentile(values[:num_examples], PERCENTILES, axis=0)
+    # Four digits are plenty for a curve, and keep the lines short.
+    found[name] = percentiles.round(4).tolist()
+  return found

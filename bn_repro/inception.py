@@ -1,42 +1,27 @@
 """The Inception network as a linen module, built from the table.
 
 What makes the five variants differ, the convolution (with or without a bias),
-the normalisation and the nonlinearity, is passed in; the network itself does
-not know which variant it is.
+the normalisation and the nonlinearity, is passed in.
 """
 
 from collections.abc import Callable
 import functools
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-import numpy as np
 
-from bn_repro import architecture, batch_norm, parallel
+from bn_repro import architecture
+from bn_repro.layers import NONLINEARITIES, Dropout, Logits, parameter_dtype
 
 Array = jax.Array
 ModuleDef = Callable[..., Any]
 
-NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
-
 # Caffe's values for both places (bvlc_googlenet); the paper gives none. Caffe
 # divides alpha by the window, as `local_response_norm` does.
 LRN_WINDOW, LRN_ALPHA, LRN_BETA = 5, 1e-4, 0.75
-
-# Our choice: near-zero logits, so that the first loss is ln(classes) and a net
-# without BN starts at all (He-normal throughout starts at a loss of 19).
-CLASSIFIER_STD = 0.01
-
-
-class Logits(NamedTuple):
-  """Outputs of the network, (batch, classes); `aux` in training with a head."""
-
-  main: Array
-  aux: Array | None
 
 
 def local_response_norm(x: Array) -> Array:
@@ -46,38 +31,6 @@ def local_response_norm(x: Array) -> Array:
   channels = x.shape[-1]
   total = sum(squares[..., i : i + channels] for i in range(LRN_WINDOW))
   return x / (1 + LRN_ALPHA / LRN_WINDOW * total) ** LRN_BETA
-
-
-class NoNorm(nn.Module):
-  """Stands where a network without batch normalisation has none."""
-
-  use_running_average: bool
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Returns its input."""
-    return x
-
-
-class Dropout(nn.Module):
-  """Dropout whose mask depends on an example's place in the global batch.
-
-  Any number of devices therefore drops the same units.
-  """
-
-  rate: float
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Drops a share `rate` of the units, and scales up the others."""
-    if self.rate == 0 or self.is_initializing():
-      return x
-    key = self.make_rng('dropout')
-    keys = parallel.example_keys(key, x.shape[0])
-    keep = jax.vmap(
-      lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:])
-    )(keys)
-    return jnp.where(keep, x / (1 - self.rate), 0)
 
 
 class ConvUnit(nn.Module):
@@ -172,11 +125,6 @@ class AuxHead(nn.Module):
     return dense(self.num_classes, name='classifier')(x)
 
 
-def parameter_dtype(dtype: Any) -> Any:
-  """Parameters are float32 whatever the compute type, float64 with float64."""
-  return jnp.promote_types(dtype, jnp.float32)
-
-
 class Inception(nn.Module):
   """The network of the paper's appendix, for NHWC images of 32 pixels and up.
 
@@ -215,7 +163,7 @@ class Inception(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, *, train: bool) -> Logits:
-    """Logits of (batch, height, width, 3) images, normalised to about 1."""
+    """Logits of (batch, height, width, 1 or 3) images in [-1, 1]."""
 
     def conv(
       features: int, window: tuple[int, int], *args: Any, **kwargs: Any
@@ -248,7 +196,7 @@ class Inception(nn.Module):
       strides=2,
       depth_multiplier=depth_multiplier if self.separable_stem else 0,
       name='conv1',
-    )(images.astype(self.dtype))
+    )(jnp.broadcast_to(images.astype(self.dtype), (*images.shape[:3], 3)))
     if self.stem_pool:
       x = max_pool(x)
     x = unit(reduce, 1, name='conv2_reduce')(lrn(x))
@@ -276,94 +224,10 @@ class Inception(nn.Module):
     return Logits(logits, aux_logits)
 
 
-def initial_variables(
-  model: Inception, image_size: int, seed: int
-) -> dict[str, Any]:
-  """Draws `params` and `batch_stats`; the only place that knows their values.
-
-  Kernels are He normal (fan-in), classifiers normal with std 0.01, gamma and
-  running variances 1, all else 0 (our choice but for gamma and beta, which are
-  universal; the paper gives no initial values). All kernels come from one
-  stream in the order of their names, so that variants that differ in BN or in
-  the nonlinearity start from the same weights.
-
-  Compiling flax's own `init` of this network takes minutes on a CPU; this
-  compiles one random draw.
-  """
-  images = jnp.zeros((1, image_size, image_size, 3), model.dtype)
-  shapes = jax.eval_shape(
-    lambda key: model.init({'params': key, 'dropout': key}, images, train=True),
-    jax.random.key(0),
-  )
-  leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
-  num_weights = sum(
-    leaf.size for path, leaf in leaves if path[-1].key == 'kernel'
-  )
-  draws = np.asarray(
-    jax.random.normal(jax.random.key(seed), (num_weights,), jnp.float32)
-  )
-  position = 0
-  values = []
-  for path, leaf in leaves:
-    name = path[-1].key
-    if name == 'kernel':
-      fan_in = math.prod(leaf.shape[:-1])
-      is_classifier = path[-2].key == 'classifier'
-      std = CLASSIFIER_STD if is_classifier else math.sqrt(2 / fan_in)
-      draw = draws[position : position + leaf.size].reshape(leaf.shape)
-      values.append((std * draw).astype(leaf.dtype))
-      position += leaf.size
-    else:
-      initial = {'scale': 1, 'var': 1, 'bias': 0, 'mean': 0}[name]
-      values.append(np.full(leaf.shape, initial, leaf.dtype))
-  variables = jax.tree_util.tree_unflatten(structure, values)
-  return {
-    'params': variables['params'],
-    'batch_stats': variables.get('batch_stats', {}),
-  }
-
-
-def create_model(
-  model: ConfigDict, bn: ConfigDict, num_classes: int, **bn_overrides: Any
+def create(
+  model: ConfigDict, num_classes: int, conv: ModuleDef, norm: ModuleDef
 ) -> Inception:
-  """Builds the network that `config.model` and `config.bn` describe.
-
-  Args:
-    model: the `model` sub-tree of a config.
-    bn: the `bn` sub-tree.
-    num_classes: number of logits.
-    **bn_overrides: arguments of `BatchNorm` that replace the config's.
-  """
-  dtype = jnp.dtype(model.dtype)
-  param_dtype = parameter_dtype(dtype)
-  norm: ModuleDef = NoNorm
-  if bn.enabled:
-    shared = {
-      'global': {'axis_name': parallel.AXIS},
-      'device': {},
-      'group': {
-        'axis_name': parallel.AXIS,
-        'virtual_batch_size': bn.virtual_batch_size,
-      },
-    }[bn.statistics]
-    norm = functools.partial(
-      batch_norm.BatchNorm,
-      **{
-        'momentum': bn.momentum,
-        'epsilon': bn.epsilon,
-        'dtype': dtype,
-        'param_dtype': param_dtype,
-        **shared,
-        **bn_overrides,
-      },
-    )
-  conv = functools.partial(
-    nn.Conv,
-    # A bias before BN would be cancelled by the mean (section 3.2).
-    use_bias=not bn.enabled,
-    dtype=dtype,
-    param_dtype=param_dtype,
-  )
+  """Builds the network of `config.model` around a convolution and a norm."""
   return Inception(
     num_classes=num_classes,
     rows=tuple(
@@ -382,5 +246,5 @@ def create_model(
     lrn=model.lrn,
     dropout_rate=model.dropout_rate,
     aux_head=model.aux_head,
-    dtype=dtype,
+    dtype=jnp.dtype(model.dtype),
   )

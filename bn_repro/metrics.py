@@ -36,6 +36,12 @@ class Sums(flax.struct.PyTreeNode):
     """Waits for the device and returns Python numbers."""
     return jax.tree.map(lambda x: np.asarray(x).item(), jax.device_get(self))
 
+  def fetch_steps(self) -> list['Sums']:
+    """Waits for the device; one `Sums` for each step of the leading axis."""
+    columns, structure = jax.tree.flatten(jax.device_get(self))
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [jax.tree.unflatten(structure, row) for row in rows]
+
   def means(self) -> dict[str, float | int]:
     """What is written for these sums."""
     return {

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from bn_repro import config as config_lib
-from bn_repro import inception
 from bn_repro import main as main_lib
+from bn_repro import networks
 from bn_repro.config import UserError
 
 
@@ -36,15 +36,17 @@ class Layer:
   multiply_adds: int
 
 
-def layers(model: nn.Module, image_size: int, depth: int) -> list[Layer]:
+def layers(
+  model: nn.Module, image_shape: Sequence[int], depth: int
+) -> list[Layer]:
   """The layers of a network in the order of the forward pass.
 
   Args:
     model: a network of `(images, train)`.
-    image_size: height and width of the images.
+    image_shape: (height, width, channels).
     depth: 1 for modules, 2 for the convolutions and dense layers in them.
   """
-  images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+  images = jnp.zeros((1, *image_shape), jnp.float32)
   _, variables = jax.eval_shape(
     lambda key: model.init_with_output(
       {'params': key, 'dropout': key},
@@ -145,8 +147,10 @@ def main() -> int:
     config = config_lib.load(flags.config, overrides)
   except UserError as error:
     return main_lib.report_errors(error.problems)
-  model = inception.create_model(config.model, config.bn, flags.num_classes)
-  for line in table(layers(model, config.data.image_size, depth=2)):
+  model = networks.create_model(config.model, config.bn, flags.num_classes)
+  size = config.data.image_size
+  # The Inception network takes grey images as it takes coloured ones.
+  for line in table(layers(model, (size, size, 1), depth=2)):
     print(line)
   return 0
 

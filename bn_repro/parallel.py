@@ -34,16 +34,24 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def shard_batch(mesh: Mesh, batch: Any) -> Any:
-  """Splits the leading axis of this process's arrays over the devices."""
-  sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+def _split(batch_axis: int) -> PartitionSpec:
+  return PartitionSpec(*(None,) * batch_axis, AXIS)
+
+
+def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0) -> Any:
+  """Splits an axis of this process's arrays over the devices."""
+  sharding = NamedSharding(mesh, _split(batch_axis))
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )
 
 
 def data_parallel(
-  fn: Callable[..., Any], mesh: Mesh, *, donate_state: bool
+  fn: Callable[..., Any],
+  mesh: Mesh,
+  *,
+  donate_state: bool,
+  batch_axis: int = 0,
 ) -> Callable[..., Any]:
   """Compiles `fn(state, batch)` to run on each device's share of the batch.
 
@@ -52,11 +60,12 @@ def data_parallel(
       returns must be equal on all devices.
     mesh: the devices.
     donate_state: reuse the state's buffers for what is returned.
+    batch_axis: the axis of the batch's arrays that is split.
   """
   sharded = jax.shard_map(
     fn,
     mesh=mesh,
-    in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+    in_specs=(PartitionSpec(), _split(batch_axis)),
     out_specs=PartitionSpec(),
     check_vma=False,
   )
@@ -71,6 +80,11 @@ def mean(tree: Any) -> Any:
 def total(tree: Any) -> Any:
   """Sum over devices; call inside a `data_parallel` function."""
   return lax.psum(tree, AXIS)
+
+
+def gather(tree: Any) -> Any:
+  """All devices' examples, in order; call inside a `data_parallel` function."""
+  return jax.tree.map(lambda x: lax.all_gather(x, AXIS, tiled=True), tree)
 
 
 def example_keys(key: jax.Array, num_examples: int) -> jax.Array:

@@ -17,12 +17,11 @@ Adjustment = Callable[[Array, Array], Array]
 
 
 def normalize(images: Array, dtype: Any) -> Array:
-  """Images in 0-255 to 3 channels in [-1, 1], as TF-Slim has them.
+  """Images in 0-255 to [-1, 1], as TF-Slim has them.
 
   The arithmetic is in `dtype`, or float32 if that is less precise.
   """
-  images = images.astype(jnp.promote_types(dtype, jnp.float32)) / 127.5 - 1
-  return jnp.broadcast_to(images, (*images.shape[:3], 3))
+  return images.astype(jnp.promote_types(dtype, jnp.float32)) / 127.5 - 1
 
 
 def distort(images: Array, keys: Array, strength: str) -> Array:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -11,7 +12,14 @@ import numpy as np
 import optax
 
 from bn_repro import config as config_lib
-from bn_repro import datasets, inception, input_pipeline, optim, parallel, steps
+from bn_repro import (
+  datasets,
+  input_pipeline,
+  networks,
+  optim,
+  parallel,
+  steps,
+)
 from bn_repro.config import UserError
 
 
@@ -26,18 +34,19 @@ class Program:
     model: the network.
     optimizer: the optimiser.
     schedule: factor of the learning rate after a number of steps.
-    train_step: `(state, batch) -> (state, sums)`; the state is used up.
-    eval_step: `(state, batch) -> sums`.
+    train_steps: `(state, batches) -> (state, sums)`, `steps_per_call` steps;
+      the state is used up.
+    eval_step: `(state, batch) -> (sums, probes)`.
     statistics_step: `(state, batch) -> batch_stats` of that batch.
   """
 
   config: ConfigDict
   dataset: datasets.Dataset
   mesh: Mesh
-  model: inception.Inception
+  model: nn.Module
   optimizer: optax.GradientTransformation
   schedule: Any
-  train_step: Any
+  train_steps: Any
   eval_step: Any
   statistics_step: Any
 
@@ -51,8 +60,11 @@ class Program:
   def initial_state(self) -> steps.TrainState:
     """The state at step 0, NumPy arrays on the host."""
     config = self.config
-    variables = inception.initial_variables(
-      self.model, config.data.image_size, config.seed
+    variables = networks.initial_variables(
+      self.model,
+      self.dataset.image_shape,
+      config.seed,
+      config.model.init_std,
     )
     opt_state = self.optimizer.init(variables['params'])
     state = steps.TrainState(
@@ -66,6 +78,28 @@ class Program:
 
   def train_batches(self, first: int, last: int) -> Iterator[Any]:
     """Batches of training steps `first` to `last` - 1, on the devices."""
+    for batch in self._train_batches(self.config.batch_size, first, last):
+      yield parallel.shard_batch(self.mesh, batch)
+
+  def stacked_batches(self, first: int, last: int) -> Iterator[Any]:
+    """The same batches for `train_steps`, `steps_per_call` in each array.
+
+    Args:
+      first: the first step, a multiple of `steps_per_call`.
+      last: the step after the last one, a multiple of it too.
+    """
+    number, size = self.config.steps_per_call, self.config.batch_size
+    for batch in self._train_batches(
+      number * size, first // number, last // number
+    ):
+      stacked = jax.tree.map(
+        lambda x: x.reshape(number, size, *x.shape[1:]), batch
+      )
+      yield parallel.shard_batch(self.mesh, stacked, batch_axis=1)
+
+  def _train_batches(
+    self, batch_size: int, first: int, last: int
+  ) -> Iterator[input_pipeline.Batch]:
     config = self.config
     split = self.dataset.splits['train']
     order = input_pipeline.Order(
@@ -74,10 +108,7 @@ class Program:
       shuffle=config.data.shuffle,
       seed=config.seed,
     )
-    batches = input_pipeline.train_batches(
-      split, order, config.batch_size, first, last
-    )
-    return (parallel.shard_batch(self.mesh, batch) for batch in batches)
+    return input_pipeline.train_batches(split, order, batch_size, first, last)
 
   def eval_batches(self, split: str) -> Iterator[Any]:
     """Every example of a split once, padded and masked, on the devices."""
@@ -92,10 +123,11 @@ class Program:
     Args:
       state: a state of this program, for its shapes and types.
     """
-    batch = next(self.eval_batches('train'))
+    batch = next(self.train_batches(0, 1))
+    batches = next(self.stacked_batches(0, self.config.steps_per_call))
     state = parallel.replicate(self.mesh, state)
     compiled = {
-      'train_step': self.train_step.lower(state, batch).compile(),
+      'train_steps': self.train_steps.lower(state, batches).compile(),
       'eval_step': self.eval_step.lower(state, batch).compile(),
     }
     if self.config.bn.enabled and self.config.bn.population_batches:
@@ -128,8 +160,8 @@ def create_program(
       f'config.batch_size={config.batch_size}: not a multiple of the '
       f'{num_devices} devices. Use one that is, or one of {counts} devices.'
     )
-  model = inception.create_model(config.model, config.bn, dataset.num_classes)
-  batch_statistics_model = inception.create_model(
+  model = networks.create_model(config.model, config.bn, dataset.num_classes)
+  batch_statistics_model = networks.create_model(
     config.model, config.bn, dataset.num_classes, momentum=0.0
   )
   steps_per_epoch = len(dataset.splits['train']) / config.batch_size
@@ -145,7 +177,9 @@ def create_program(
     model=model,
     optimizer=optimizer,
     schedule=schedule,
-    train_step=parallel.data_parallel(train_step, mesh, donate_state=True),
+    train_steps=parallel.data_parallel(
+      steps.several(train_step), mesh, donate_state=True, batch_axis=1
+    ),
     eval_step=parallel.data_parallel(eval_step, mesh, donate_state=False),
     statistics_step=parallel.data_parallel(
       statistics_step, mesh, donate_state=False

@@ -34,7 +34,7 @@ def announce(
   say: Callable[[str], None],
 ) -> None:
   """Writes `run.json` and says what is about to run."""
-  rows = overview.layers(program.model, program.config.data.image_size, depth=1)
+  rows = overview.layers(program.model, program.dataset.image_shape, depth=1)
   facts = {
     'config_file': config_file,
     'num_parameters': sum(row.parameters for row in rows),

@@ -121,18 +121,41 @@ def create_train_step(
   return train_step
 
 
-def create_eval_step(model: nn.Module) -> Step:
-  """Inference on a batch with the state's statistics: `-> sums`."""
+def several(train_step: Step) -> Step:
+  """Steps in one call: `(state, batches) -> (state, sums)`, in `lax.scan`.
 
-  def eval_step(state: TrainState, batch: Batch) -> metrics.Sums:
-    logits: Any = model.apply(
+  Batches and sums have one more axis in front, of the steps.
+  """
+
+  def train_steps(
+    state: TrainState, batches: Batch
+  ) -> tuple[TrainState, metrics.Sums]:
+    return jax.lax.scan(train_step, state, batches)
+
+  return train_steps
+
+
+def create_eval_step(model: nn.Module) -> Step:
+  """Inference on a batch with the state's statistics: `-> (sums, probes)`.
+
+  Probes are what the network stores of itself for every example of the batch,
+  by name; a network may have none.
+  """
+
+  def eval_step(
+    state: TrainState, batch: Batch
+  ) -> tuple[metrics.Sums, dict[str, Array]]:
+    logits, stored = model.apply(
       {'params': state.params, 'batch_stats': state.batch_stats},
       preprocess.normalize(batch['image'], model.dtype),
       train=False,
+      mutable=['probes'],
     )
-    return parallel.total(
-      metrics.classification_sums(logits.main, batch['label'], batch['mask'])
+    sums = metrics.classification_sums(
+      logits.main, batch['label'], batch['mask']
     )
+    probes = {name: x for name, (x,) in stored.get('probes', {}).items()}
+    return parallel.total(sums), parallel.gather(probes)
 
   return eval_step
 

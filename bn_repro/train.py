@@ -204,7 +204,7 @@ class _Run:
     self.step = int(state.step)
     self._state = parallel.replicate(program.mesh, state)
     # The sums since the last line of training metrics, and those of the last
-    # step, which may not have been computed yet.
+    # call's steps, which may not have been computed yet.
     self._interval_sums = interval_sums
     self._pending: Sums | None = None
     self._clock = _Clock(self.step)
@@ -234,14 +234,14 @@ class _Run:
     self._clock = _Clock(self.step)
     self._display.start(self.step)
     self._do_what_is_due()
-    for batch in self._program.train_batches(
+    for batches in self._program.stacked_batches(
       self.step, self._program.total_steps
     ):
-      self._state, sums = self._program.train_step(self._state, batch)
-      # The sums of the step before are read while this step runs.
+      self._state, sums = self._program.train_steps(self._state, batches)
+      # The sums of the call before are read while this one runs.
       self._absorb_pending()
       self._pending = sums
-      self.step += 1
+      self.step += self._config.steps_per_call
       self._do_what_is_due()
       self._checkpoints.check()
       self._interruption.check()
@@ -261,21 +261,32 @@ class _Run:
         self._save()
 
   def _absorb_pending(self) -> None:
-    """Adds the sums of the last step to the interval, unless it diverged."""
+    """Adds the sums of the last call to the interval, unless it diverged."""
     if self._pending is None:
       return
-    sums, self._pending = self._pending.fetch(), None
+    pending, self._pending = self._pending.fetch_steps(), None
+    first = self.step - len(pending)
+    for step, sums in enumerate(pending, start=first + 1):
+      reason = self._divergence(sums)
+      if reason:
+        self.step = step
+        raise Diverged(reason)
+      self._interval_sums = self._interval_sums.merge(sums)
+
+  def _divergence(self, sums: Sums) -> str | None:
+    """Why a step with these sums has diverged; None if it has not."""
     loss = sums.loss / sums.count
     if sums.nonfinite or not math.isfinite(loss):
-      raise Diverged(
+      return (
         f'loss {loss:g}, {sums.nonfinite} values of the parameters and '
         'statistics not finite'
       )
-    if loss > self._config.divergence_loss:
-      raise Diverged(
-        f'loss {loss:g} above divergence_loss={self._config.divergence_loss:g}'
-      )
-    self._interval_sums = self._interval_sums.merge(sums)
+    limit = self._config.divergence_loss
+    return (
+      f'loss {loss:g} above divergence_loss={limit:g}'
+      if (loss > limit)
+      else None
+    )
 
   def _write_training_line(self) -> None:
     self._absorb_pending()
@@ -316,13 +327,16 @@ class _Run:
       )
       for split in missing:
         started = time.monotonic()
-        sums = evaluation.evaluate(self._program, state, split, check)
+        sums, percentiles = evaluation.evaluate(
+          self._program, state, split, check
+        )
         self._recorder.write(
           {
             'step': self.step,
             'split': split,
             **({'statistics': statistics} if statistics else {}),
             **sums.means(),
+            **({'percentiles': percentiles} if percentiles else {}),
             'timing': {'seconds': time.monotonic() - started},
           }
         )

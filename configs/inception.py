@@ -25,6 +25,9 @@ def get_config(mode: str = 'full') -> ConfigDict:
   # The paper gives 31M steps of 32 up to the best accuracy.
   config.total_steps = 31_000_000
   config.total_epochs = 0.0
+  # Steps in one call of the compiled program; intervals are multiples of it.
+  # More than 1 pays where a step takes about as long as calling it.
+  config.steps_per_call = 1
 
   # Intervals, in steps. Our choice: the paper's curves have no marks.
   config.log_every = 1_000
@@ -55,11 +58,22 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.data.shuffle = 'none'
   # Shards that a data set held in memory is cut into. Our choice.
   config.data.num_shards = 1_024
+  # Training images to make from those there are by small affine distortions,
+  # once; 0 takes them as they are.
+  config.data.distorted_copies = 0
+  # Make pixels black or white (after that), at half of the range.
+  config.data.binarize = False
   # Photometric distortions: none, reduced or full. The paper gives no
   # strengths; ours are TF-Slim's fast and slow modes.
   config.data.distortion = 'full'
 
   config.model = ConfigDict()
+  # inception, or mlp (section 4.1), for which width, nonlinearity, init_std and
+  # dtype matter alone.
+  config.model.name = 'inception'
+  # Standard deviation of the Gaussian weights; 0 takes He's, and 0.01 for the
+  # classifier. Our choice: the paper gives none.
+  config.model.init_std = 0.0
   # Fig. 5 contradicts itself at 4c and 4d: 576 or 608 channels. Our choice: as
   # TF-Slim and the Torch port of the authors' time.
   config.model.reading = '576'

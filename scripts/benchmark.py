@@ -47,15 +47,15 @@ def loop(rounds: int) -> None:
   program = create_program(config, dataset)
   state = program.initial_state()
   program = program.compile(state)
-  batch = next(program.train_batches(0, 1))
+  batches = next(program.stacked_batches(0, 1))
 
   def bare() -> float:
     device_state = parallel.replicate(program.mesh, state)
-    device_state, _ = program.train_step(device_state, batch)
+    device_state, _ = program.train_steps(device_state, batches)
     jax.block_until_ready(device_state)
     start = time.perf_counter()
     for _ in range(steps // 2):
-      device_state, _ = program.train_step(device_state, batch)
+      device_state, _ = program.train_steps(device_state, batches)
     jax.block_until_ready(device_state)
     return steps // 2 * config.batch_size / (time.perf_counter() - start)
 

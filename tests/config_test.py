@@ -106,6 +106,7 @@ BOUNDS = [
   ('seed', 2**32 - 1, 2**32),
   ('batch_size', 1, 0),
   ('total_steps', 1, -1),
+  ('steps_per_call', 1, 0),
   ('log_every', 1, 0),
   ('eval_every', 1, 0),
   ('checkpoint_every', 1, 0),
@@ -114,6 +115,8 @@ BOUNDS = [
   ('data.image_size', 32, 31),
   ('data.holdout', 0, -1),
   ('data.num_shards', 1, 0),
+  ('data.distorted_copies', 0, -1),
+  ('model.init_std', 0, -0.1),
   ('model.stem_kernel', 1, -1),
   ('model.stem_kernel', 3, 4),
   # Of 32 filters, the fewest in the table, exactly a half rounds to none.
@@ -344,6 +347,7 @@ def other_value(name, value):
   if isinstance(value, float):
     return (value or 0.1) * 0.99
   choices = {
+    'model.name': 'mlp',
     'eval_split': 'test',
     'data.name': 'mnist',
     'data.shuffle': 'global',
@@ -356,6 +360,32 @@ def other_value(name, value):
     'bn.statistics': 'device',
   }
   return choices.get(name, 'other')
+
+
+def test_intervals_are_multiples_of_the_steps_per_call():
+  found = problems('steps_per_call=10', 'total_steps=505', 'log_every=7')
+  assert [problem.split(':')[0] for problem in found] == [
+    'config.total_steps=505',
+    'config.log_every=7',
+    'config.eval_every=25',
+  ]
+  assert all('multiple of config.steps_per_call=10' in p for p in found)
+
+
+def test_steps_from_epochs_fill_the_last_call():
+  config = load('total_steps=0', 'total_epochs=0.1', 'steps_per_call=5')
+  # 400 of 4,000 images are 12.5 batches of 32.
+  assert config_lib.total_steps(config, 4000) == 15
+
+
+def test_networks_have_what_they_are_asked_for():
+  found = problems('model.name=mlp', 'model.aux_head=true', 'model.lrn=true')
+  assert {problem.split('=')[0] for problem in found} == {
+    'config.model.aux_head',
+    'config.model.lrn',
+  }
+  (found,) = problems('data.image_size=31')
+  assert 'takes 32 pixels and up' in found
 
 
 # What a user may change on the way: no step that was taken depends on it.
@@ -371,11 +401,21 @@ CHANGEABLE = {
 }
 
 
+# Changeable fields that have to change with another.
+WITH = {
+  'total_epochs': ('total_steps=0',),
+  'steps_per_call': tuple(
+    f'{name}=3'
+    for name in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every')
+  ),
+}
+
+
 @pytest.mark.parametrize('name', config_lib.RULES)
 def test_what_a_resumed_run_may_change(name):
   config = load()
   value = other_value(name, config_lib.flatten(config)[name])
-  others = ('total_steps=0',) if name == 'total_epochs' else ()
+  others = WITH.get(name, ())
   changed = load(f'{name}={value}', *others)
   saved = json.loads(config_lib.to_json(config))
   differences = config_lib.differences(saved, changed)

@@ -118,6 +118,7 @@ SIGMOID = {'model.nonlinearity': 'sigmoid'}
       {'optim.learning_rate': 0.1},
     ),
     ('inception_sigmoid', 'inception', SIGMOID, SIGMOID),
+    ('bn_mnist', 'mnist', {'bn.enabled': True}, {'bn.enabled': True}),
   ],
 )
 def test_differs_from_its_parent_in_the_paper_s_list(name, parent, full, mini):
@@ -199,12 +200,16 @@ def test_every_field_is_read(tmp_path, monkeypatch):
     workdir = workdir_lib.Workdir(tmp_path / str(number))
     workdir.claim()
     train.train_and_evaluate(
-      config, datasets.load(config.data), workdir, Interruption(), 'test'
+      config,
+      datasets.load(config.data, config.seed),
+      workdir,
+      Interruption(),
+      'test',
     )
     workdir.release()
   elsewhere = load('inception', 'mini', 'data.name=mnist', 'data.data_dir=/no')
   with pytest.raises(config_lib.UserError, match='/no'):
-    datasets.load(Recording(elsewhere, read).data)
+    datasets.load(Recording(elsewhere, read).data, 0)
   assert set(config_lib.RULES) - read == set()
 
 

@@ -46,6 +46,77 @@ def test_mnist_5k_split_is_fixed():
   assert datasets.check(config('seed=3')).fingerprint() == 'e687b321'
 
 
+def test_distorted_copies():
+  original = datasets.check(config()).splits['train']
+  copies = datasets.check(config('data.distorted_copies=9000')).splits['train']
+  assert len(copies) == 9000
+  np.testing.assert_array_equal(copies.labels[:4000], original.labels)
+  np.testing.assert_array_equal(copies.labels[4000:8000], original.labels)
+  # Each is another picture of its original, and of no other image.
+  for source, first, second in zip(
+    original.images[:50],
+    copies.images[:50],
+    copies.images[4000:4050],
+    strict=True,
+  ):
+    assert not np.array_equal(first, second)
+    source = source.astype(float).ravel()
+    distances = [
+      np.linalg.norm(source - other.ravel()) for other in (first, second)
+    ]
+    assert 0 < max(distances) < np.linalg.norm(source) * 1.5
+  # Neither bright nor dark images come of it.
+  assert copies.images.mean() == pytest.approx(original.images.mean(), rel=0.05)
+
+
+def test_distorted_copies_are_a_function_of_seed_and_index():
+  def copies(*overrides):
+    dataset = datasets.check(config('data.distorted_copies=500', *overrides))
+    return dataset.splits['train'].images
+
+  np.testing.assert_array_equal(copies(), copies())
+  assert not np.array_equal(copies(), copies('seed=1'))
+
+
+def test_distortions_turn_shift_and_scale_within_their_ranges(monkeypatch):
+  """A bar of 20 x 2 pixels, by its moments."""
+  images = np.zeros((1, 28, 28, 1), np.uint8)
+  images[0, 4:24, 13:15] = 255
+  bar = datasets.Split(images, np.zeros(1, np.int32))
+  copies = datasets._distorted(bar, 300, seed=0)
+  y, x = np.mgrid[:28, :28]
+  angles, centres, lengths = [], [], []
+  for image in copies.images[..., 0].astype(float):
+    weight = image / image.sum()
+    cy, cx = (weight * y).sum(), (weight * x).sum()
+    cov = np.cov(
+      np.stack([y.ravel(), x.ravel()]), aweights=weight.ravel(), bias=True
+    )
+    values, vectors = np.linalg.eigh(cov)
+    along = vectors[:, -1] * np.sign(vectors[0, -1])
+    angles.append(np.rad2deg(np.arctan2(along[1], along[0])))
+    centres.append((cy - 13.5, cx - 13.5))
+    lengths.append(np.sqrt(12 * values[-1]))
+  # 15 degrees and a shear of 0.15, which is another 8.5.
+  assert 15 < np.abs(angles).max() < 24
+  assert abs(np.mean(angles)) < 2
+  assert np.abs(centres).max() < 2 / 0.85 + 0.5
+  assert np.abs(centres).max() > 1.8
+  assert 20 / 1.2 < min(lengths) < 19 < 21 < max(lengths) < 20 / 0.8
+
+
+def test_binary_pixels():
+  dataset = datasets.check(
+    config('data.binarize=true', 'data.distorted_copies=200')
+  )
+  plain = datasets.check(config())
+  for split in dataset.splits.values():
+    assert set(np.unique(split.images)) == {0, 255}
+  np.testing.assert_array_equal(
+    dataset.splits['test'].images == 255, plain.splits['test'].images > 127.5
+  )
+
+
 def idx(array):
   header = bytes([0, 0, 8, array.ndim])
   sizes = b''.join(n.to_bytes(4, 'big') for n in array.shape)

@@ -11,7 +11,7 @@ from bn_repro import (
   architecture,
   datasets,
   evaluation,
-  inception,
+  networks,
   parallel,
   preprocess,
 )
@@ -36,14 +36,14 @@ def trained(*overrides, variant='bn_baseline', num_devices=8):
   mesh = parallel.create_mesh(jax.devices()[:num_devices])
   program = create_program(config, datasets.check(config), mesh)
   state = parallel.replicate(mesh, program.initial_state())
-  for batch in program.train_batches(0, 3):
-    state, _ = program.train_step(state, batch)
+  for batches in program.stacked_batches(0, 3):
+    state, _ = program.train_steps(state, batches)
   return program, state
 
 
 def logits(program, state, images):
   """Inference on all images at once, outside the mesh and the masks."""
-  model = inception.create_model(
+  model = networks.create_model(
     program.config.model, program.config.bn, program.dataset.num_classes
   )
   state = jax.device_get(state)
@@ -58,7 +58,7 @@ def logits(program, state, images):
 def test_every_example_counts_once(batch_size):
   """500 images: the last batch has 20, 52 and 4, the others are padding."""
   program, state = trained(f'batch_size={batch_size}')
-  sums = evaluation.evaluate(program, state, 'validation', never_stop)
+  sums, _ = evaluation.evaluate(program, state, 'validation', never_stop)
   split = program.dataset.splits['validation']
   found = np.asarray(logits(program, state, split.images)).astype(np.float64)
   log_softmax = found - np.log(np.exp(found).sum(1, keepdims=True))
@@ -132,7 +132,7 @@ def test_inference_equals_training_on_a_batch_of_those_statistics(x64):
   statistics = jax.device_get(program.statistics_step(state, batch))
   images = preprocess.normalize(jax.device_get(batch['image']), np.float64)
   config = program.config
-  model = inception.create_model(
+  model = networks.create_model(
     config.model, config.bn, 10, axis_name=None, unbiased=False, momentum=0.0
   )
   params = jax.device_get(state.params)

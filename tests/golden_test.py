@@ -27,10 +27,13 @@ NAMES = (
   'bn_x5_sigmoid',
   'inception_x5',
   'inception_sigmoid',
+  'mnist',
+  'bn_mnist',
 )
-# Step, and the relative difference that another order of summation may make:
-# rounding grows by orders of magnitude over the steps.
-STEPS = {1: 1e-12, 10: 1e-7, 50: 1e-2}
+# Step, and the relative difference that another order of summation may make.
+# Measured where a scan was put around the step: nothing at step 1, up to 4e-7 at
+# step 10 and 0.8 % at step 50, both of BN-x5; 3e-8 for BN-Baseline.
+STEPS = {1: 1e-12, 10: 1e-5, 50: 5e-2}
 
 
 def losses(name):
@@ -41,12 +44,11 @@ def losses(name):
   mesh = parallel.create_mesh(jax.devices()[:1])
   program = create_program(config, datasets.check(config), mesh)
   state = parallel.replicate(mesh, program.initial_state())
-  found = {}
-  for step, batch in enumerate(program.train_batches(0, max(STEPS)), start=1):
-    state, sums = program.train_step(state, batch)
-    if step in STEPS:
-      found[str(step)] = sums.fetch().means()['loss']
-  return found
+  history = []
+  for batches in program.stacked_batches(0, max(STEPS)):
+    state, sums = program.train_steps(state, batches)
+    history += sums.fetch_steps()
+  return {str(step): history[step - 1].means()['loss'] for step in STEPS}
 
 
 @pytest.mark.slow

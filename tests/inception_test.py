@@ -8,7 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from bn_repro import architecture, inception, optim, overview, parallel, steps
+from bn_repro import (
+  architecture,
+  inception,
+  layers,
+  networks,
+  optim,
+  overview,
+  parallel,
+  steps,
+)
 from bn_repro import config as config_lib
 
 READINGS = [
@@ -21,7 +30,7 @@ READINGS = [
 
 def create(*overrides, num_classes=1000, variant='inception', mode='full'):
   config = config_lib.load(f'configs/{variant}.py:{mode}', overrides)
-  return inception.create_model(config.model, config.bn, num_classes)
+  return networks.create_model(config.model, config.bn, num_classes)
 
 
 def shapes(model, size=224, train=True):
@@ -81,7 +90,7 @@ def test_one_auxiliary_head_explains_13_6_million(reading, variant, expected):
 )
 def test_multiply_adds(reading, expected):
   model = create(f'model.reading={reading[0]}', f'model.stem={reading[1]}')
-  rows = overview.layers(model, 224, depth=1)
+  rows = overview.layers(model, (224, 224, 3), depth=1)
   total = sum(row.multiply_adds for row in rows)
   assert round(total / 1e9, 3) == expected
 
@@ -97,7 +106,8 @@ def test_multiply_adds(reading, expected):
 def test_output_sizes(reading, sizes, padding):
   model = create(f'model.reading={reading}', f'model.padding={padding}')
   outputs = {
-    row.name: row.output for row in overview.layers(model, 224, depth=1)
+    row.name: row.output
+    for row in overview.layers(model, (224, 224, 3), depth=1)
   }
   assert outputs['conv1'] == (112, 112, 64)
   assert outputs['conv2'] == (56, 56, 192)
@@ -189,10 +199,10 @@ def test_mini_has_the_prototype_s_size():
 
 def test_initial_values():
   model = create(variant='bn_baseline')
-  variables = inception.initial_variables(model, 64, seed=0)
-  again = inception.initial_variables(model, 64, seed=0)
-  other = inception.initial_variables(model, 64, seed=1)
-  plain = inception.initial_variables(create(), 64, seed=0)
+  variables = networks.initial_variables(model, (64, 64, 3), seed=0, init_std=0)
+  again = networks.initial_variables(model, (64, 64, 3), seed=0, init_std=0)
+  other = networks.initial_variables(model, (64, 64, 3), seed=1, init_std=0)
+  plain = networks.initial_variables(create(), (64, 64, 3), seed=0, init_std=0)
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
     name = path[-1].key
 
@@ -216,7 +226,7 @@ def test_initial_values():
 
 def dropped(num_devices):
   mesh = parallel.create_mesh(jax.devices()[:num_devices])
-  module = inception.Dropout(0.4)
+  module = layers.Dropout(0.4)
 
   def f(key, x):
     y = module.apply({}, x, rngs={'dropout': jax.random.key(key)})
@@ -245,7 +255,9 @@ def at(tree, path):
 def traced(images, *overrides, variant='inception'):
   """Kernels and outputs of a small network's layers in inference, by path."""
   model = create(*overrides, variant=variant, mode='mini', num_classes=10)
-  variables = inception.initial_variables(model, images.shape[1], seed=0)
+  variables = networks.initial_variables(
+    model, images.shape[1:], seed=0, init_std=0
+  )
   _, state = model.apply(
     variables, jnp.asarray(images, 'f'), train=False, capture_intermediates=True
   )
@@ -322,7 +334,7 @@ def test_places_of_local_response_norm(lrn, monkeypatch):
 
 def test_table():
   model = create()
-  rows = overview.layers(model, 224, depth=2)
+  rows = overview.layers(model, (224, 224, 3), depth=2)
   lines = overview.table(rows)
   # 69 convolutions and the classifier.
   assert len(rows) == 70
@@ -366,9 +378,11 @@ def test_auxiliary_loss_is_weighted(monkeypatch):
         'optim.weight_decay=0',
       ),
     )
-    model = inception.create_model(config.model, config.bn, 10)
+    model = networks.create_model(config.model, config.bn, 10)
     optimizer = optim.create_optimizer(config.optim, 32, lambda step: 1.0)
-    params = inception.initial_variables(model, 32, seed=0)['params']
+    params = networks.initial_variables(model, (32, 32, 3), seed=0, init_std=0)[
+      'params'
+    ]
     state = steps.TrainState(
       np.int32(0), np.uint32(0), params, {}, optimizer.init(params)
     )

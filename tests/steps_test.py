@@ -18,14 +18,15 @@ def small_network(monkeypatch):
 def trained(num_devices, num_steps, *overrides, variant='bn_baseline'):
   """The state after some steps, on the host."""
   config = config_lib.load(
-    f'configs/{variant}.py:mini', ('model.dtype=float64', *overrides)
+    f'configs/{variant}.py:mini',
+    ('model.dtype=float64', 'total_steps=100', *overrides),
   )
   mesh = parallel.create_mesh(jax.devices()[:num_devices])
   program = create_program(config, datasets.check(config), mesh)
   state = parallel.replicate(mesh, program.initial_state())
-  for batch in program.train_batches(0, num_steps):
-    state, sums = program.train_step(state, batch)
-  return jax.device_get(state), sums.fetch()
+  for batches in program.stacked_batches(0, num_steps):
+    state, sums = program.train_steps(state, batches)
+  return jax.device_get(state), sums.fetch_steps()[-1]
 
 
 def assert_close(found, expected, tolerance):
@@ -72,6 +73,21 @@ def test_twenty_steps(x64):
   assert_close(found.params, expected.params, 1e-6)
 
 
+@pytest.mark.parametrize('variant', ['bn_x5', 'bn_mnist'])
+def test_steps_in_one_call_are_the_steps(variant, x64):
+  """One trainer: a scan over five batches against five calls."""
+  short = ('log_every=10', 'eval_every=10', 'checkpoint_every=10')
+  states = [
+    trained(2, 10, f'steps_per_call={number}', *short, variant=variant)
+    for number in (1, 5, 10)
+  ]
+  (one, one_sums), (five, five_sums), (ten, _) = states
+  assert int(five.step) == int(ten.step) == 10
+  assert_close(five.params, one.params, 1e-9)
+  assert_close(ten.opt_state, one.opt_state, 1e-9)
+  assert five_sums.loss == pytest.approx(one_sums.loss, rel=1e-9)
+
+
 def test_statistics_forms_differ(x64):
   """So that the equalities above say something."""
   shared, _ = trained(1, 1)
@@ -87,8 +103,8 @@ def test_rates_are_not_compiled_in():
     config = config_lib.load(f'configs/{variant}.py:mini', (f'seed={seed}',))
     program = create_program(config, datasets.check(config))
     state = parallel.replicate(program.mesh, program.initial_state())
-    batch = next(program.eval_batches('train'))
-    texts.append(program.train_step.lower(state, batch).as_text())
+    batches = next(program.stacked_batches(0, 1))
+    texts.append(program.train_steps.lower(state, batches).as_text())
   assert texts[0] == texts[1]
 
 

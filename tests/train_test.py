@@ -59,7 +59,7 @@ def compiled_once(monkeypatch):
     steps = _COMPILED[key]
     return program_lib.dataclasses.replace(
       program,
-      train_step=steps.train_step,
+      train_steps=steps.train_steps,
       eval_step=steps.eval_step,
       statistics_step=steps.statistics_step,
     )
