@@ -72,7 +72,8 @@ def announce(
 
 def _facts(program: Program) -> dict[str, Any]:
   return {
-    'command': shlex.join(sys.orig_argv),
+    # Where the interpreter lies is of no use elsewhere.
+    'command': shlex.join(['python', *sys.orig_argv[1:]]),
     'started': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
     'git_revision': _git_revision(),
     'versions': {
