@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import math
 from pathlib import Path
 import statistics
 from typing import Any
 
+from ml_collections import ConfigDict
+import numpy as np
+
+from bn_repro import config as config_lib
 from bn_repro import workdir as workdir_lib
 from bn_repro.config import UserError
 
@@ -16,6 +19,21 @@ PAPER_BATCH_SIZE = 32
 # Forms of BN statistics in the order in which a run's results are quoted.
 PREFERRED = ('population', None, 'moving')
 
+# A net's best is the best mean of so many evaluations in a row: single ones
+# are luck (our choice).
+WINDOW = 5
+
+# Runs of one config that differ in nothing but these are runs of one setting.
+INCIDENTAL = {
+  'seed',
+  'log_every',
+  'eval_every',
+  'checkpoint_every',
+  'checkpoints_to_keep',
+  'tensorboard',
+  'data.data_dir',
+}
+
 Point = tuple[float, float]
 
 
@@ -24,7 +42,8 @@ class Run:
   """One run.
 
   Attributes:
-    name: its directory.
+    folder: name of the directory that its workdir stands in.
+    name: of its workdir.
     variant: the config it was started from, such as 'bn_x5'.
     config: the resolved config.
     facts: `run.json`.
@@ -32,6 +51,7 @@ class Run:
     lines: `metrics.jsonl`.
   """
 
+  folder: str
   name: str
   variant: str
   config: Mapping[str, Any]
@@ -46,9 +66,29 @@ class Run:
     return max([self.status.get('step', 0), *steps])
 
   @property
-  def data_name(self) -> str:
-    """The data set it was trained on."""
-    return self.config['data']['name']
+  def ended(self) -> bool:
+    """Whether it has come to its end, be it by diverging."""
+    return self.status.get('status') in (
+      workdir_lib.DONE,
+      workdir_lib.DIVERGED,
+    )
+
+  @property
+  def chance(self) -> float:
+    """Accuracy of guessing."""
+    return 1 / (1000 if self.config['data']['name'] == 'imagenet2012' else 10)
+
+  def fields(self) -> dict[str, Any]:
+    """The config by dotted name."""
+    return config_lib.flatten(ConfigDict(self.config))
+
+  def setting(self) -> dict[str, Any]:
+    """The fields that are not `INCIDENTAL`."""
+    return {
+      name: value
+      for name, value in self.fields().items()
+      if name not in INCIDENTAL
+    }
 
   def curve(self, split: str, metric: str, form: str | None) -> list[Point]:
     """`metric` over equivalent steps (images seen / 32)."""
@@ -59,27 +99,58 @@ class Run:
       if line['split'] == split and line.get('statistics') == form
     ]
 
-  def quoted_curve(self, split: str | None = None) -> list[Point]:
-    """Accuracy on a split, `eval_split` by default, in the form to quote."""
+  def quoted_lines(self, split: str | None = None) -> list[Mapping[str, Any]]:
+    """Evaluations of a split, `eval_split` by default, in the form to quote."""
     split = split or self.config['eval_split']
-    curves = (self.curve(split, 'accuracy', form) for form in PREFERRED)
-    return next((curve for curve in curves if curve), [])
+    for form in PREFERRED:
+      lines = [
+        line
+        for line in self.lines
+        if line['split'] == split and line.get('statistics') == form
+      ]
+      if lines:
+        return lines
+    return []
+
+  def accuracies(self, split: str | None = None) -> list[float]:
+    """Accuracies of the `quoted_lines`."""
+    return [line['accuracy'] for line in self.quoted_lines(split)]
 
   def best(self) -> float | None:
-    """The best accuracy of the quoted curve."""
-    return max((accuracy for _, accuracy in self.quoted_curve()), default=None)
+    """The best mean of `WINDOW` successive evaluations, or of all if fewer."""
+    values = self.accuracies()
+    if not values:
+      return None
+    width = min(WINDOW, len(values))
+    return float(np.convolve(values, np.full(width, 1 / width), 'valid').max())
+
+  def last(self, count: int = WINDOW) -> float | None:
+    """The mean of the last evaluations."""
+    values = self.accuracies()[-count:]
+    return statistics.fmean(values) if values else None
 
   def test_accuracy(self) -> float | None:
     """Accuracy on the test images, which are evaluated after the last step."""
-    curve = self.quoted_curve('test')
-    return curve[-1][1] if curve else None
+    values = self.accuracies('test')
+    return values[-1] if values and self.ended else None
 
   def steps_to(self, target: float) -> float | None:
-    """The first evaluated step whose accuracy is at least the target."""
-    return next(
-      (step for step, accuracy in self.quoted_curve() if accuracy >= target),
-      None,
-    )
+    """The first evaluated step with at least this accuracy.
+
+    In updates of the run's own batch size times that / 32, as the paper's axis.
+    """
+    scale = self.config['batch_size'] / PAPER_BATCH_SIZE
+    for line in self.quoted_lines():
+      if line['accuracy'] >= target:
+        return line['step'] * scale
+    return None
+
+  def percentiles(self, probe: str) -> np.ndarray | None:
+    """Percentiles of a probe, (evaluations, percentiles, units)."""
+    lines = self.quoted_lines()
+    if not lines or 'percentiles' not in lines[0]:
+      return None
+    return np.array([line['percentiles'][probe] for line in lines])
 
 
 def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
@@ -107,7 +178,7 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
       seen.add(workdir.resolve())
       try:
         runs.append(_read_run(workdir))
-      except (UserError, KeyError, TypeError) as error:
+      except (UserError, KeyError, TypeError, AttributeError) as error:
         problems.append(f'{workdir}: cannot be read ({error}).')
   if not runs:
     raise UserError(*problems)
@@ -118,6 +189,7 @@ def _read_run(workdir: Path) -> Run:
   facts = workdir_lib.read_json(workdir / 'run.json') or {}
   config_file = facts.get('config_file', workdir.name)
   run = Run(
+    folder=workdir.resolve().parent.name,
     name=workdir.name,
     variant=Path(config_file.partition(':')[0]).stem,
     config=workdir_lib.read_json(workdir / 'config.json'),
@@ -126,50 +198,143 @@ def _read_run(workdir: Path) -> Run:
     lines=workdir_lib.read_metrics(workdir / 'metrics.jsonl'),
   )
   # Read once here, so that a run that lacks something is named, not half shown.
-  _ = run.data_name, run.config['model']['width']
-  _ = run.quoted_curve(), run.curve('train', 'loss', None), run.test_accuracy()
+  _ = run.setting(), run.best(), run.test_accuracy(), run.steps_to(0.0)
+  _ = run.config['data']['name'], run.config['model']['name']
+  _ = run.curve('train', 'loss', None)
   return run
 
 
 @dataclasses.dataclass(frozen=True)
+class Spread:
+  """Values of several seeds.
+
+  Attributes:
+    values: one a seed; None where a run has none.
+  """
+
+  values: Sequence[float | None]
+
+  @property
+  def present(self) -> list[float]:
+    """The values that are there, sorted."""
+    return sorted(value for value in self.values if value is not None)
+
+  @property
+  def median(self) -> float | None:
+    """The median, one that a run has; None if half of the runs have none."""
+    if 2 * len(self.present) <= len(self.values):
+      return None
+    # A run that never reaches a target counts as one that needs longest.
+    return self.present[(len(self.values) - 1) // 2]
+
+  @property
+  def range(self) -> tuple[float, float] | None:
+    """The lowest and the highest; None for fewer than two values."""
+    present = self.present
+    return (present[0], present[-1]) if len(present) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
 class Group:
-  """The runs of one variant on one data set, which differ in their seeds."""
+  """Runs of one variant and setting, one a seed."""
 
   variant: str
   runs: Sequence[Run]
 
+  def spread(self, measure: Any) -> Spread:
+    """`measure(run)` of each run."""
+    return Spread([measure(run) for run in self.runs])
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """Runs that can be compared: of one folder, network and data set.
+
+  Attributes:
+    folder: its name.
+    data_name: their data set.
+    network: `model.name` of their configs.
+    groups: in the order of the paper, unknown variants last.
+  """
+
+  folder: str
+  data_name: str
+  network: str
+  groups: Sequence[Group]
+
   @property
-  def ended(self) -> bool:
-    """Whether all of them have come to their end, be it by diverging."""
-    statuses = {run.status.get('status') for run in self.runs}
-    return statuses <= {workdir_lib.DONE, workdir_lib.DIVERGED}
+  def runs(self) -> list[Run]:
+    """All runs."""
+    return [run for group in self.groups for run in group.runs]
 
-  def median_best(self) -> float | None:
-    """Median over runs of the best accuracy, one that a run has reached."""
-    best = [value for run in self.runs if (value := run.best()) is not None]
-    return statistics.median_low(best) if best else None
+  @property
+  def title(self) -> str:
+    """Name of the folder, and of the data set if that says more."""
+    if self.data_name == self.folder:
+      return self.folder
+    return f'{self.folder} ({self.data_name})'
 
-  def median_steps_to(self, target: float | None) -> float | None:
-    """Median of the steps to a target; None if half of the runs miss it."""
-    if target is None:
-      return None
-    reached = [run.steps_to(target) for run in self.runs]
-    steps = [math.inf if step is None else step for step in reached]
-    middle = statistics.median_low(steps)
-    return middle if math.isfinite(middle) else None
+  def settings_of(self, variant: str) -> list[Group]:
+    """The groups of a variant."""
+    return [group for group in self.groups if group.variant == variant]
+
+  @property
+  def is_sweep(self) -> bool:
+    """Whether a variant was run in several settings."""
+    return len({group.variant for group in self.groups}) < len(self.groups)
+
+  def what_varies(self, group: Group) -> str:
+    """What tells a group from others of its variant, such as 'seed=1'."""
+    mine = group.runs[0].setting()
+    others = [g.runs[0].setting() for g in self.settings_of(group.variant)]
+    names = [
+      name
+      for name in mine
+      if any(other.get(name) != mine[name] for other in others)
+    ]
+    return ', '.join(f'{name}={_short(mine[name])}' for name in names)
+
+  def not_shared(self) -> list[str]:
+    """Fields that make runs hard to compare and are not the same for all."""
+    found = []
+    settings = [group.runs[0].setting() for group in self.groups]
+    for name in ('total_steps', 'total_epochs', 'data.holdout', 'model.width'):
+      values = dict.fromkeys(setting[name] for setting in settings)
+      if len(values) > 1:
+        found.append(f'{name} ({", ".join(map(_short, values))})')
+    return found
 
 
-def group_runs(runs: Iterable[Run], order: Sequence[str]) -> list[Group]:
-  """Groups runs by variant, in the given order, unknown variants last."""
-  by_variant: dict[str, list[Run]] = {}
+def _short(value: Any) -> str:
+  return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+def sections(runs: Iterable[Run], order: Sequence[str]) -> list[Section]:
+  """Puts runs into sections, and their variants into the given order."""
+  rank = {variant: number for number, variant in enumerate(order)}
+  found: dict[tuple[str, str, str], dict[str, list[Run]]] = {}
   for run in runs:
-    by_variant.setdefault(run.variant, []).append(run)
-  known = [variant for variant in order if variant in by_variant]
-  unknown = sorted(by_variant.keys() - set(order))
-  return [Group(variant, by_variant[variant]) for variant in known + unknown]
-
-
-def median(values: Iterable[float | None]) -> float | None:
-  """The median of the values that are there; None if none is."""
-  present = [value for value in values if value is not None]
-  return statistics.median(present) if present else None
+    config = run.config
+    key = (run.folder, config['data']['name'], config['model']['name'])
+    setting = f'{run.variant} {sorted(run.setting().items())}'
+    found.setdefault(key, {}).setdefault(setting, []).append(run)
+  return [
+    Section(
+      *key,
+      sorted(
+        (
+          Group(
+            group[0].variant,
+            sorted(group, key=lambda run: run.config['seed']),
+          )
+          for group in by_setting.values()
+        ),
+        key=lambda group: (
+          rank.get(group.variant, len(rank)),
+          group.variant,
+          group.runs[0].config['optim']['learning_rate'],
+        ),
+      ),
+    )
+    for key, by_setting in found.items()
+  ]

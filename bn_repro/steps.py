@@ -130,7 +130,12 @@ def several(train_step: Step) -> Step:
   def train_steps(
     state: TrainState, batches: Batch
   ) -> tuple[TrainState, metrics.Sums]:
-    return jax.lax.scan(train_step, state, batches)
+    if len(batches['label']) > 1:
+      return jax.lax.scan(train_step, state, batches)
+    # In a scan, even of one step, convolutions on CPU run at a third of their
+    # speed.
+    state, sums = train_step(state, jax.tree.map(lambda x: x[0], batches))
+    return state, jax.tree.map(lambda x: x[None], sums)
 
   return train_steps
 

@@ -1,0 +1,46 @@
+"""What the paper reports of each config (Fig. 1, Fig. 3, section 4.2.2)."""
+
+from collections.abc import Mapping
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperRow:
+  """What the paper reports of a variant.
+
+  Attributes:
+    label: the paper's name for it.
+    learning_rate: initial rate; None where it is not given.
+    steps: millions of steps to 72.2 %; None where it is not reached.
+    accuracy: the best, in percent, or what the text says instead.
+  """
+
+  label: str
+  learning_rate: float | None
+  steps: float | None
+  accuracy: str
+
+
+PAPER: Mapping[str, PaperRow] = {
+  'inception': PaperRow('Inception', 0.0015, 31.0, '72.2'),
+  'bn_baseline': PaperRow('BN-Baseline', 0.0015, 13.3, '72.7'),
+  'bn_x5': PaperRow('BN-x5', 0.0075, 2.1, '73.0'),
+  'bn_x30': PaperRow('BN-x30', 0.045, 2.7, '74.8'),
+  'bn_x5_sigmoid': PaperRow('BN-x5-Sigmoid', 0.0075, None, '69.8'),
+  'inception_x5': PaperRow('Inception at x5', 0.0075, None, 'machine infinity'),
+  'inception_sigmoid': PaperRow(
+    'Inception, sigmoid', 0.0015, None, 'chance, 0.1'
+  ),
+  'mnist': PaperRow('Without BN', None, None, 'lower'),
+  'bn_mnist': PaperRow('With BN', None, None, 'higher'),
+}
+
+# Networks of section 4.2, in the order of its figures.
+FIG_3 = tuple(name for name in PAPER if not name.endswith('mnist'))
+# Those of Fig. 1.
+FIG_1 = ('mnist', 'bn_mnist')
+
+
+def label(variant: str) -> str:
+  """The paper's name of a variant, or its own."""
+  return PAPER[variant].label if variant in PAPER else variant
