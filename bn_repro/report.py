@@ -1,61 +1,25 @@
 """A page of curves and numbers beside the paper's, from what runs have written.
 
 python -m bn_repro.report --runs=runs/quickstart --out=runs/report
+
+Runs of one folder, network and data set stand in one section. Those of one
+config that differ in their seeds alone are taken together.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-import dataclasses
+from collections.abc import Iterable, Sequence
 import html
+import math
 from pathlib import Path
+import re
 import sys
 
+from bn_repro import ledger, results
 from bn_repro import main as main_lib
-from bn_repro import results
 from bn_repro.config import UserError
-from bn_repro.results import Group, Run
-
-
-@dataclasses.dataclass(frozen=True)
-class PaperRow:
-  """What the paper reports of a variant (Fig. 3, section 4.2.2).
-
-  Attributes:
-    label: the paper's name for it.
-    learning_rate: initial rate.
-    steps: millions of steps to 72.2 %; None where it is not reached.
-    accuracy: the best, in percent, or what the text says instead.
-  """
-
-  label: str
-  learning_rate: float
-  steps: float | None
-  accuracy: str
-
-
-PAPER: Mapping[str, PaperRow] = {
-  'inception': PaperRow('Inception', 0.0015, 31.0, '72.2'),
-  'bn_baseline': PaperRow('BN-Baseline', 0.0015, 13.3, '72.7'),
-  'bn_x5': PaperRow('BN-x5', 0.0075, 2.1, '73.0'),
-  'bn_x30': PaperRow('BN-x30', 0.045, 2.7, '74.8'),
-  'bn_x5_sigmoid': PaperRow('BN-x5-Sigmoid', 0.0075, None, '69.8'),
-  'inception_x5': PaperRow('Inception at x5', 0.0075, None, 'machine infinity'),
-  'inception_sigmoid': PaperRow(
-    'Inception, sigmoid', 0.0015, None, 'chance, 0.1'
-  ),
-}
-
-# Okabe and Ito's colours, which colour-blind people can tell apart.
-COLOURS = (
-  '#000000',
-  '#0072b2',
-  '#d55e00',
-  '#009e73',
-  '#cc79a7',
-  '#999999',
-  '#e69f00',
-)
-STYLES = ('-', '--', '-', '-.', '--', '-.', ':')
+from bn_repro.ledger import times
+from bn_repro.paper import FIG_1, FIG_3, INCEPTION_STEPS, PAPER, label
+from bn_repro.results import WINDOW, Group, Run, Section, Spread
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -66,12 +30,13 @@ _PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 76rem;
   margin: 2rem auto; padding: 0 1rem; }}
 img {{ width: 100%; background: #fff; border-radius: 6px; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .9rem; }}
-th, td {{ padding: .35rem .6rem; text-align: right;
+.scroll {{ overflow-x: auto; margin: 1rem 0; }}
+table {{ border-collapse: collapse; font-size: .9rem; min-width: 46rem; }}
+th, td {{ padding: .35rem .6rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid #8886; }}
-th:first-child, td:first-child, td:last-child {{ text-align: left; }}
-li b {{ font-weight: 600; }}
+.holds {{ color: #0a7d3c; }} .fails {{ color: #c2410c; }}
+@media (prefers-color-scheme: dark) {{
+  .holds {{ color: #4ade80; }} .fails {{ color: #fb923c; }} }}
 small {{ opacity: .75; overflow-wrap: anywhere; }}
 </style></head><body>
 <h1>Batch Normalization, reproduced</h1>
@@ -79,36 +44,30 @@ small {{ opacity: .75; overflow-wrap: anywhere; }}
 </body></html>
 """
 
-
-def _percent(value: float | None) -> str:
-  return '–' if value is None else f'{100 * value:.1f}'
+_VERDICT_CLASSES = {ledger.HOLDS: 'holds', ledger.FAILS: 'fails'}
 
 
-def _number(value: float | None) -> str:
-  return '–' if value is None else f'{value:,.0f}'
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """An HTML table of plain text; verdicts get their colours."""
+
+  def cell(text: str) -> str:
+    kind = _VERDICT_CLASSES.get(text)
+    escaped = html.escape(text)
+    return (
+      f'<td class="{kind}">{escaped}</td>' if kind else f'<td>{escaped}</td>'
+    )
+
+  head = ''.join(f'<th>{html.escape(h)}</th>' for h in heads)
+  body = ''.join(f'<tr>{"".join(map(cell, row))}</tr>' for row in rows)
+  return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def _times(value: float | None) -> str:
-  return '–' if value is None else f'{value:.1f}x'
+def _number(value: float) -> str:
+  return f'{value:,.0f}'
 
 
-def _ratio(above: float | None, below: float | None) -> float | None:
-  return above / below if above and below else None
-
-
-def label(variant: str) -> str:
-  """The paper's name of a variant, or its own."""
-  return PAPER[variant].label if variant in PAPER else variant
-
-
-def _find(groups: Sequence[Group], variant: str) -> Group | None:
-  return next((g for g in groups if g.variant == variant), None)
-
-
-def target_accuracy(groups: Sequence[Group]) -> float | None:
-  """The best accuracy of the run without BN, as the paper's 72.2 % is."""
-  group = _find(groups, 'inception')
-  return group.median_best() if group else None
+def _or_dash(value: float | None, show: str) -> str:
+  return '–' if value is None else show.format(value)
 
 
 def _status(run: Run) -> str:
@@ -119,40 +78,66 @@ def _status(run: Run) -> str:
   return f'{status} at step {run.step}' + (f': {reason}' if reason else '')
 
 
-def table(groups: Sequence[Group]) -> str:
-  """The paper's Fig. 3 with our numbers beside its own, as HTML."""
-  target = target_accuracy(groups)
-  plain = _find(groups, 'inception')
-  plain_steps = plain.median_steps_to(target) if plain else None
-  paper_steps = PAPER['inception'].steps
-  rows = []
-  for group in groups:
-    paper = PAPER.get(group.variant)
-    steps = group.median_steps_to(target)
-    first = group.runs[0]
-    cells = [
-      label(group.variant),
-      f'{paper.learning_rate:g}' if paper else '–',
-      f'{first.facts.get("applied_learning_rate", float("nan")):g}',
-      f'{paper.steps}M' if paper and paper.steps else '–',
-      _number(steps),
-      _times(_ratio(paper_steps, paper.steps if paper else None)),
-      _times(_ratio(plain_steps, steps)),
-      paper.accuracy if paper else '–',
-      _percent(group.median_best()),
-      _percent(results.median(run.test_accuracy() for run in group.runs)),
-      str(len(group.runs)),
-      ', '.join(dict.fromkeys(_status(run) for run in group.runs)),
+def _plain(section: Section) -> Group | None:
+  """The net without BN that targets come from, if there is exactly one."""
+  groups = section.settings_of('inception')
+  return groups[0] if len(groups) == 1 else None
+
+
+def _fig_3_row(section: Section, group: Group) -> list[str]:
+  paper = PAPER.get(group.variant)
+  plain = _plain(section)
+  by_seed = {run.config['seed']: run for run in plain.runs} if plain else {}
+  pairs = [(by_seed.get(run.config['seed']), run) for run in group.runs]
+  reached = Spread(
+    [
+      run.steps_to(target)
+      for without, run in pairs
+      if without and (target := without.best()) is not None
     ]
-    rows.append(
-      '<tr>' + ''.join(f'<td>{html.escape(c)}</td>' for c in cells) + '</tr>'
-    )
+  )
+  faster = Spread(
+    [ledger.speed_up(without, run) for without, run in pairs if without],
+    never=-math.inf,
+  )
+  paper_faster = None
+  if paper and paper.steps:
+    paper_faster = INCEPTION_STEPS / paper.steps
+  rates = dict.fromkeys(
+    run.facts.get('applied_learning_rate') for run in group.runs
+  )
+  varies = section.what_varies(group)
+  return [
+    label(group.variant) + (f', {varies}' if varies else ''),
+    _or_dash(paper.learning_rate if paper else None, '{:g}'),
+    ', '.join(_or_dash(rate, '{:g}') for rate in rates),
+    f'{paper.steps}M' if paper and paper.steps else '–',
+    reached.show(_number),
+    _or_dash(paper_faster, '{:.1f}x'),
+    faster.show(times),
+    paper.accuracy if paper else '–',
+    _shown(group.spread(Run.best)),
+    _shown(group.spread(Run.test_accuracy)),
+    str(len(group.runs)),
+    ', '.join(dict.fromkeys(_status(run) for run in group.runs)),
+  ]
+
+
+def _shown(spread: Spread) -> str:
+  """Percentages, or a dash where a run has none."""
+  if None in spread.values:
+    return '–'
+  return spread.show(lambda value: f'{100 * value:.1f}')
+
+
+def fig_3(section: Section) -> str:
+  """The paper's Fig. 3 with our numbers beside its own, as HTML."""
   heads = (
     'variant',
     'rate, paper',
     'ours',
     'steps to 72.2 %, paper',
-    f'to {_percent(target)} %, ours',
+    "to Inception's best, ours",
     'speed-up, paper',
     'ours',
     'best %, paper',
@@ -161,183 +146,174 @@ def table(groups: Sequence[Group]) -> str:
     'runs',
     'status',
   )
-  head = ''.join(f'<th>{html.escape(h)}</th>' for h in heads)
-  return (
-    f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+  rows = [_fig_3_row(section, group) for group in section.groups]
+  if not section.is_sweep:
+    there = {group.variant for group in section.groups}
+    rows += [
+      [label(name), *['–'] * (len(heads) - 2), 'not run']
+      for name in FIG_3
+      if name not in there
+    ]
+  return _table(heads, rows)
+
+
+def fig_1_table(section: Section) -> str:
+  """What Fig. 1 shows, in numbers, as HTML."""
+  heads = (
+    'net',
+    'steps to 90 %',
+    f'mean of the last {ledger.FIG_1_LAST} evaluations, %',
+    'travel of the median over width',
+    'runs',
+    'status',
   )
+  rows = []
+  for group in section.groups:
+    varies = section.what_varies(group)
+    # Steps of this batch size, as the figure has them.
+    scale = results.PAPER_BATCH_SIZE / group.runs[0].config['batch_size']
+    steps = [run.steps_to(ledger.FIG_1_TARGET) for run in group.runs]
+    rows.append(
+      [
+        label(group.variant) + (f', {varies}' if varies else ''),
+        Spread([s and s * scale for s in steps]).show(_number),
+        _shown(group.spread(lambda run: run.last(ledger.FIG_1_LAST))),
+        group.spread(ledger.travel).show('{:.2f}'.format),
+        str(len(group.runs)),
+        ', '.join(dict.fromkeys(_status(run) for run in group.runs)),
+      ]
+    )
+  return _table(heads, rows)
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-  """A claim of section 4.2.2, and how it is looked for in runs.
-
-  Attributes:
-    text: the claim, with the paper's figure.
-    needs: the variants that must have been run.
-    check: from the groups of those variants and the target, whether it holds
-      and what was found.
-  """
-
-  text: str
-  needs: tuple[str, ...]
-  check: Callable[[Sequence[Group], float | None], tuple[bool, str]]
-
-
-def _faster(factor: float) -> Callable[..., tuple[bool, str]]:
-  def check(groups: Sequence[Group], target: float | None) -> tuple[bool, str]:
-    plain, other = (group.median_steps_to(target) for group in groups)
-    speed_up = _ratio(plain, other)
-    found = f'{_number(other)} against {_number(plain)} steps'
-    return speed_up is not None and speed_up > factor, found
-
-  return check
+def settings_table(section: Section) -> str:
+  """Last accuracy of both nets of Fig. 1 over initial weights and rates."""
+  cells: dict[tuple[float, float], dict[str, str]] = {}
+  for group in section.groups:
+    config = group.runs[0].config
+    rate = group.runs[0].facts.get('applied_learning_rate', math.nan)
+    key = (config['model']['init_std'], round(rate, 9))
+    cells.setdefault(key, {})[group.variant] = _shown(group.spread(Run.last))
+  stds = sorted({std for std, _ in cells})
+  rates = sorted({rate for _, rate in cells})
+  rows = [
+    [
+      f'{std:g}',
+      *(
+        ' → '.join(cells.get((std, rate), {}).get(v, '–') for v in FIG_1)
+        for rate in rates
+      ),
+    ]
+    for std in stds
+  ]
+  return _table(['std of W', *(f'rate {rate:g}' for rate in rates)], rows)
 
 
-def _ends_above(
-  groups: Sequence[Group], target: float | None
-) -> tuple[bool, str]:
-  del target
-  first, second = (group.median_best() or 0.0 for group in groups)
-  return first > second, f'best {_percent(first)} against {_percent(second)} %'
-
-
-def _at_chance(
-  groups: Sequence[Group], target: float | None
-) -> tuple[bool, str]:
-  del target
-  best = groups[0].median_best()
-  statuses = ', '.join({_status(run) for run in groups[0].runs})
-  first = groups[0].runs[0]
-  chance = 1 / (1000 if first.data_name == 'imagenet2012' else 10)
-  # Twice chance is still no learning.
-  return (
-    best is None or best < 2 * chance,
-    f'best {_percent(best)} %, {statuses}',
-  )
-
-
-CLAIMS = (
-  Claim(
-    'BN-Baseline needs less than half of the steps of Inception.',
-    ('inception', 'bn_baseline'),
-    _faster(2),
-  ),
-  Claim(
-    'BN-x5 needs fewer steps than BN-Baseline (paper: 2.1M against 13.3M).',
-    ('bn_baseline', 'bn_x5'),
-    _faster(1),
-  ),
-  Claim(
-    'BN-x30 ends higher than BN-x5 (paper: 74.8 against 73.0 %).',
-    ('bn_x30', 'bn_x5'),
-    _ends_above,
-  ),
-  Claim(
-    'BN-x5-Sigmoid ends below BN-x5 (paper: 69.8 against 73.0 %).',
-    ('bn_x5', 'bn_x5_sigmoid'),
-    _ends_above,
-  ),
-  Claim(
-    'With the sigmoid and without BN the net stays at chance.',
-    ('inception_sigmoid',),
-    _at_chance,
-  ),
-  Claim(
-    'At 5 times its rate the net without BN fails to train.',
-    ('inception_x5',),
-    _at_chance,
-  ),
-)
-
-
-def claims(groups: Sequence[Group]) -> str:
-  """A list of the claims, each held against the runs, as HTML."""
-  target = target_accuracy(groups)
+def limits(section: Section) -> str:
+  """In a sweep of rates: the highest at which each net still learns."""
   items = []
-  for claim in CLAIMS:
-    found = [g for name in claim.needs if (g := _find(groups, name))]
-    if len(found) < len(claim.needs):
-      verdict, detail = 'not run', ''
-    elif not all(group.ended for group in found):
-      verdict, detail = 'not finished', ''
-    else:
-      holds, detail = claim.check(found, target)
-      verdict = 'holds here' if holds else 'does not hold here'
-    tail = f' ({html.escape(detail)})' if detail else ''
-    items.append(f'<li>{html.escape(claim.text)} <b>{verdict}</b>{tail}</li>')
-  return f'<ul>{"".join(items)}</ul>'
-
-
-def draw(groups: Sequence[Group], out: Path, stem: str) -> None:
-  """Draws accuracy and training loss over steps, as SVG and PNG."""
-  import matplotlib as mpl
-
-  mpl.use('Agg')
-  from matplotlib import pyplot as plt
-
-  for kind, title in (
-    ('accuracy', 'Validation accuracy'),
-    ('loss', 'Training loss'),
-  ):
-    figure, axes = plt.subplots(figsize=(9, 5.2), layout='constrained')
-    for index, group in enumerate(groups):
-      style = {
-        'color': COLOURS[index % len(COLOURS)],
-        'linestyle': STYLES[index % len(STYLES)],
-      }
-      name = label(group.variant)
+  for variant in dict.fromkeys(group.variant for group in section.groups):
+    by_seed: dict[int, list[Run]] = {}
+    for group in section.settings_of(variant):
       for run in group.runs:
-        curve = (
-          run.quoted_curve()
-          if kind == 'accuracy'
-          else run.curve('train', 'loss', None)
-        )
-        if curve:
-          axes.plot(*zip(*curve, strict=True), label=name, lw=1.8, **style)
-          name = '_another run of the same variant'
-        moving = run.curve(run.config['eval_split'], 'accuracy', 'moving')
-        if kind == 'accuracy' and moving:
-          faint = {**style, 'linestyle': ':'}
-          axes.plot(*zip(*moving, strict=True), lw=0.8, alpha=0.6, **faint)
-    axes.set_xlabel('steps of 32 images')
-    axes.set_title(title, loc='left')
-    axes.grid(alpha=0.3)
-    if kind == 'loss':
-      axes.set_yscale('log')
-    if axes.get_legend_handles_labels()[0]:
-      figure.legend(loc='outside lower center', ncols=3, frameon=False)
-    for suffix in ('svg', 'png'):
-      figure.savefig(out / f'{stem}_{kind}.{suffix}', dpi=150)
-    plt.close(figure)
-
-
-def _section(data_name: str, runs: Sequence[Run], out: Path) -> str:
-  groups = results.group_runs(runs, list(PAPER))
-  draw(groups, out, data_name)
-  first = runs[0]
-  count = first.facts.get('num_examples', {}).get('train', 0)
-  versions = ', '.join(
-    f'{k} {v}' for k, v in first.facts.get('versions', {}).items()
-  )
-  facts = (
-    f'{count:,} training images of {data_name}, '
-    f'{max(run.step for run in runs):,} steps of '
-    f'{first.config["batch_size"]}, network width '
-    f'{first.config["model"]["width"]:g}; started '
-    f'{first.facts.get("started", "?")}, revision '
-    f'{first.facts.get("git_revision", "?")}; {versions}'
-  )
-  name = html.escape(data_name)
+        by_seed.setdefault(run.config['seed'], []).append(run)
+    highest = Spread(
+      [ledger.highest_rate(runs) for runs in by_seed.values()], never=-math.inf
+    )
+    items.append(f'{label(variant)} {highest.show("{:g}".format)}')
   return (
-    f'<h2>{name}</h2>'
-    f'<img src="{name}_accuracy.svg" alt="Validation accuracy over steps">'
-    '<p>Thick: with population statistics (Algorithm 2). Dotted, thin: with '
-    "moving averages. The paper's Fig. 2 in these data; compare shapes, not "
-    'levels: the paper trains on ImageNet at full width.</p>'
-    f"{table(groups)}<h3>The paper's claims</h3>{claims(groups)}"
-    f'<img src="{name}_loss.svg" alt="Training loss over steps">'
-    f'<p><small>{html.escape(facts)}</small></p>'
+    '<p>Highest rate such that the net leaves chance at it and at all lower '
+    f'ones: {html.escape("; ".join(items))}.</p>'
   )
+
+
+def _facts(section: Section) -> str:
+  """Where the numbers come from."""
+  runs = section.runs
+
+  def all_of(values: Iterable[object]) -> str:
+    return ', '.join(dict.fromkeys(str(value) for value in values)) or '?'
+
+  count = all_of(
+    f'{run.facts.get("num_examples", {}).get("train", 0):,}' for run in runs
+  )
+  versions = all_of(
+    f'{name} {version}'
+    for run in runs
+    for name, version in run.facts.get('versions', {}).items()
+  )
+  devices = all_of(
+    f'{len(names)} {all_of(names)}'
+    for run in runs
+    for names in [run.facts.get('devices', [])]
+  )
+  started = sorted(run.facts.get('started', '?') for run in runs)
+  steps = all_of(f'{run.step:,}' for run in runs)
+  batch_sizes = all_of(run.config['batch_size'] for run in runs)
+  widths = all_of(f'{run.config["model"]["width"]:g}' for run in runs)
+  revisions = all_of(run.facts.get('git_revision', '?') for run in runs)
+  text = (
+    f'{count} training images of {section.data_name}, {steps} steps of '
+    f'{batch_sizes}, network width {widths}; devices: {devices}; started '
+    f'{started[0]} to {started[-1]}; revision {revisions}; {versions}'
+  )
+  return f'<p><small>{html.escape(text)}</small></p>'
+
+
+def _image(name: str, what: str) -> str:
+  return f'<img src="{name}.svg" alt="{html.escape(what)}">'
+
+
+def _section(section: Section, out: Path, name: str) -> str:
+  from bn_repro import figures  # Matplotlib takes a second.
+
+  parts = [f'<h2>{html.escape(section.title)}</h2>']
+  not_shared = section.not_shared()
+  if not_shared and not section.is_sweep:
+    parts.append(
+      '<p class="fails">Not the same for all of these runs: '
+      f'{html.escape("; ".join(not_shared))}.</p>'
+    )
+  if section.network == 'mlp' and section.is_sweep:
+    parts.append(
+      '<p>Accuracy without → with BN, % (the last evaluations), over the '
+      'standard deviation of the initial weights and the learning rate. The '
+      'paper gives neither, and Fig. 1 depends on both.</p>'
+      + settings_table(section)
+    )
+  elif section.network == 'mlp':
+    figures.fig_1(section, out, name)
+    parts.append(
+      _image(name, 'Test accuracy and inputs of a sigmoid over steps')
+      + "<p>The paper's Fig. 1 in these data. Drawn is the unit of the last "
+      'hidden layer whose median travels as far as that of the median unit; '
+      'travel is its range over training, width the distance from the 15th to '
+      'the 85th percentile at the end.</p>' + fig_1_table(section)
+    )
+  elif section.is_sweep and _rates(section) > 2:
+    figures.rates(section, out, name)
+    parts.append(
+      _image(name, 'Best accuracy over the learning rate')
+      + limits(section)
+      + fig_3(section)
+    )
+  else:
+    figures.curves(section, out, name)
+    parts.append(
+      _image(name, 'Accuracy and training loss over steps')
+      + '<p>Thick: with population statistics (Algorithm 2). Dotted, thin: '
+      "with moving averages. The paper's Fig. 2 in these data; compare "
+      'shapes, not levels: the paper trains on ImageNet at full width.</p>'
+      + fig_3(section)
+      + f'<p>Best is the best mean of {WINDOW} evaluations in a row; steps are '
+      "counted to that of Inception, each seed's own. Median, and the range "
+      'over seeds.</p>'
+    )
+  return ''.join(parts) + _facts(section)
+
+
+def _rates(section: Section) -> int:
+  return len({run.config['optim']['learning_rate'] for run in section.runs})
 
 
 def write_report(folders: Sequence[str], out: Path) -> list[str]:
@@ -347,18 +323,35 @@ def write_report(folders: Sequence[str], out: Path) -> list[str]:
     UserError: if there is no run, or `out` cannot be written.
   """
   runs, problems = results.read_runs(folders)
-  by_data: dict[str, list[Run]] = {}
-  for run in runs:
-    by_data.setdefault(run.data_name, []).append(run)
+  sections = results.sections(runs, list(PAPER))
+  rows = ledger.ledger(sections)
+  heads = ('claim', 'paper', 'where', 'ours', 'seeds', 'verdict')
+  cells = [
+    [r.claim, r.paper, r.section, r.ours, r.seeds, r.verdict] for r in rows
+  ]
   try:
     out.mkdir(parents=True, exist_ok=True)
-    sections = [_section(name, group, out) for name, group in by_data.items()]
-    complaints = ''.join(f'<p>{html.escape(p)}</p>' for p in problems)
-    page = _PAGE.format(body=''.join(sections) + complaints)
+    parts = [
+      "<h2>The paper's claims</h2>",
+      _table(heads, cells),
+      '<p>A claim is measured for each seed by itself, and holds if it does '
+      'for every seed. Median, and the range over seeds.</p>',
+      *(
+        _section(section, out, f'{number}_{_file_name(section.folder)}')
+        for number, section in enumerate(sections, start=1)
+      ),
+      *(f'<p class="fails">{html.escape(problem)}</p>' for problem in problems),
+    ]
+    page = _PAGE.format(body=''.join(parts))
     (out / 'index.html').write_text(page, encoding='utf-8')
+    (out / 'ledger.md').write_text(ledger.markdown(rows), encoding='utf-8')
   except OSError as error:
     raise UserError(f'--out={out}: {error.strerror}.') from error
   return problems
+
+
+def _file_name(text: str) -> str:
+  return re.sub(r'\W+', '_', text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """What runs have written, read back and put in order. Imports no JAX."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import math
 from pathlib import Path
 import statistics
 from typing import Any
@@ -178,7 +179,9 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
       seen.add(workdir.resolve())
       try:
         runs.append(_read_run(workdir))
-      except (UserError, KeyError, TypeError, AttributeError) as error:
+      except KeyError as error:
+        problems.append(f'{workdir}: cannot be read (it has no {error}).')
+      except (UserError, TypeError, AttributeError) as error:
         problems.append(f'{workdir}: cannot be read ({error}).')
   if not runs:
     raise UserError(*problems)
@@ -209,29 +212,38 @@ class Spread:
   """Values of several seeds.
 
   Attributes:
-    values: one a seed; None where a run has none.
+    values: one a seed; None for a seed that never got there.
+    never: what None counts as: the longest time, or the smallest factor.
   """
 
   values: Sequence[float | None]
+  never: float = math.inf
 
   @property
-  def present(self) -> list[float]:
-    """The values that are there, sorted."""
-    return sorted(value for value in self.values if value is not None)
+  def _sorted(self) -> list[float]:
+    return sorted(self.never if v is None else v for v in self.values)
 
   @property
   def median(self) -> float | None:
-    """The median, one that a run has; None if half of the runs have none."""
-    if 2 * len(self.present) <= len(self.values):
+    """The median, one that a seed has; None if that seed never got there."""
+    if not self.values:
       return None
-    # A run that never reaches a target counts as one that needs longest.
-    return self.present[(len(self.values) - 1) // 2]
+    middle = self._sorted[(len(self.values) - 1) // 2]
+    return middle if math.isfinite(middle) else None
 
-  @property
-  def range(self) -> tuple[float, float] | None:
-    """The lowest and the highest; None for fewer than two values."""
-    present = self.present
-    return (present[0], present[-1]) if len(present) > 1 else None
+  def show(self, one: Callable[[float], str]) -> str:
+    """The median, and the range if there are several, as `one` writes them."""
+
+    def each(value: float) -> str:
+      return one(value) if math.isfinite(value) else 'never'
+
+    if not self.values:
+      return '–'
+    ends = each(self._sorted[0]), each(self._sorted[-1])
+    middle = each(self._sorted[(len(self.values) - 1) // 2])
+    if len(self.values) == 1:
+      return middle
+    return f'{middle} ({ends[0]} to {ends[1]})'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -186,10 +186,6 @@ def _run(trial: Trial, out: Path) -> tuple[Trial, int]:
   log = out / trial.part / f'{trial.name}.log'
   log.parent.mkdir(parents=True, exist_ok=True)
   # Two runs at a time, each on one core, are faster than one after the other.
-  environment = {
-    **os.environ,
-    'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false',
-  }
   with log.open('w') as file:
     code = subprocess.run(
       trial.command(out),
