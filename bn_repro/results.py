@@ -120,10 +120,10 @@ class Run:
   def best(self) -> float | None:
     """The best mean of `WINDOW` successive evaluations, or of all if fewer."""
     values = self.accuracies()
-    if not values:
-      return None
-    width = min(WINDOW, len(values))
-    return float(np.convolve(values, np.full(width, 1 / width), 'valid').max())
+    windows = range(max(len(values) - WINDOW, 0) + 1)
+    # Rounded once: the mean of equal values is no larger than they are.
+    means = (statistics.fmean(values[i : i + WINDOW]) for i in windows)
+    return max(means) if values else None
 
   def last(self, count: int = WINDOW) -> float | None:
     """The mean of the last evaluations."""

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# From a clone to the paper's Fig. 2 on real digits, in minutes on two cores:
-# installs what is needed into .venv, trains the five variants and two controls,
-# and writes a page with curves and numbers beside the paper's.
+# From a clone to the paper's Fig. 1 and 2 on real digits, in minutes on two
+# cores: installs what is needed into .venv, trains both nets of Fig. 1, the five
+# variants and two controls, and writes a page with curves and numbers beside
+# the paper's.
 #
 #   bash scripts/quickstart.sh
 #
@@ -12,7 +13,7 @@ cd "$(dirname "$0")/.."
 case ${1:-} in
   '') ;;
   -h | --help)
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
     exit 0
     ;;
   *)
@@ -24,13 +25,14 @@ esac
 source scripts/environment.sh
 use_environment requirements.txt
 
+fig1="mnist bn_mnist"
 variants="inception bn_baseline bn_x5 bn_x30 bn_x5_sigmoid"
 controls="inception_x5 inception_sigmoid"
 count=0
-for name in $variants $controls; do
+for name in $fig1 $variants $controls; do
   count=$((count + 1))
   echo
-  echo "== $count of 7: $name"
+  echo "== $count of 9: $name"
   code=0
   python -m bn_repro.main --config="configs/$name.py:mini" \
     --workdir="runs/quickstart/$name" || code=$?
