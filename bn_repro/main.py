@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 import sys
 import traceback
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -202,6 +203,20 @@ def set_up_jax(config: ConfigDict) -> None:
     jax.config.update('jax_compilation_cache_dir', str(cache))
   # What Orbax logs is raised as well, or is as intended here.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
+  sys.unraisablehook = _report_unless_of_a_closed_loop
+
+
+def _report_unless_of_a_closed_loop(unraisable: Any) -> None:
+  """Reports what cannot be raised, but for the echoes of a failed save.
+
+  The save raises its error once. Each write that was under way then finds its
+  event loop closed, and its thread would print that, hundreds of times.
+  """
+  error = unraisable.exc_value
+  if not (
+    isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
+  ):
+    sys.__unraisablehook__(unraisable)
 
 
 if __name__ == '__main__':

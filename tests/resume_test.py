@@ -368,6 +368,7 @@ def test_full_disk_is_an_error_and_costs_no_checkpoint(references, tmp_path):
   )
   assert process.returncode == 1
   assert 'could not be saved' in process.stderr
+  assert 'Traceback' not in process.stderr
   assert status(workdir)['status'] == 'failed'
   assert run('bn_baseline', workdir).returncode == 0
   assert_same_run(workdir, references('bn_baseline'))
