@@ -62,7 +62,8 @@ class Claim:
     paper: the paper's figure.
     needs: variants that it is about.
     measure: from the runs of one seed by variant, each in rising rates.
-    show: writes the measured value.
+    show: writes a measured value.
+    unit: follows the values.
     num_settings: how many settings of each variant it takes; 1 takes sections
       with exactly one, more takes sweeps of at least so many.
   """
@@ -72,6 +73,7 @@ class Claim:
   needs: tuple[str, ...]
   measure: Callable[[Mapping[str, Sequence[Run]]], Found]
   show: Callable[[float], str]
+  unit: str = ''
   num_settings: int = 1
 
   def applies(self, section: Section) -> bool:
@@ -110,7 +112,7 @@ class Claim:
     found = [self.measure(runs) for runs in complete.values()]
     count = sum(one.holds for one in found)
     values = Spread([one.value for one in found], never=-math.inf)
-    ours = values.show(self.show)
+    ours = f'{values.show(self.show)} {self.unit}'.strip()
     if len(found) > 1 and 0 < count < len(found):
       ours += f'; for {count} of {len(found)} seeds'
     verdict = HOLDS if count == len(found) else FAILS
@@ -256,7 +258,8 @@ CLAIMS: Sequence[Claim] = (
     'faster',
     ('mnist', 'bn_mnist'),
     _sooner,
-    lambda value: f'{times(value)} fewer',
+    times,
+    'fewer',
   ),
   Claim(
     'Fig. 1a: with BN it ends higher.',
@@ -270,28 +273,32 @@ CLAIMS: Sequence[Claim] = (
     'more stable',
     ('mnist', 'bn_mnist'),
     _more_stable,
-    lambda value: f'{times(value)} the travel over width',
+    times,
+    'the travel over width',
   ),
   Claim(
     'BN-Baseline needs less than half of the steps of Inception.',
     '2.3x fewer (13.3M against 31M)',
     ('inception', 'bn_baseline'),
     _faster(2),
-    lambda value: f'{times(value)} fewer',
+    times,
+    'fewer',
   ),
   Claim(
     'BN-x5 needs fewer steps still.',
     '14.8x fewer (2.1M)',
     ('inception', 'bn_baseline', 'bn_x5'),
     _faster_still,
-    lambda value: f'{times(value)} fewer',
+    times,
+    'fewer',
   ),
   Claim(
     'BN-x30 is slower than BN-x5 at first.',
     '11.5x fewer (2.7M)',
     ('inception', 'bn_x5', 'bn_x30'),
     _slower_at_first,
-    lambda value: f'{times(value)} fewer',
+    times,
+    'fewer',
   ),
   Claim(
     'BN-x30 ends highest of the nets with ReLU.',
@@ -326,7 +333,8 @@ CLAIMS: Sequence[Claim] = (
     'at x30, against not at x5',
     ('inception', 'bn_baseline'),
     _wider_range,
-    lambda value: f'up to {times(value)} the highest rate without',
+    times,
+    'the highest rate without',
     num_settings=3,
   ),
 )
