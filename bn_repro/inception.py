@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bn_repro import architecture
-from bn_repro.layers import NONLINEARITIES, Dropout, Logits, parameter_dtype
+from bn_repro.layers import (
+  NONLINEARITIES,
+  Dropout,
+  Logits,
+  classifier,
+  parameter_dtype,
+)
 
 Array = jax.Array
 ModuleDef = Callable[..., Any]
@@ -122,7 +128,7 @@ class AuxHead(nn.Module):
     )(x)
     x = self.nonlinearity(x).reshape(x.shape[0], -1)
     x = self.nonlinearity(dense(architecture.AUX_HIDDEN, name='hidden')(x))
-    return dense(self.num_classes, name='classifier')(x)
+    return classifier(self.num_classes, self.dtype)(x)
 
 
 class Inception(nn.Module):
@@ -215,13 +221,7 @@ class Inception(nn.Module):
     x = x.mean(axis=(1, 2))
     if train:
       x = Dropout(self.dropout_rate, name='dropout')(x)
-    logits = nn.Dense(
-      self.num_classes,
-      dtype=self.dtype,
-      param_dtype=parameter_dtype(self.dtype),
-      name='classifier',
-    )(x)
-    return Logits(logits, aux_logits)
+    return Logits(classifier(self.num_classes, self.dtype)(x), aux_logits)
 
 
 def create(

@@ -52,6 +52,16 @@ class Dropout(nn.Module):
     return jnp.where(keep, x / (1 - self.rate), 0)
 
 
+def classifier(num_classes: int, dtype: Any) -> nn.Dense:
+  """The last layer of a network, always with a bias."""
+  return nn.Dense(
+    num_classes,
+    dtype=dtype,
+    param_dtype=parameter_dtype(dtype),
+    name='classifier',
+  )
+
+
 def parameter_dtype(dtype: Any) -> Any:
   """Parameters are float32 whatever the compute type, float64 with float64."""
   return jnp.promote_types(dtype, jnp.float32)

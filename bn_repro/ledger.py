@@ -91,23 +91,32 @@ class Claim:
         for run in group.runs:
           runs = by_seed.setdefault(run.config['seed'], {})
           runs.setdefault(variant, []).append(run)
+    left_out = [
+      f'; seed {seed} is left out: no {variant}'
+      for seed, runs in sorted(by_seed.items())
+      for variant in self.needs
+      if variant not in runs
+    ]
     complete = {
       seed: runs
       for seed, runs in sorted(by_seed.items())
-      if all(variant in runs for variant in self.needs)
+      if len(runs) == len(self.needs)
     }
     row = Row(
       self.text,
       self.paper,
       section.title,
-      '',
+      ''.join(left_out).removeprefix('; '),
       ', '.join(map(str, complete)),
       UNFINISHED,
     )
-    every = [
-      run for by in complete.values() for runs in by.values() for run in runs
-    ]
-    if not complete or not all(run.ended for run in every):
+    ended = all(
+      run.ended
+      for of_seed in complete.values()
+      for runs in of_seed.values()
+      for run in runs
+    )
+    if not complete or not ended:
       return row
     found = [self.measure(runs) for runs in complete.values()]
     count = sum(one.holds for one in found)
@@ -115,6 +124,7 @@ class Claim:
     ours = f'{values.show(self.show)} {self.unit}'.strip()
     if len(found) > 1 and 0 < count < len(found):
       ours += f'; for {count} of {len(found)} seeds'
+    ours += ''.join(left_out)
     verdict = HOLDS if count == len(found) else FAILS
     return dataclasses.replace(row, ours=ours, verdict=verdict)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bn_repro.layers import NONLINEARITIES, Logits, parameter_dtype
+from bn_repro.layers import NONLINEARITIES, Logits, classifier
 
 Array = jax.Array
 ModuleDef = Callable[..., Any]
@@ -54,13 +54,7 @@ class Mlp(nn.Module):
       if number == len(self.features):
         self.sow('probes', PROBE, x)
       x = self.nonlinearity(x)
-    logits = nn.Dense(
-      self.num_classes,
-      dtype=self.dtype,
-      param_dtype=parameter_dtype(self.dtype),
-      name='classifier',
-    )(x)
-    return Logits(logits, None)
+    return Logits(classifier(self.num_classes, self.dtype)(x), None)
 
 
 def create(

@@ -44,4 +44,6 @@ for name in $fig1 $variants $controls; do
 done
 
 echo
-python -m bn_repro.report --runs=runs/quickstart --out=runs/quickstart/report
+# With what Fig. 1 is at other initial weights and rates, which takes longer.
+python -m bn_repro.report --runs=runs/quickstart --runs=results/fig1_settings \
+  --out=runs/quickstart/report

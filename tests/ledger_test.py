@@ -105,6 +105,15 @@ def test_unfinished_runs_are_not_judged(tmp_path):
   assert verdicts(tmp_path)[claim('less than half')] == ledger.UNFINISHED
 
 
+def test_a_seed_without_one_of_the_nets_is_named(tmp_path):
+  write_run(tmp_path / 'p0', 'inception', PLAIN)
+  write_run(tmp_path / 'b0', 'bn_baseline', reaching(20, 0.82))
+  write_run(tmp_path / 'p1', 'inception', PLAIN, 'seed=1')
+  (row,) = [r for r in rows_of(tmp_path) if r.claim == claim('less than half')]
+  assert row.ours == '3x fewer; seed 1 is left out: no bn_baseline'
+  assert (row.seeds, row.verdict) == ('0', ledger.HOLDS)
+
+
 def test_divergence_is_no_training(tmp_path):
   write_run(tmp_path / 'hot', 'inception_x5', [], status='diverged', step=7)
   assert verdicts(tmp_path)[claim('5 times its rate')] == ledger.HOLDS
