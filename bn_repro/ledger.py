@@ -38,19 +38,19 @@ class Row:
 
   Attributes:
     claim: in words.
-    paper: the paper's figure.
-    section: where the runs stand.
-    ours: our figure, with the range over seeds.
-    seeds: how many.
     verdict: one of those above.
+    ours: our figure, with the range over seeds.
+    paper: the paper's figure.
+    where: the section of the runs.
+    seeds: which.
   """
 
   claim: str
-  paper: str
-  section: str
-  ours: str
-  seeds: str
   verdict: str
+  ours: str
+  paper: str
+  where: str
+  seeds: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +103,12 @@ class Claim:
       if len(runs) == len(self.needs)
     }
     row = Row(
-      self.text,
-      self.paper,
-      section.title,
-      ''.join(left_out).removeprefix('; '),
-      ', '.join(map(str, complete)),
-      UNFINISHED,
+      claim=self.text,
+      verdict=UNFINISHED,
+      ours=''.join(left_out).removeprefix('; '),
+      paper=self.paper,
+      where=section.title,
+      seeds=', '.join(map(str, complete)),
     )
     ended = all(
       run.ended
@@ -355,13 +355,14 @@ def ledger(sections: Sequence[Section]) -> list[Row]:
   rows = []
   for claim in CLAIMS:
     found = [claim.row(s) for s in sections if claim.applies(s)]
-    rows += found or [Row(claim.text, claim.paper, '', '', '', NOT_RUN)]
+    rows += found or [Row(claim.text, NOT_RUN, '', claim.paper, '', '')]
   return rows
+
+
+HEADS = tuple(field.name for field in dataclasses.fields(Row))
 
 
 def markdown(rows: Sequence[Row]) -> str:
   """The ledger as a Markdown table."""
-  heads = [field.name for field in dataclasses.fields(Row)]
-  lines = [heads, ['---'] * len(heads)]
-  lines += [list(map(str, dataclasses.astuple(row))) for row in rows]
+  lines = [HEADS, ('---',) * len(HEADS), *map(dataclasses.astuple, rows)]
   return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)

@@ -8,6 +8,7 @@ config that differ in their seeds alone are taken together.
 
 import argparse
 from collections.abc import Iterable, Sequence
+import dataclasses
 import html
 import math
 from pathlib import Path
@@ -325,15 +326,11 @@ def write_report(folders: Sequence[str], out: Path) -> list[str]:
   runs, problems = results.read_runs(folders)
   sections = results.sections(runs, list(PAPER))
   rows = ledger.ledger(sections)
-  heads = ('claim', 'paper', 'where', 'ours', 'seeds', 'verdict')
-  cells = [
-    [r.claim, r.paper, r.section, r.ours, r.seeds, r.verdict] for r in rows
-  ]
   try:
     out.mkdir(parents=True, exist_ok=True)
     parts = [
       "<h2>The paper's claims</h2>",
-      _table(heads, cells),
+      _table(ledger.HEADS, map(dataclasses.astuple, rows)),
       '<p>A claim is measured for each seed by itself, and holds if it does '
       'for every seed. Median, and the range over seeds.</p>',
       *(
