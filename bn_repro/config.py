@@ -357,11 +357,17 @@ def _network_problems(config: ConfigDict) -> list[str]:
     'aux_head': config.model.aux_head,
     'dropout_rate': config.model.dropout_rate,
   }
-  return [
+  problems = [
     f'model.{name}={value}: the network mlp has none; leave it off.'
     for name, value in fields.items()
     if value
   ]
+  if config.data.distortion != 'none':
+    problems.append(
+      f'data.distortion={config.data.distortion}: the network mlp takes images '
+      'as they are; set it to none.'
+    )
+  return problems
 
 
 def total_steps(config: ConfigDict, num_train_examples: int) -> int:

@@ -168,7 +168,7 @@ def _distorted(split: Split, count: int, seed: int) -> Split:
   """
   from scipy import ndimage  # Seldom needed.
 
-  random = np.random.Philox(np.random.SeedSequence((seed, count)))
+  random = np.random.Philox(np.random.SeedSequence((seed,)))
   draws = random.random_raw(6 * count).reshape(count, 6) / 2.0**63 - 1
   angle = np.deg2rad(15) * draws[:, 0]
   scale = 1 + 0.15 * draws[:, 1:3]
@@ -183,10 +183,15 @@ def _distorted(split: Split, count: int, seed: int) -> Split:
   centre = (np.array(split.images.shape[1:3]) - 1) / 2
   offsets = centre - matrices @ centre + shift
   images = np.empty_like(sources.images)
-  for image, source, matrix, offset in zip(
-    images[..., 0], sources.images[..., 0], matrices, offsets, strict=True
-  ):
-    ndimage.affine_transform(source, matrix, offset, output=image, order=1)
+  for channel in range(images.shape[-1]):
+    for image, source, matrix, offset in zip(
+      images[..., channel],
+      sources.images[..., channel],
+      matrices,
+      offsets,
+      strict=True,
+    ):
+      ndimage.affine_transform(source, matrix, offset, output=image, order=1)
   return Split(images, sources.labels)
 
 

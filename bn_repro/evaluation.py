@@ -126,5 +126,5 @@ def _percentiles(
     values = np.concatenate([np.asarray(probes[name]) for probes in batches])
     percentiles = np.percentile(values[:num_examples], PERCENTILES, axis=0)
     # Four digits are plenty for a curve, and keep the lines short.
-    found[name] = percentiles.round(4).tolist()
+    found[name] = [[float(f'{x:.4g}') for x in row] for row in percentiles]
   return found

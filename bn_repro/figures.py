@@ -68,7 +68,7 @@ def curves(section: Section, out: Path, name: str) -> None:
       accuracy = [
         (step, line['accuracy'])
         for line in run.quoted_lines()
-        for step in [line['step'] * run.config['batch_size'] / 32]
+        for step in [line['step'] * run.equivalent]
       ]
       if accuracy:
         above.plot(*zip(*accuracy, strict=True), lw=1.6, **style, **named)

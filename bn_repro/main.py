@@ -34,16 +34,16 @@ checkpoint, bit for bit; on a finished run it says so and changes nothing.
 
 _EPILOG = """\
 configs:
-  inception  bn_baseline  bn_x5  bn_x30  bn_x5_sigmoid, and the controls
-  inception_x5  inception_sigmoid. In each, full (the default) is the paper's
-  experiment on ImageNet and mini takes minutes on a CPU.
+  inception  bn_baseline  bn_x5  bn_x30  bn_x5_sigmoid, the controls
+  inception_x5  inception_sigmoid, and Fig. 1's mnist  bn_mnist. In each, full
+  (the default) is the paper's experiment and mini takes minutes on a CPU.
 
 examples:
   python -m bn_repro.main --config=configs/bn_x5.py:mini --workdir=runs/bn_x5
   python -m bn_repro.main --config=configs/bn_x5.py:mini --workdir=runs/slow \\
     --config.optim.learning_rate=0.05 --config.total_steps=1000
   python -m bn_repro.main --config=configs/bn_x5.py:mini --workdir=runs/shirt \\
-    --config.data.name=fashion_mnist --config.data.holdout=5000
+    --config.data.name=fashion_mnist
 
 writes into the workdir:
   config.json  run.json  metrics.jsonl  status.json  checkpoints/

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
-# `optim.learning_rate` is the paper's, which belongs to batches of 32.
-REFERENCE_BATCH_SIZE = 32
+from bn_repro import paper
 
 
 def applied_learning_rate(optim: ConfigDict, batch_size: int) -> float:
   """The rate at the start: linear in the batch size, as CNTK scaled it."""
-  return optim.learning_rate * batch_size / REFERENCE_BATCH_SIZE
+  return optim.learning_rate * batch_size / paper.BATCH_SIZE
 
 
 def create_schedule(

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 import dataclasses
 
+# Images in a step of one replica. The paper's rates and steps are for it.
+BATCH_SIZE = 32
+
 
 @dataclasses.dataclass(frozen=True)
 class PaperRow:

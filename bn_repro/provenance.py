@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import datetime
 from importlib import metadata
+import os
 from pathlib import Path
 import platform
 import shlex
@@ -80,6 +81,9 @@ def _facts(program: Program) -> dict[str, Any]:
       'python': platform.python_version(),
       **{package: metadata.version(package) for package in PACKAGES},
     },
+    # The same numbers to the last bit take the same of these.
+    'cpu_count': os.cpu_count(),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
     'devices': [device.device_kind for device in program.mesh.devices.flat],
     'applied_learning_rate': optim.applied_learning_rate(
       program.config.optim, program.config.batch_size

@@ -172,12 +172,12 @@ def fig_1_table(section: Section) -> str:
   for group in section.groups:
     varies = section.what_varies(group)
     # Steps of this batch size, as the figure has them.
-    scale = results.PAPER_BATCH_SIZE / group.runs[0].config['batch_size']
-    steps = [run.steps_to(ledger.FIG_1_TARGET) for run in group.runs]
+    reached = [(run, run.steps_to(ledger.FIG_1_TARGET)) for run in group.runs]
+    steps = [found and found / run.equivalent for run, found in reached]
     rows.append(
       [
         label(group.variant) + (f', {varies}' if varies else ''),
-        Spread([s and s * scale for s in steps]).show(_number),
+        Spread(steps).show(_number),
         _shown(group.spread(lambda run: run.last(ledger.FIG_1_LAST))),
         group.spread(ledger.travel).show('{:.2f}'.format),
         str(len(group.runs)),
@@ -275,7 +275,7 @@ def _section(section: Section, out: Path, name: str) -> str:
       '<p class="fails">Not the same for all of these runs: '
       f'{html.escape("; ".join(not_shared))}.</p>'
     )
-  if section.network == 'mlp' and section.is_sweep:
+  if _varies_in_fig_1_settings(section):
     parts.append(
       '<p>Accuracy without → with BN, % (the last evaluations), over the '
       'standard deviation of the initial weights and the learning rate. The '
@@ -313,6 +313,16 @@ def _section(section: Section, out: Path, name: str) -> str:
   return ''.join(parts) + _facts(section)
 
 
+def _varies_in_fig_1_settings(section: Section) -> bool:
+  """Whether the nets of Fig. 1 differ in their initial weights and rates."""
+  fields = {'model.init_std', 'optim.learning_rate'}
+  return (
+    section.network == 'mlp'
+    and section.is_sweep
+    and all(section.varying(group) <= fields for group in section.groups)
+  )
+
+
 def _rates(section: Section) -> int:
   return len({run.config['optim']['learning_rate'] for run in section.runs})
 
@@ -324,7 +334,8 @@ def write_report(folders: Sequence[str], out: Path) -> list[str]:
     UserError: if there is no run, or `out` cannot be written.
   """
   runs, problems = results.read_runs(folders)
-  sections = results.sections(runs, list(PAPER))
+  sections, repeated = results.sections(runs, list(PAPER))
+  problems += repeated
   rows = ledger.ledger(sections)
   try:
     out.mkdir(parents=True, exist_ok=True)
@@ -334,7 +345,7 @@ def write_report(folders: Sequence[str], out: Path) -> list[str]:
       '<p>A claim is measured for each seed by itself, and holds if it does '
       'for every seed. Median, and the range over seeds.</p>',
       *(
-        _section(section, out, f'{number}_{_file_name(section.folder)}')
+        _section(section, out, f'{number}_{_file_name(section.folder.name)}')
         for number, section in enumerate(sections, start=1)
       ),
       *(f'<p class="fails">{html.escape(problem)}</p>' for problem in problems),

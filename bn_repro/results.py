@@ -11,11 +11,9 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_repro import config as config_lib
+from bn_repro import paper
 from bn_repro import workdir as workdir_lib
 from bn_repro.config import UserError
-
-# The paper's axis: steps of 32 images.
-PAPER_BATCH_SIZE = 32
 
 # Forms of BN statistics in the order in which a run's results are quoted.
 PREFERRED = ('population', None, 'moving')
@@ -25,15 +23,16 @@ PREFERRED = ('population', None, 'moving')
 WINDOW = 5
 
 # Runs of one config that differ in nothing but these are runs of one setting.
-INCIDENTAL = {
-  'seed',
-  'log_every',
+# How long a run is and where it is evaluated decides what is best in it.
+INCIDENTAL = {'seed', *config_lib.CHANGEABLE} - {
+  'total_steps',
+  'total_epochs',
   'eval_every',
-  'checkpoint_every',
-  'checkpoints_to_keep',
-  'tensorboard',
-  'data.data_dir',
 }
+
+# What may differ between the variants; in the rest runs have to be alike to be
+# compared.
+OF_VARIANTS = ('data.shuffle', 'data.distortion', 'model.', 'bn.', 'optim.')
 
 Point = tuple[float, float]
 
@@ -43,7 +42,7 @@ class Run:
   """One run.
 
   Attributes:
-    folder: name of the directory that its workdir stands in.
+    folder: the directory that its workdir stands in.
     name: of its workdir.
     variant: the config it was started from, such as 'bn_x5'.
     config: the resolved config.
@@ -52,7 +51,7 @@ class Run:
     lines: `metrics.jsonl`.
   """
 
-  folder: str
+  folder: Path
   name: str
   variant: str
   config: Mapping[str, Any]
@@ -65,6 +64,11 @@ class Run:
     """The last step that is known of."""
     steps = [line['step'] for line in self.lines]
     return max([self.status.get('step', 0), *steps])
+
+  @property
+  def equivalent(self) -> float:
+    """Steps on the paper's axis (images / 32) that one of this run's is."""
+    return self.config['batch_size'] / paper.BATCH_SIZE
 
   @property
   def ended(self) -> bool:
@@ -93,9 +97,8 @@ class Run:
 
   def curve(self, split: str, metric: str, form: str | None) -> list[Point]:
     """`metric` over equivalent steps (images seen / 32)."""
-    scale = self.config['batch_size'] / PAPER_BATCH_SIZE
     return [
-      (line['step'] * scale, line[metric])
+      (line['step'] * self.equivalent, line[metric])
       for line in self.lines
       if line['split'] == split and line.get('statistics') == form
     ]
@@ -136,14 +139,10 @@ class Run:
     return values[-1] if values and self.ended else None
 
   def steps_to(self, target: float) -> float | None:
-    """The first evaluated step with at least this accuracy.
-
-    In updates of the run's own batch size times that / 32, as the paper's axis.
-    """
-    scale = self.config['batch_size'] / PAPER_BATCH_SIZE
+    """The first evaluated step with at least this accuracy, in steps of 32."""
     for line in self.quoted_lines():
       if line['accuracy'] >= target:
-        return line['step'] * scale
+        return line['step'] * self.equivalent
     return None
 
   def percentiles(self, probe: str) -> np.ndarray | None:
@@ -192,7 +191,7 @@ def _read_run(workdir: Path) -> Run:
   facts = workdir_lib.read_json(workdir / 'run.json') or {}
   config_file = facts.get('config_file', workdir.name)
   run = Run(
-    folder=workdir.resolve().parent.name,
+    folder=workdir.resolve().parent,
     name=workdir.name,
     variant=Path(config_file.partition(':')[0]).stem,
     config=workdir_lib.read_json(workdir / 'config.json'),
@@ -223,16 +222,11 @@ class Spread:
   def _sorted(self) -> list[float]:
     return sorted(self.never if v is None else v for v in self.values)
 
-  @property
-  def median(self) -> float | None:
-    """The median, one that a seed has; None if that seed never got there."""
-    if not self.values:
-      return None
-    middle = self._sorted[(len(self.values) - 1) // 2]
-    return middle if math.isfinite(middle) else None
-
   def show(self, one: Callable[[float], str]) -> str:
-    """The median, and the range if there are several, as `one` writes them."""
+    """The median, and the range if there are several, as `one` writes them.
+
+    The median is one that a seed has, the lower one of two.
+    """
 
     def each(value: float) -> str:
       return one(value) if math.isfinite(value) else 'never'
@@ -263,13 +257,13 @@ class Section:
   """Runs that can be compared: of one folder, network and data set.
 
   Attributes:
-    folder: its name.
+    folder: the directory.
     data_name: their data set.
     network: `model.name` of their configs.
     groups: in the order of the paper, unknown variants last.
   """
 
-  folder: str
+  folder: Path
   data_name: str
   network: str
   groups: Sequence[Group]
@@ -282,9 +276,8 @@ class Section:
   @property
   def title(self) -> str:
     """Name of the folder, and of the data set if that says more."""
-    if self.data_name == self.folder:
-      return self.folder
-    return f'{self.folder} ({self.data_name})'
+    name = self.folder.name
+    return name if name == self.data_name else f'{name} ({self.data_name})'
 
   def settings_of(self, variant: str) -> list[Group]:
     """The groups of a variant."""
@@ -295,24 +288,29 @@ class Section:
     """Whether a variant was run in several settings."""
     return len({group.variant for group in self.groups}) < len(self.groups)
 
-  def what_varies(self, group: Group) -> str:
-    """What tells a group from others of its variant, such as 'seed=1'."""
+  def varying(self, group: Group) -> set[str]:
+    """The fields in which a group differs from others of its variant."""
     mine = group.runs[0].setting()
     others = [g.runs[0].setting() for g in self.settings_of(group.variant)]
-    names = [
+    return {
       name
       for name in mine
       if any(other.get(name) != mine[name] for other in others)
-    ]
-    return ', '.join(f'{name}={_short(mine[name])}' for name in names)
+    }
+
+  def what_varies(self, group: Group) -> str:
+    """What tells a group from others, such as 'model.width=0.25'."""
+    mine, names = group.runs[0].setting(), self.varying(group)
+    return ', '.join(f'{n}={_short(mine[n])}' for n in mine if n in names)
 
   def not_shared(self) -> list[str]:
     """Fields that make runs hard to compare and are not the same for all."""
     found = []
     settings = [group.runs[0].setting() for group in self.groups]
-    for name in ('total_steps', 'total_epochs', 'data.holdout', 'model.width'):
-      values = dict.fromkeys(setting[name] for setting in settings)
-      if len(values) > 1:
+    for name in dict.fromkeys(name for setting in settings for name in setting):
+      values = dict.fromkeys(setting.get(name) for setting in settings)
+      shared = not name.startswith(OF_VARIANTS) or name == 'model.width'
+      if shared and len(values) > 1:
         found.append(f'{name} ({", ".join(map(_short, values))})')
     return found
 
@@ -321,25 +319,36 @@ def _short(value: Any) -> str:
   return f'{value:g}' if isinstance(value, float) else str(value)
 
 
-def sections(runs: Iterable[Run], order: Sequence[str]) -> list[Section]:
-  """Puts runs into sections, and their variants into the given order."""
+def sections(
+  runs: Iterable[Run], order: Sequence[str]
+) -> tuple[list[Section], list[str]]:
+  """Puts runs into sections, and their variants into the given order.
+
+  Returns:
+    The sections, and a line for each run that another one says the same as.
+  """
   rank = {variant: number for number, variant in enumerate(order)}
-  found: dict[tuple[str, str, str], dict[str, list[Run]]] = {}
+  # By section, by variant and setting, by seed.
+  found: dict[tuple[Path, str, str], dict[str, dict[int, Run]]] = {}
+  problems = []
   for run in runs:
     config = run.config
     key = (run.folder, config['data']['name'], config['model']['name'])
     setting = f'{run.variant} {sorted(run.setting().items())}'
-    found.setdefault(key, {}).setdefault(setting, []).append(run)
-  return [
+    by_seed = found.setdefault(key, {}).setdefault(setting, {})
+    first = by_seed.setdefault(config['seed'], run)
+    if first is not run:
+      problems.append(
+        f'{run.folder / run.name}: left out, the same config and seed as '
+        f'{first.folder / first.name}.'
+      )
+  put_in_order = [
     Section(
       *key,
       sorted(
         (
-          Group(
-            group[0].variant,
-            sorted(group, key=lambda run: run.config['seed']),
-          )
-          for group in by_setting.values()
+          Group(runs[min(runs)].variant, [runs[seed] for seed in sorted(runs)])
+          for runs in by_setting.values()
         ),
         key=lambda group: (
           rank.get(group.variant, len(rank)),
@@ -350,3 +359,4 @@ def sections(runs: Iterable[Run], order: Sequence[str]) -> list[Section]:
     )
     for key, by_setting in found.items()
   ]
+  return put_in_order, problems

@@ -213,6 +213,7 @@ class _Run:
     """Compiles and trains; returns how it ended, and why."""
     try:
       try:
+        self._keep_warm_start()
         self._compile()
         self._train()
       except Interrupted as error:
@@ -221,6 +222,12 @@ class _Run:
     except Diverged as error:
       return workdir_lib.DIVERGED, str(error)
     return workdir_lib.DONE, 'reached the last step'
+
+  def _keep_warm_start(self) -> None:
+    """Saves what a run starts from, if another run may change it later."""
+    if self._config.init_from and self.step == 0:
+      self._save()
+      self._checkpoints.wait()
 
   def _compile(self) -> None:
     self._display.say('compiling ...')
@@ -330,6 +337,9 @@ class _Run:
         sums, percentiles = evaluation.evaluate(
           self._program, state, split, check
         )
+        # Parameters may be finite and yet too large to compute with.
+        if not np.isfinite([sums.loss, *_values(percentiles)]).all():
+          raise Diverged(f'{split} loss {sums.loss:g}, or inputs not finite')
         self._recorder.write(
           {
             'step': self.step,
@@ -356,6 +366,12 @@ class _Run:
         'interval_sums': dataclasses.asdict(self._interval_sums),
       },
     )
+
+
+def _values(percentiles: Mapping[str, list[list[float]]]) -> Iterator[float]:
+  for rows in percentiles.values():
+    for row in rows:
+      yield from row
 
 
 class _Clock:

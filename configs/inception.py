@@ -134,7 +134,8 @@ def get_config(mode: str = 'full') -> ConfigDict:
 def _make_mini(config: ConfigDict) -> None:
   """CPU scale, all our choice: the whole table, an eighth as wide, on digits.
 
-  The base rate is the one at which the net without BN trains best here.
+  The base rate is a prototype's, in which the net without BN trained well at
+  it; `scripts/study.py` chooses one by validation, on more images.
   """
   config.total_steps = 500
   config.log_every = 25

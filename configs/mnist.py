@@ -24,7 +24,7 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.log_every = 250
   config.eval_every = 250
   config.checkpoint_every = 5_000
-  config.eval_split = 'test'  # Fig. 1a. Nothing is chosen by looking at it.
+  config.eval_split = 'test'  # Fig. 1a.
 
   config.data.name = 'mnist'
   config.data.image_size = 28
@@ -40,8 +40,9 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.model.nonlinearity = 'sigmoid'
   config.model.lrn = False
   config.model.dropout_rate = 0.0
-  # "Small random Gaussian values". Our choice, with the rate below: the figure
-  # depends on both, as the table of them beside it shows.
+  # "Small random Gaussian values". Our choice, with the rate below, from a
+  # prototype in which the paper's picture appears. It depends on both, as the
+  # table of them beside it shows.
   config.model.init_std = 0.05
 
   config.bn.epsilon = 1e-5  # Our choice.

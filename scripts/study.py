@@ -1,11 +1,12 @@
 """The paper at CPU scale: trains all that `results/` reports, and the page.
 
-  python scripts/study.py            all of it, hours on two cores
+  python scripts/study.py            all of it, an hour or two on two cores
   python scripts/study.py fig1       one part of it
 
 Stop it whenever you like; the same command goes on. Parts:
 
-mnist_5k       the seven configs in `mini`, seeds 0, 1, 2.
+mnist_5k       the seven configs in `mini`, seeds 0, 1, 2. Their base rate was
+               not chosen for them: it is a prototype's.
 rates          Inception and BN-Baseline in `mini` at rates from 0.01 to 2.56,
                seeds 0, 1, 2: where does each stop training?
 choose_rate    Inception on Fashion-MNIST at six rates, seed 100.
@@ -28,9 +29,12 @@ import dataclasses
 import itertools
 import os
 from pathlib import Path
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -38,6 +42,7 @@ sys.path.insert(0, str(ROOT))
 from bn_repro import config as config_lib  # noqa: E402
 from bn_repro import main as main_lib  # noqa: E402
 from bn_repro import report, results  # noqa: E402
+from bn_repro.config import UserError  # noqa: E402
 from bn_repro.progress import duration  # noqa: E402
 
 # Fixed before any of these runs was looked at.
@@ -131,8 +136,14 @@ def _choose_rate() -> Iterator[Trial]:
 
 
 def chosen_rate(out: Path) -> float:
-  """The rate of `choose_rate` at which Inception did best on validation."""
+  """The rate of `choose_rate` at which Inception did best on validation.
+
+  Raises:
+    UserError: if not all of its runs have ended.
+  """
   runs, _ = results.read_runs([str(out / 'choose_rate')])
+  if sum(run.ended for run in runs) < len(RATES_TO_CHOOSE_FROM):
+    raise UserError('choose_rate has not ended. Run that part first.')
   best = max(runs, key=lambda run: run.best() or 0.0)
   return best.config['optim']['learning_rate']
 
@@ -182,62 +193,118 @@ PARTS = {
 }
 
 
-def _run(trial: Trial, out: Path) -> tuple[Trial, int]:
-  log = out / trial.part / f'{trial.name}.log'
-  log.parent.mkdir(parents=True, exist_ok=True)
-  # Two runs at a time, each on one core, are faster than one after the other.
-  with log.open('w') as file:
-    code = subprocess.run(
-      trial.command(out),
-      cwd=ROOT,
-      stdout=file,
-      stderr=subprocess.STDOUT,
-      check=False,
-    ).returncode
-  return trial, code
+class Stopped(Exception):
+  """A signal has come; the runs under way have been told."""
 
 
-def train(part: str, out: Path, jobs: int) -> list[str]:
-  """Trains a part's runs, `jobs` at a time; returns what went wrong."""
+class Pool:
+  """Trains several runs at a time, and can be stopped."""
+
+  def __init__(self, out: Path, jobs: int):
+    self._out = out
+    self._executor = futures.ThreadPoolExecutor(jobs)
+    self._processes: set[subprocess.Popen[bytes]] = set()
+
+  def stop(self, number: int, frame: object) -> NoReturn:
+    """A signal handler: starts no more runs, and lets those there save."""
+    del number, frame
+    self._executor.shutdown(wait=False, cancel_futures=True)
+    for process in self._processes:
+      process.terminate()
+    raise Stopped
+
+  def run(self, trial: Trial) -> futures.Future[tuple[Trial, int]]:
+    """Starts a run as soon as there is room."""
+    return self._executor.submit(self._train, trial)
+
+  def _train(self, trial: Trial) -> tuple[Trial, int]:
+    log = self._out / trial.part / f'{trial.name}.log'
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+      log.open('w') as file,
+      # In a session of its own: Ctrl-C reaches it through `stop` alone.
+      subprocess.Popen(
+        trial.command(self._out),
+        cwd=ROOT,
+        stdout=file,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+      ) as process,
+    ):
+      self._processes.add(process)
+      code = process.wait()
+      self._processes.discard(process)
+    return trial, code
+
+
+def train(part: str, out: Path, pool: Pool) -> list[str]:
+  """Trains a part's runs; returns what went wrong."""
   trials = list(PARTS[part](out))
   fine = (main_lib.EXIT_CODES['done'], main_lib.EXIT_CODES['diverged'])
   problems = []
   start = time.monotonic()
-  with futures.ThreadPoolExecutor(jobs) as pool:
-    tasks = [pool.submit(_run, trial, out) for trial in trials]
-    for done, task in enumerate(futures.as_completed(tasks), start=1):
-      trial, code = task.result()
-      elapsed = time.monotonic() - start
-      remaining = duration(elapsed / done * (len(trials) - done))
-      print(
-        f'{part} {done}/{len(trials)}  {trial.name}: exit {code}  '
-        f'ETA of this part {remaining}',
-        flush=True,
-      )
-      if code not in fine:
-        problems.append(f'{out / part / trial.name}.log: exit {code}')
+  tasks = [pool.run(trial) for trial in trials]
+  for done, task in enumerate(futures.as_completed(tasks), start=1):
+    trial, code = task.result()
+    elapsed = time.monotonic() - start
+    remaining = duration(elapsed / done * (len(trials) - done))
+    print(
+      f'{part} {done}/{len(trials)}  {trial.name}: exit {code}  '
+      f'ETA of this part {remaining}',
+      flush=True,
+    )
+    if code not in fine:
+      problems.append(f'{out / part / trial.name}.log: exit {code}')
   return problems
 
 
+KEPT = ('config.json', 'run.json', 'status.json', 'metrics.jsonl')
+
+
+def publish(out: Path) -> list[str]:
+  """Copies what `results/` keeps of the runs, and writes the page there."""
+  published = ROOT / 'results'
+  for part in PARTS:
+    for config in sorted((out / part).glob('*/config.json')):
+      workdir = published / part / config.parent.name
+      workdir.mkdir(parents=True, exist_ok=True)
+      for name in KEPT:
+        shutil.copyfile(config.parent / name, workdir / name)
+  return report.write_report([str(published)], published / 'report')
+
+
 def main() -> int:
-  """Runs the study; returns 1 if a run failed."""
+  """Runs the study; returns its exit code."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('parts', nargs='*', metavar='PART', help='all by default')
-  parser.add_argument('--out', type=Path, default=Path('results'))
+  parser.add_argument('--out', default='runs/study', metavar='DIR')
   parser.add_argument('--jobs', type=int, default=os.cpu_count())
+  parser.add_argument(
+    '--publish', action='store_true', help='then copy the runs into results/'
+  )
   flags = parser.parse_args()
   unknown = set(flags.parts) - PARTS.keys()
   if unknown:
     parser.error(f'{", ".join(unknown)}: no such part of {", ".join(PARTS)}')
+  out = Path(flags.out).resolve()
+  pool = Pool(out, flags.jobs)
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, pool.stop)
   problems = []
-  for part in flags.parts or PARTS:
-    problems += train(part, flags.out, flags.jobs)
-  report.write_report([str(flags.out)], flags.out / 'report')
-  for problem in problems:
-    print(f'error: {problem}', file=sys.stderr)
-  return 1 if problems else 0
+  try:
+    for part in flags.parts or PARTS:
+      problems += train(part, out, pool)
+    problems += report.write_report([str(out)], out / 'report')
+    if flags.publish:
+      problems += publish(out)
+  except UserError as error:
+    problems += error.problems
+  except Stopped:
+    print('stopped; the same command goes on')
+    return main_lib.EXIT_CODES['preempted']
+  return main_lib.report_errors(problems) if problems else 0
 
 
 if __name__ == '__main__':

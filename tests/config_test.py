@@ -384,6 +384,9 @@ def test_networks_have_what_they_are_asked_for():
     'config.model.aux_head',
     'config.model.lrn',
   }
+  plain = ('model.name=mlp', 'model.lrn=false')
+  (found,) = problems(*plain, 'data.distortion=full')
+  assert 'takes images as they are' in found
   (found,) = problems('data.image_size=31')
   assert 'takes 32 pixels and up' in found
 

@@ -78,6 +78,24 @@ def test_distorted_copies_are_a_function_of_seed_and_index():
   assert not np.array_equal(copies(), copies('seed=1'))
 
 
+def test_distorted_copies_do_not_depend_on_their_number():
+  few, many = (
+    datasets.check(config(f'data.distorted_copies={count}')).splits['train']
+    for count in (300, 400)
+  )
+  np.testing.assert_array_equal(few.images, many.images[:300])
+
+
+def test_distorted_copies_of_coloured_images():
+  def copies():
+    synthetic = ('data.name=synthetic', 'data.holdout=64')
+    dataset = datasets.check(config(*synthetic, 'data.distorted_copies=64'))
+    return dataset.splits['train'].images
+
+  np.testing.assert_array_equal(copies(), copies())
+  assert copies().min((0, 1, 2)).max() < copies().max((0, 1, 2)).min()
+
+
 def test_distortions_turn_shift_and_scale_within_their_ranges(monkeypatch):
   """A bar of 20 x 2 pixels, by its moments."""
   images = np.zeros((1, 28, 28, 1), np.uint8)

@@ -1,9 +1,10 @@
 """Each claim on runs for which it holds, and on runs for which it does not."""
 
+import numpy as np
 import pytest
 from written_runs import add_percentiles, write_run
 
-from bn_repro import ledger, results
+from bn_repro import ledger, mlp, results
 from bn_repro.paper import PAPER
 
 # Accuracies every 10 steps. Inception's best mean of five is 0.8, first
@@ -30,7 +31,9 @@ HOLDING = {
 
 def rows_of(tmp_path):
   runs, _ = results.read_runs([str(tmp_path)])
-  return ledger.ledger(results.sections(runs, list(PAPER)))
+  sections, problems = results.sections(runs, list(PAPER))
+  assert problems == []
+  return ledger.ledger(sections)
 
 
 def verdicts(tmp_path):
@@ -67,7 +70,7 @@ def test_all_hold(tmp_path):
     ('fewer steps still', {'bn_x5': CHANCE}),
     ('slower than BN-x5', {'bn_x30': reaching(10, 0.9)}),
     ('slower than BN-x5', {'bn_x30': CHANCE}),
-    ('ends highest', {'bn_x30': reaching(20, 0.84)}),
+    ('gets highest', {'bn_x30': reaching(20, 0.84)}),
     ('BN-x5-Sigmoid', {'bn_x5_sigmoid': reaching(30, 0.86)}),
     ('BN-x5-Sigmoid', {'bn_x5_sigmoid': CHANCE}),
     ('With the sigmoid', {'inception_sigmoid': [0.25] * 10}),
@@ -99,10 +102,24 @@ def test_each_seed_is_held_against_its_own_plain_net(tmp_path):
   assert row.ours == '0.25x (0.25x to 3x) fewer; for 1 of 2 seeds'
 
 
-def test_unfinished_runs_are_not_judged(tmp_path):
+def test_unfinished_runs_are_named_and_the_rest_is_judged(tmp_path):
   write_run(tmp_path / 'a', 'inception', PLAIN)
   write_run(tmp_path / 'b', 'bn_baseline', [0.9], status='running', step=10)
-  assert verdicts(tmp_path)[claim('less than half')] == ledger.UNFINISHED
+  (row,) = [r for r in rows_of(tmp_path) if r.claim == claim('less than half')]
+  assert row.verdict == ledger.NOT_RUN
+  assert row.ours == 'seed 0 is left out: b is running'
+  write_run(tmp_path / 'a1', 'inception', PLAIN, 'seed=1')
+  write_run(tmp_path / 'b1', 'bn_baseline', reaching(20, 0.82), 'seed=1')
+  (row,) = [r for r in rows_of(tmp_path) if r.claim == claim('less than half')]
+  assert (row.verdict, row.seeds) == (ledger.HOLDS, '1')
+  assert row.ours == '3x fewer; seed 0 is left out: b is running'
+
+
+def test_a_plain_net_that_never_trained_sets_no_target(tmp_path):
+  write_run(tmp_path / 'a', 'inception', [0.1, 0.1, 0.12, 0.11, 0.1, 0.12])
+  write_run(tmp_path / 'b', 'bn_baseline', [0.15] * 6)
+  (row,) = [r for r in rows_of(tmp_path) if r.claim == claim('less than half')]
+  assert (row.verdict, row.ours) == (ledger.FAILS, 'never fewer')
 
 
 def test_a_seed_without_one_of_the_nets_is_named(tmp_path):
@@ -116,7 +133,9 @@ def test_a_seed_without_one_of_the_nets_is_named(tmp_path):
 
 def test_divergence_is_no_training(tmp_path):
   write_run(tmp_path / 'hot', 'inception_x5', [], status='diverged', step=7)
-  assert verdicts(tmp_path)[claim('5 times its rate')] == ledger.HOLDS
+  (row,) = [r for r in rows_of(tmp_path) if r.claim == claim('5 times')]
+  assert row.verdict == ledger.HOLDS
+  assert row.ours == '0.0 %; diverged at step 7'
 
 
 def test_runs_of_two_settings_are_not_judged_as_one(tmp_path):
@@ -125,10 +144,16 @@ def test_runs_of_two_settings_are_not_judged_as_one(tmp_path):
   write_run(
     tmp_path / 'c', 'bn_baseline', reaching(50, 0.82), 'total_steps=900'
   )
-  assert verdicts(tmp_path)[claim('less than half')] == ledger.NOT_RUN
+  assert verdicts(tmp_path)[claim('less than half')] == ledger.SEVERAL
 
 
-@pytest.mark.parametrize('without, ours', [(0.2, '4x'), (0.8, '1x')])
+@pytest.mark.parametrize(
+  'without, ours',
+  [
+    (0.2, '4x the highest rate without; up to 0.8 against 0.2'),
+    (0.8, '1x the highest rate without; up to 0.8 against 0.8'),
+  ],
+)
 def test_range_of_rates(without, ours, tmp_path):
   """The highest rate with all lower ones: a lucky run beyond does not count."""
   for variant, last in (('inception', without), ('bn_baseline', 0.8)):
@@ -141,9 +166,37 @@ def test_range_of_rates(without, ours, tmp_path):
         f'optim.learning_rate={rate}',
       )
   (row,) = [r for r in rows_of(tmp_path) if r.claim == claim('rates at')]
-  assert row.ours == f'{ours} the highest rate without'
+  assert row.ours == ours
   holds = ledger.HOLDS if without < 0.8 else ledger.FAILS
   assert row.verdict == holds
+
+
+def test_range_of_rates_that_was_not_searched_to_its_end(tmp_path):
+  """And a rate that only one of the nets was run at says nothing."""
+  for variant, rates in (
+    ('inception', (0.1, 0.2, 0.4)),
+    ('bn_baseline', (0.1, 0.2, 0.4, 0.8)),
+  ):
+    for rate in rates:
+      good = rate <= 0.1 or variant == 'bn_baseline'
+      write_run(
+        tmp_path / f'{variant}{rate}',
+        variant,
+        [0.9 if good else 0.1],
+        f'optim.learning_rate={rate}',
+      )
+  (row,) = [r for r in rows_of(tmp_path) if r.claim == claim('rates at')]
+  assert row.ours == (
+    'at least 4x the highest rate without; up to 0.4 against 0.1'
+  )
+
+
+def test_fig_1_of_a_plain_net_that_never_gets_there(tmp_path):
+  """Not even in all of its 50,000 steps; the other needs 10."""
+  write_run(tmp_path / 'a', 'mnist', [0.5], status='diverged', step=10)
+  write_run(tmp_path / 'b', 'bn_mnist', [0.95])
+  (row,) = [r for r in rows_of(tmp_path) if r.claim == claim('reaches 90 %')]
+  assert (row.verdict, row.ours) == (ledger.HOLDS, 'at least 5e+03x fewer')
 
 
 def write_fig_1(tmp_path, plain, with_bn, plain_units, bn_units):
@@ -189,6 +242,16 @@ def test_fig_1_does_not_hold(tmp_path):
   found = verdicts(tmp_path)
   for word in ('reaches 90 %', 'it ends higher', 'moves less'):
     assert found[claim(word)] == ledger.FAILS
+
+
+def test_travel_of_a_unit_that_never_varies():
+  percentiles = np.zeros((2, 3, 2))
+  percentiles[1, :, 1] = (0, 1, 2)
+  np.testing.assert_array_equal(ledger.travels(percentiles), [np.inf, 0.5])
+
+
+def test_probe_is_the_one_that_the_network_stores():
+  assert ledger.FIG_1_PROBE == mlp.PROBE
 
 
 def test_markdown(tmp_path):

@@ -9,7 +9,7 @@ from bn_repro.paper import FIG_3, PAPER
 
 def only_section(tmp_path):
   runs, _ = results.read_runs([str(tmp_path)])
-  (section,) = results.sections(runs, list(PAPER))
+  (section,), _ = results.sections(runs, list(PAPER))
   return section
 
 
@@ -74,7 +74,7 @@ def test_page(tmp_path, capsys):
   assert 'metrics.jsonl:1' in capsys.readouterr().err
   for picture in ('1_runs.svg', '1_runs.png'):
     assert (out / picture).stat().st_size > 1000
-  assert 'BN-x30 ends highest' in (out / 'ledger.md').read_text()
+  assert 'BN-x30 gets highest' in (out / 'ledger.md').read_text()
 
 
 def test_page_of_fig_1(tmp_path):
@@ -129,6 +129,23 @@ def test_typical_unit_is_that_of_median_travel(tmp_path):
   add_percentiles(tmp_path / 'a', [start, [[-1] * 3, [9, 5, 7], [1] * 3]])
   ((run,), _) = results.read_runs([str(tmp_path)])
   assert figures.typical_unit(run) == 2
+
+
+def test_the_same_run_twice_is_named_and_counts_once(tmp_path, capsys):
+  for name in ('a', 'copy'):
+    write_run(tmp_path / 'runs' / name, 'inception', [0.5])
+  write_run(tmp_path / 'runs' / 'b', 'bn_baseline', [0.5])
+  page, _ = write_report(tmp_path)
+  assert 'copy: left out, the same config and seed as' in page
+  assert 'left out' in capsys.readouterr().err
+
+
+def test_fig_1_with_another_setting_is_still_drawn(tmp_path):
+  write_run(tmp_path / 'runs' / 'a', 'mnist', [0.5])
+  write_run(tmp_path / 'runs' / 'b', 'mnist', [0.6], 'optim.momentum=0.9')
+  page, out = write_report(tmp_path)
+  assert 'Without BN, optim.momentum=0.9' in page
+  assert (out / '1_runs.svg').exists()
 
 
 @pytest.mark.parametrize('what', ['no runs', 'out is a file'])

@@ -13,7 +13,11 @@ from bn_repro.results import Spread
 def sections(tmp_path):
   runs, problems = results.read_runs([str(tmp_path)])
   assert problems == []
-  return results.sections(runs, ('inception', 'bn_baseline', 'bn_x5'))
+  found, problems = results.sections(
+    runs, ('inception', 'bn_baseline', 'bn_x5')
+  )
+  assert problems == []
+  return found
 
 
 def test_steps_are_equivalent_steps(tmp_path):
@@ -46,10 +50,18 @@ def test_runs_of_other_settings_are_not_other_seeds(tmp_path):
     write_run(tmp_path / f's{seed}', 'bn_x5', [0.5], f'seed={seed}')
   write_run(tmp_path / 'own', 'bn_x5', [0.5], 'optim.learning_rate=0.7')
   write_run(tmp_path / 'log', 'bn_x5', [0.5], 'seed=2', 'log_every=7')
+  # Where it is evaluated decides what is best in it.
+  write_run(tmp_path / 'eval', 'bn_x5', [0.5], 'seed=3', 'eval_every=50')
   (section,) = sections(tmp_path)
-  assert [len(group.runs) for group in section.groups] == [3, 1]
   assert section.is_sweep
-  assert section.what_varies(section.groups[1]) == 'optim.learning_rate=0.7'
+  found = {
+    section.what_varies(group): len(group.runs) for group in section.groups
+  }
+  assert found == {
+    'eval_every=25, optim.learning_rate=0.02': 3,
+    'eval_every=25, optim.learning_rate=0.7': 1,
+    'eval_every=50, optim.learning_rate=0.02': 1,
+  }
 
 
 def test_sections_are_by_folder_network_and_data(tmp_path):
@@ -59,7 +71,7 @@ def test_sections_are_by_folder_network_and_data(tmp_path):
   write_run(tmp_path / 'one' / 'd', 'mnist', [0.5])
   write_run(tmp_path / 'two' / 'a', 'bn_x5', [0.5])
   found = {
-    (section.folder, section.data_name, section.network): [
+    (section.folder.name, section.data_name, section.network): [
       group.variant for group in section.groups
     ]
     for section in sections(tmp_path)
@@ -80,29 +92,26 @@ def test_what_runs_do_not_share_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'values, median, shown',
+  'values, shown',
   [
-    ([3.0, 1.0, 2.0], 2, '2 (1 to 3)'),
+    ([3.0, 1.0, 2.0], '2 (1 to 3)'),
     # A seed that never gets there took longest.
-    ([10.0, None, 20.0], 20, '20 (10 to never)'),
-    ([10.0, None, None], None, 'never (10 to never)'),
-    ([4.0], 4, '4'),
-    ([None], None, 'never'),
+    ([10.0, None, 20.0], '20 (10 to never)'),
+    ([10.0, None, None], 'never (10 to never)'),
+    ([4.0], '4'),
+    ([None], 'never'),
     # Of an even number, one that a seed has.
-    ([1.0, 2.0], 1, '1 (1 to 2)'),
-    ([], None, '–'),
+    ([1.0, 2.0], '1 (1 to 2)'),
+    ([], '–'),
   ],
 )
-def test_spread_of_steps(values, median, shown):
-  spread = Spread(values)
-  assert spread.median == median
-  assert spread.show('{:g}'.format) == shown
+def test_spread_of_steps(values, shown):
+  assert Spread(values).show('{:g}'.format) == shown
 
 
 def test_spread_of_factors():
   """There a seed that never gets there has the smallest."""
   spread = Spread([2.0, None, 3.0], never=-math.inf)
-  assert spread.median == 2
   assert spread.show('{:g}'.format) == '2 (never to 3)'
 
 

@@ -1,13 +1,14 @@
 """The loop in this process, on eight devices: what no kill hits by luck."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from tiny import rows
 
-from bn_repro import architecture, checkpoint, datasets, train
+from bn_repro import architecture, checkpoint, datasets, evaluation, train
 from bn_repro import config as config_lib
 from bn_repro import program as program_lib
 from bn_repro import workdir as workdir_lib
@@ -251,6 +252,38 @@ def test_tensorboard(tmp_path):
   last = lines(tmp_path)[-1]
   assert tags['test_population/accuracy', 6] == pytest.approx(last['accuracy'])
   assert ('train/learning_rate', 4) in tags
+
+
+def test_divergence_that_an_evaluation_sees_first(tmp_path, monkeypatch):
+  """Parameters that are finite, and too large to compute with."""
+  evaluate = evaluation.evaluate
+
+  def overflowing(*args):
+    sums, percentiles = evaluate(*args)
+    return sums.replace(loss=float('inf')), percentiles
+
+  monkeypatch.setattr(evaluation, 'evaluate', overflowing)
+  assert train_once(tmp_path)[0] == 'diverged'
+  ended = json.loads((tmp_path / 'status.json').read_text())
+  assert ended['step'] == 3
+  assert 'validation loss inf' in ended['reason']
+  assert lines(tmp_path) == []
+
+
+def test_warm_start_survives_a_change_of_its_source(tmp_path):
+  """What a run starts from is its own from the first moment."""
+  source, warm = tmp_path / 'source', tmp_path / 'warm'
+  train_once(source)
+  override = f'init_from={source}'
+  assert train_once(warm, override, stop_at=1)[0] == 'preempted'
+  # As if it had been killed before its first interval was over.
+  shutil.rmtree(warm / 'checkpoints' / '1')
+  train_once(source, 'total_steps=9')
+  train_once(warm, override)
+  untouched, reference = tmp_path / 'untouched', tmp_path / 'reference'
+  train_once(untouched)
+  train_once(reference, f'init_from={untouched}')
+  assert lines(warm) == lines(reference)
 
 
 def test_divergence_names_the_step(tmp_path):
