@@ -8,16 +8,15 @@ from collections.abc import Iterator, Sequence
 import sys
 from typing import Any
 
+from bn_repro import command_line, datasets
 from bn_repro import config as config_lib
-from bn_repro import datasets
-from bn_repro import main as main_lib
 from bn_repro import workdir as workdir_lib
 from bn_repro.config import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
-  parser = main_lib.Parser(
+  parser = command_line.Parser(
     prog='python -m bn_repro.evaluate',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flush=True,
       )
   except UserError as error:
-    return main_lib.report_errors(error.problems)
+    return command_line.report_errors(error.problems)
   return 0
 
 
@@ -62,7 +61,7 @@ def _evaluate(
       f'--split={split}: {config.data.name} has {", ".join(dataset.splits)}.'
     )
 
-  main_lib.set_up_jax(config)
+  command_line.set_up_jax(config)
   from bn_repro import evaluation, parallel
   from bn_repro.checkpoint import Checkpoints, DamagedCheckpoint
   from bn_repro.program import create_program

@@ -13,9 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bn_repro import command_line, networks
 from bn_repro import config as config_lib
-from bn_repro import main as main_lib
-from bn_repro import networks
 from bn_repro.config import UserError
 
 
@@ -135,18 +134,18 @@ def table(rows: Sequence[Layer]) -> list[str]:
 
 def main() -> int:
   """Prints the table of every convolution and dense layer of a config."""
-  parser = main_lib.Parser(
+  parser = command_line.Parser(
     prog='python -m bn_repro.overview', description=__doc__
   )
-  main_lib.add_config_arguments(parser)
+  command_line.add_config_arguments(parser)
   parser.add_argument(
     '--num_classes', type=int, default=1000, help='size of the classifier'
   )
   try:
-    flags, overrides = main_lib.parse_arguments(sys.argv[1:], parser)
+    flags, overrides = command_line.parse_arguments(sys.argv[1:], parser)
     config = config_lib.load(flags.config, overrides)
   except UserError as error:
-    return main_lib.report_errors(error.problems)
+    return command_line.report_errors(error.problems)
   model = networks.create_model(config.model, config.bn, flags.num_classes)
   size = config.data.image_size
   # The Inception network takes grey images as it takes coloured ones.

@@ -15,8 +15,7 @@ from pathlib import Path
 import re
 import sys
 
-from bn_repro import ledger, results
-from bn_repro import main as main_lib
+from bn_repro import command_line, ledger, results
 from bn_repro.config import UserError
 from bn_repro.ledger import times
 from bn_repro.paper import FIG_1, FIG_3, INCEPTION_STEPS, PAPER, label
@@ -364,7 +363,7 @@ def _file_name(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
-  parser = main_lib.Parser(
+  parser = command_line.Parser(
     prog='python -m bn_repro.report',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -381,7 +380,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     problems = write_report(flags.runs, Path(flags.out))
   except UserError as error:
-    return main_lib.report_errors(error.problems)
+    return command_line.report_errors(error.problems)
   for problem in problems:
     print(f'warning: {problem}', file=sys.stderr)
   print(f'wrote {Path(flags.out).resolve() / "index.html"}')

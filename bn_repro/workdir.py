@@ -23,6 +23,9 @@ PREEMPTED = 'preempted'
 DIVERGED = 'diverged'
 FAILED = 'failed'
 
+# 75 is BSD's EX_TEMPFAIL: run the same command again.
+EXIT_CODES = {DONE: 0, FAILED: 1, DIVERGED: 3, PREEMPTED: 75}
+
 
 def replace_file(path: Path, text: str) -> None:
   """Writes a file so that it is seen either as it was or as it becomes."""

@@ -26,9 +26,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bn_repro import command_line, datasets  # noqa: E402
 from bn_repro import config as config_lib  # noqa: E402
-from bn_repro import datasets  # noqa: E402
-from bn_repro import main as main_lib  # noqa: E402
 
 # The sizes of conv2_reduce, 3a and 4a at 224 pixels.
 BN_SHAPES = ((32, 56, 56, 64), (32, 28, 28, 192), (32, 14, 14, 576))
@@ -105,7 +104,7 @@ def loop(rounds: int) -> None:
     ),
   )
   dataset = datasets.check(config)
-  main_lib.set_up_jax(config)
+  command_line.set_up_jax(config)
   import jax
 
   from bn_repro import parallel
@@ -146,7 +145,7 @@ def fig1(rounds: int) -> None:
     for name in ('mnist', 'bn_mnist')
   ]
   dataset = datasets.check(configs[0])
-  main_lib.set_up_jax(configs[0])
+  command_line.set_up_jax(configs[0])
   import jax
 
   from bn_repro import optim, parallel, steps
@@ -272,7 +271,7 @@ def step(rounds: int) -> None:
   """Milliseconds of a step in `mini`: our BN, flax's, none."""
   config = config_lib.load(str(ROOT / 'configs/bn_baseline.py:mini'))
   dataset = datasets.check(config)
-  main_lib.set_up_jax(config)
+  command_line.set_up_jax(config)
   import flax.linen as nn
   import jax
 

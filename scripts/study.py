@@ -39,9 +39,13 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bn_repro import (  # noqa: E402
+  command_line,
+  report,
+  results,
+  workdir,
+)
 from bn_repro import config as config_lib  # noqa: E402
-from bn_repro import main as main_lib  # noqa: E402
-from bn_repro import report, results  # noqa: E402
 from bn_repro.config import UserError  # noqa: E402
 from bn_repro.progress import duration  # noqa: E402
 
@@ -240,7 +244,10 @@ class Pool:
 def train(part: str, out: Path, pool: Pool) -> list[str]:
   """Trains a part's runs; returns what went wrong."""
   trials = list(PARTS[part](out))
-  fine = (main_lib.EXIT_CODES['done'], main_lib.EXIT_CODES['diverged'])
+  fine = (
+    workdir.EXIT_CODES[workdir.DONE],
+    workdir.EXIT_CODES[workdir.DIVERGED],
+  )
   problems = []
   start = time.monotonic()
   tasks = [pool.run(trial) for trial in trials]
@@ -266,10 +273,10 @@ def publish(out: Path) -> list[str]:
   published = ROOT / 'results'
   for part in PARTS:
     for config in sorted((out / part).glob('*/config.json')):
-      workdir = published / part / config.parent.name
-      workdir.mkdir(parents=True, exist_ok=True)
+      folder = published / part / config.parent.name
+      folder.mkdir(parents=True, exist_ok=True)
       for name in KEPT:
-        shutil.copyfile(config.parent / name, workdir / name)
+        shutil.copyfile(config.parent / name, folder / name)
   return report.write_report([str(published)], published / 'report')
 
 
@@ -303,8 +310,8 @@ def main() -> int:
     problems += error.problems
   except Stopped:
     print('stopped; the same command goes on')
-    return main_lib.EXIT_CODES['preempted']
-  return main_lib.report_errors(problems) if problems else 0
+    return workdir.EXIT_CODES[workdir.PREEMPTED]
+  return command_line.report_errors(problems) if problems else 0
 
 
 if __name__ == '__main__':

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+from bn_repro import command_line
 from bn_repro import config as config_lib
-from bn_repro import main
 from bn_repro.config import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -286,10 +286,10 @@ def test_own_file(tmp_path):
 
 
 def parse(*arguments):
-  parser = main.Parser(allow_abbrev=False)
-  main.add_config_arguments(parser)
+  parser = command_line.Parser(allow_abbrev=False)
+  command_line.add_config_arguments(parser)
   parser.add_argument('--workdir', required=True)
-  return main.parse_arguments(arguments, parser)
+  return command_line.parse_arguments(arguments, parser)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_arguments_that_are_refused(arguments, expected):
 
 
 def test_errors_are_a_line_each(capsys):
-  assert main.report_errors(['one', 'two']) == 1
+  assert command_line.report_errors(['one', 'two']) == 1
   assert capsys.readouterr().err == 'error: one\nerror: two\n'
 
 
@@ -492,6 +492,6 @@ def test_total_steps():
 
 def test_help_names_its_flags():
   parser = argparse.ArgumentParser()
-  main.add_config_arguments(parser)
+  command_line.add_config_arguments(parser)
   assert '--config FILE[:MODE]' in parser.format_help()
   assert '--config.KEY VALUE' in parser.format_help()

@@ -1,0 +1,96 @@
+"""What the commands share: flags, complaints, and setting JAX up."""
+
+import argparse
+from collections.abc import Sequence
+import logging
+import os
+from pathlib import Path
+import sys
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bn_repro import workdir
+from bn_repro.config import UserError
+
+
+def parse_arguments(
+  argv: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[argparse.Namespace, list[str]]:
+  """Parses flags; returns them and the `key=value` of each `--config.key`.
+
+  Raises:
+    UserError: for an argument that is no flag.
+  """
+  # `--config.key value` is taken as `--config.key=value`.
+  joined: list[str] = []
+  for argument in argv:
+    if joined and joined[-1].startswith('--config.') and '=' not in joined[-1]:
+      joined[-1] += f'={argument}'
+    else:
+      joined.append(argument)
+  overrides = [a for a in joined if a.startswith('--config.')]
+  known = parser.parse_args([a for a in joined if a not in overrides])
+  return known, [a.removeprefix('--config.') for a in overrides]
+
+
+class Parser(argparse.ArgumentParser):
+  """An argument parser whose complaints are `UserError`s."""
+
+  def error(self, message: str):  # noqa: ANN201
+    """Raises instead of printing the usage and exiting with 2."""
+    raise UserError(f'{message}. Try --help.')
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds `--config` and a word about `--config.KEY`."""
+  parser.add_argument(
+    '--config',
+    required=True,
+    metavar='FILE[:MODE]',
+    help='config file, and full (the default) or mini',
+  )
+  parser.add_argument(
+    '--config.KEY',
+    dest='ignored',
+    metavar='VALUE',
+    help='replaces a field of the config, such as --config.seed=1',
+  )
+
+
+def report_errors(problems: Sequence[str]) -> int:
+  """Prints a line a problem on standard error; returns the exit code."""
+  for problem in problems:
+    print(f'error: {problem}', file=sys.stderr)
+  return workdir.EXIT_CODES[workdir.FAILED]
+
+
+def set_up_jax(config: ConfigDict) -> None:
+  """Imports JAX and sets what has to be set before its first computation.
+
+  Programs that were compiled once are read from the disk: from
+  `JAX_COMPILATION_CACHE_DIR`, or ~/.cache/bn_repro if it is not set.
+  """
+  import jax
+
+  if config.model.dtype == 'float64':
+    jax.config.update('jax_enable_x64', True)  # noqa: FBT003
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    cache = Path('~/.cache/bn_repro').expanduser()
+    jax.config.update('jax_compilation_cache_dir', str(cache))
+  # What Orbax logs is raised as well, or is as intended here.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  sys.unraisablehook = _report_unless_of_a_closed_loop
+
+
+def _report_unless_of_a_closed_loop(unraisable: Any) -> None:
+  """Reports what cannot be raised, but for the echoes of a failed save.
+
+  The save raises its error once. Each write that was under way then finds its
+  event loop closed, and its thread would print that, hundreds of times.
+  """
+  error = unraisable.exc_value
+  if not (
+    isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
+  ):
+    sys.__unraisablehook__(unraisable)
