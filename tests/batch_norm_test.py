@@ -124,6 +124,27 @@ def test_variance_survives_a_large_mean(fast, running_mean, within):
   assert np.abs(flax_variance / expected - 1).max() > within
 
 
+@pytest.mark.parametrize('fast', [True, False])
+@pytest.mark.parametrize('running_mean', [0.0, 3.0, -50.0])
+def test_running_mean_is_a_pivot_and_nothing_more(fast, running_mean):
+  """Output and statistics do not depend on where the moments are taken."""
+  module = BatchNorm(
+    use_running_average=False, use_fast_variance=fast, momentum=0.0
+  )
+  x = random(64, 5) * [1, 2, 3, 4, 5] + [0, 1, -2, 5, 10]
+  variables = module.init(jax.random.key(0), x)
+  variables['batch_stats']['mean'] = jnp.full(5, running_mean)
+  y, updated = module.apply(
+    variables, jnp.asarray(x, jnp.float32), mutable=['batch_stats']
+  )
+  x = np.asarray(x, np.float64)
+  expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+  np.testing.assert_allclose(y, expected, atol=1e-3)
+  stats = updated['batch_stats']
+  np.testing.assert_allclose(stats['mean'], x.mean(0), atol=1e-4)
+  np.testing.assert_allclose(stats['var'], x.var(0, ddof=1), rtol=1e-2)
+
+
 def test_bfloat16_inputs_have_float32_statistics():
   x = jnp.asarray(random(256, 8), jnp.bfloat16)
   module = BatchNorm(momentum=0.0, use_running_average=False, unbiased=False)
