@@ -131,13 +131,11 @@ def test_running_mean_is_a_pivot_and_nothing_more(fast, running_mean):
   module = BatchNorm(
     use_running_average=False, use_fast_variance=fast, momentum=0.0
   )
-  x = random(64, 5) * [1, 2, 3, 4, 5] + [0, 1, -2, 5, 10]
+  x = np.float32(random(64, 5) * [1, 2, 3, 4, 5] + [0, 1, -2, 5, 10])
   variables = module.init(jax.random.key(0), x)
   variables['batch_stats']['mean'] = jnp.full(5, running_mean)
-  y, updated = module.apply(
-    variables, jnp.asarray(x, jnp.float32), mutable=['batch_stats']
-  )
-  x = np.asarray(x, np.float64)
+  y, updated = module.apply(variables, x, mutable=['batch_stats'])
+  x = x.astype(np.float64)
   expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
   np.testing.assert_allclose(y, expected, atol=1e-3)
   stats = updated['batch_stats']
