@@ -344,8 +344,8 @@ def write_report(folders: Sequence[str], out: Path) -> list[str]:
       '<p>A claim is measured for each seed by itself, and holds if it does '
       'for every seed. Median, and the range over seeds.</p>',
       *(
-        _section(section, out, f'{number}_{_file_name(section.folder.name)}')
-        for number, section in enumerate(sections, start=1)
+        _section(section, out, name)
+        for name, section in _file_names(sections).items()
       ),
       *(f'<p class="fails">{html.escape(problem)}</p>' for problem in problems),
     ]
@@ -357,8 +357,17 @@ def write_report(folders: Sequence[str], out: Path) -> list[str]:
   return problems
 
 
-def _file_name(text: str) -> str:
-  return re.sub(r'\W+', '_', text)
+def _file_names(sections: Sequence[Section]) -> dict[str, Section]:
+  """The sections by names for their pictures, of their folders."""
+  names: dict[str, Section] = {}
+  for section in sections:
+    stem = re.sub(r'\W+', '_', section.folder.name)
+    name, number = stem, 1
+    while name in names:
+      number += 1
+      name = f'{stem}_{number}'
+    names[name] = section
+  return names
 
 
 def main(argv: Sequence[str] | None = None) -> int:

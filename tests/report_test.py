@@ -72,7 +72,7 @@ def test_page(tmp_path, capsys):
     assert text in page
   assert '<b>own' not in page
   assert 'metrics.jsonl:1' in capsys.readouterr().err
-  for picture in ('1_runs.svg', '1_runs.png'):
+  for picture in ('runs.svg', 'runs.png'):
     assert (out / picture).stat().st_size > 1000
   assert 'BN-x30 gets highest' in (out / 'ledger.md').read_text()
 
@@ -84,7 +84,7 @@ def test_page_of_fig_1(tmp_path):
       write_run(folder, variant, [0.5, end], f'seed={seed}')
       add_percentiles(folder, [[[-1, -1], [0, 0], [1, 1]]] * 2)
   page, out = write_report(tmp_path)
-  assert (out / '1_runs.svg').stat().st_size > 1000
+  assert (out / 'runs.svg').stat().st_size > 1000
   # 10 steps of 60, as the paper counts them here.
   assert '<td>20 (20 to 20)</td>' in page
   assert '72.5 (72.5 to 72.5)' in page
@@ -108,7 +108,7 @@ def test_page_of_a_sweep(tmp_path):
     write_run(folder, 'inception', [0.9 if good else 0.1], override)
   page, out = write_report(tmp_path)
   assert 'Inception 0.2.' in page
-  assert (out / '1_runs.png').stat().st_size > 1000
+  assert (out / 'runs.png').stat().st_size > 1000
   assert 'Inception, optim.learning_rate=0.4' in page
 
 
@@ -120,7 +120,7 @@ def test_runs_that_do_not_compare_are_named(tmp_path):
   page, out = write_report(tmp_path)
   assert 'Not the same for all of these runs: total_steps (500, 900)' in page
   assert 'runs (mnist)' in page
-  assert (out / '2_runs.svg').exists()
+  assert (out / 'runs_2.svg').exists()
 
 
 def test_typical_unit_is_that_of_median_travel(tmp_path):
@@ -145,7 +145,7 @@ def test_fig_1_with_another_setting_is_still_drawn(tmp_path):
   write_run(tmp_path / 'runs' / 'b', 'mnist', [0.6], 'optim.momentum=0.9')
   page, out = write_report(tmp_path)
   assert 'Without BN, optim.momentum=0.9' in page
-  assert (out / '1_runs.svg').exists()
+  assert (out / 'runs.svg').exists()
 
 
 @pytest.mark.parametrize('what', ['no runs', 'out is a file'])
