@@ -29,7 +29,6 @@ import dataclasses
 import itertools
 import os
 from pathlib import Path
-import shutil
 import signal
 import subprocess
 import sys
@@ -276,7 +275,9 @@ def publish(out: Path) -> list[str]:
       folder = published / part / config.parent.name
       folder.mkdir(parents=True, exist_ok=True)
       for name in KEPT:
-        shutil.copyfile(config.parent / name, folder / name)
+        text = (config.parent / name).read_text()
+        # Where it was trained says nothing to a reader.
+        (folder / name).write_text(text.replace(f'{out}/', ''))
   return report.write_report([str(published)], published / 'report')
 
 
