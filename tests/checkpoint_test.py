@@ -13,11 +13,6 @@ from bn_repro.checkpoint import (
 )
 from bn_repro.config import UserError
 
-# Orbax leaves the errors of the reads beside the first one uncollected.
-reads_fail = pytest.mark.filterwarnings(
-  'ignore::pytest.PytestUnraisableExceptionWarning'
-)
-
 
 def state(seed):
   """Arrays of every type that a train state has."""
@@ -119,7 +114,6 @@ def test_a_flipped_bit_is_found(tmp_path):
     checkpoints.restore(2, {'params': kernel})
 
 
-@reads_fail
 def test_falls_back_and_sets_the_damaged_one_aside(tmp_path, capsys):
   directory = tmp_path / 'c'
   save(directory, 1, 2)
@@ -133,7 +127,6 @@ def test_falls_back_and_sets_the_damaged_one_aside(tmp_path, capsys):
   assert restore_newest(directory).meta['step'] == 2
 
 
-@reads_fail
 def test_all_damaged_is_an_error_and_nothing_moves(tmp_path):
   directory = tmp_path / 'c'
   save(directory, 1, 2)
