@@ -1,11 +1,11 @@
 """The data sets: where they lie, how they are read, how they are split.
 
-Small data sets are arrays in memory. Nothing here needs JAX or TensorFlow, so
-that missing data are reported before either is imported.
+Small data sets are arrays in memory, ImageNet is read as it is needed. Nothing
+here needs JAX or TensorFlow, so that missing data are reported before either is
+imported.
 """
 
-from collections.abc import Callable, Mapping
-import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 import gzip
 import hashlib
 import importlib.util
@@ -18,53 +18,35 @@ import zlib
 from ml_collections import ConfigDict
 import numpy as np
 
+from bn_repro import ilsvrc2012, imagenet
 from bn_repro.config import UserError
+from bn_repro.splits import ArraySplit, Dataset
 
 FASHION_MNIST_DEBIAN = Path('/usr/share/datasets/fashion-mnist')
 TFDS_DEFAULT_DIR = Path('~/tensorflow_datasets')
 TFDS_MNIST_VERSION = '3.0.1'
 
+# Share of test images that may occur among the training images, as a few do in
+# published sets; our choice.
+_MAX_OVERLAP = 0.01
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-  """Examples in memory.
-
-  Attributes:
-    images: uint8 (examples, height, width, channels); 1 or 3 channels.
-    labels: int32 (examples,).
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
-
-  def __len__(self) -> int:
-    return len(self.labels)
-
-  def take(self, indices: np.ndarray) -> 'Split':
-    """The examples at these indices, in this order."""
-    return Split(self.images[indices], self.labels[indices])
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """The splits of a data set by name: train, and validation, test if any."""
-
-  num_classes: int
-  splits: Mapping[str, Split]
-
-  @property
-  def image_shape(self) -> tuple[int, ...]:
-    """(height, width, channels)."""
-    return self.splits['train'].images.shape[1:]
-
-  def fingerprint(self) -> str:
-    """A checksum of every pixel and label, to tell data sets apart."""
-    crc = 0
-    for name in sorted(self.splits):
-      split = self.splits[name]
-      crc = zlib.crc32(np.ascontiguousarray(split.images).data, crc)
-      crc = zlib.crc32(split.labels.astype('<i4').tobytes(), crc)
-    return f'{crc:08x}'
+_DIGITS = tuple('0123456789')
+_LABEL_NAMES = {
+  'mnist': _DIGITS,
+  # From the data set's own page.
+  'fashion_mnist': (
+    'T-shirt/top',
+    'trouser',
+    'pullover',
+    'dress',
+    'coat',
+    'sandal',
+    'shirt',
+    'sneaker',
+    'bag',
+    'ankle boot',
+  ),
+}
 
 
 def load(data: ConfigDict, seed: int) -> Dataset:
@@ -77,11 +59,16 @@ def load(data: ConfigDict, seed: int) -> Dataset:
   Raises:
     UserError: if the data are not there, with what was looked for and where.
   """
-  train, test, num_classes = _LOADERS[data.name](data)
+  if data.name == ilsvrc2012.NAME:
+    return imagenet.load(
+      data, Path(data.data_dir or TFDS_DEFAULT_DIR).expanduser()
+    )
+  train, test, label_names = _LOADERS[data.name](data)
+  _check_overlap(train, test, data.name)
   train = _rearrange(train)
   splits = {'train': train, 'test': test}
   if data.holdout:
-    if data.holdout > len(train) - num_classes:
+    if data.holdout > len(train) - len(label_names):
       raise UserError(
         f'config.data.holdout={data.holdout}: {data.name} has only '
         f'{len(train)} training images.'
@@ -92,9 +79,9 @@ def load(data: ConfigDict, seed: int) -> Dataset:
   if data.distorted_copies:
     splits['train'] = _distorted(splits['train'], data.distorted_copies, seed)
   return Dataset(
-    num_classes,
+    label_names,
     {
-      name: Split(_prepare(split.images, data), split.labels)
+      name: ArraySplit(_prepare(split.images, data), split.labels)
       for name, split in splits.items()
     },
   )
@@ -128,6 +115,17 @@ def check(config: ConfigDict) -> Dataset:
   return dataset
 
 
+def _check_overlap(train: ArraySplit, test: ArraySplit, name: str) -> None:
+  """Refuses test images that have been trained on, but for a stray one."""
+  known = {image.tobytes() for image in train.images}
+  overlap = sum(image.tobytes() in known for image in test.images)
+  if overlap > _MAX_OVERLAP * len(test):
+    raise UserError(
+      f'config.data.name={name}: {overlap} of the {len(test)} test images are '
+      'training images as well. Get the data again.'
+    )
+
+
 def _fixed_order(num_examples: int) -> np.ndarray:
   """A permutation that is the same on every machine, for ever."""
   digests = [
@@ -137,7 +135,7 @@ def _fixed_order(num_examples: int) -> np.ndarray:
   return np.array(sorted(range(num_examples), key=digests.__getitem__))
 
 
-def _rearrange(split: Split) -> Split:
+def _rearrange(split: ArraySplit) -> ArraySplit:
   """Mixes the classes, as preparing a data set in shards does."""
   return split.take(_fixed_order(len(split)))
 
@@ -160,7 +158,7 @@ def _stratified(labels: np.ndarray, count: int) -> np.ndarray:
   return chosen
 
 
-def _distorted(split: Split, count: int, seed: int) -> Split:
+def _distorted(split: ArraySplit, count: int, seed: int) -> ArraySplit:
   """Makes `count` images from a split's by small affine distortions.
 
   Image i is made from example i modulo their number, with a rotation, scales,
@@ -192,7 +190,7 @@ def _distorted(split: Split, count: int, seed: int) -> Split:
       strict=True,
     ):
       ndimage.affine_transform(source, matrix, offset, output=image, order=1)
-  return Split(images, sources.labels)
+  return ArraySplit(images, sources.labels)
 
 
 def _prepare(images: np.ndarray, data: ConfigDict) -> np.ndarray:
@@ -222,7 +220,7 @@ def _pad(images: np.ndarray, size: int) -> np.ndarray:
   )
 
 
-Loaded = tuple[Split, Split, int]
+Loaded = tuple[ArraySplit, ArraySplit, Sequence[str]]
 
 
 def _load_mnist_5k(data: ConfigDict) -> Loaded:
@@ -247,7 +245,7 @@ def _load_mnist_5k(data: ConfigDict) -> Loaded:
     delimiter=',',
     dtype=np.float32,
   )
-  digits = Split(
+  digits = ArraySplit(
     table[:, :-1].astype(np.uint8).reshape(-1, 28, 28, 1),
     table[:, -1].astype(np.int32),
   )
@@ -256,7 +254,7 @@ def _load_mnist_5k(data: ConfigDict) -> Loaded:
   return (
     digits.take(np.flatnonzero(~test)),
     digits.take(np.flatnonzero(test)),
-    10,
+    _DIGITS,
   )
 
 
@@ -279,7 +277,7 @@ def _load_idx_or_tfds(data: ConfigDict) -> Loaded:
       return (
         _idx_split(train_images, train_labels, folder),
         _idx_split(test_images, test_labels, folder),
-        10,
+        _LABEL_NAMES[data.name],
       )
   prepared = (folders if data.data_dir else []) + [
     TFDS_DEFAULT_DIR.expanduser()
@@ -331,31 +329,33 @@ def _read_idx(path: Path) -> np.ndarray:
     ) from error
 
 
-def _idx_split(images: np.ndarray, labels: np.ndarray, folder: Path) -> Split:
+def _idx_split(
+  images: np.ndarray, labels: np.ndarray, folder: Path
+) -> ArraySplit:
   if len(images) != len(labels):
     raise UserError(
       f'{folder}: {len(images)} images but {len(labels)} labels. The four idx '
       'files do not belong together.'
     )
-  return Split(images[..., None], labels.astype(np.int32))
+  return ArraySplit(images[..., None], labels.astype(np.int32))
 
 
 def _load_tfds(name: str, data_dir: Path) -> Loaded:
   """Reads a copy that tfds has prepared as ArrayRecord, without TensorFlow."""
   import tensorflow_datasets as tfds  # Costs a second, and is seldom needed.
 
-  def read(split: str) -> Split:
+  def read(split: str) -> ArraySplit:
     source = tfds.data_source(
       name, split=split, data_dir=data_dir, download=False
     )
     examples: Any = [source[i] for i in range(len(source))]
-    return Split(
+    return ArraySplit(
       np.stack([example['image'] for example in examples]),
       np.array([example['label'] for example in examples], np.int32),
     )
 
   try:
-    return read('train'), read('test'), 10
+    return read('train'), read('test'), _LABEL_NAMES[name]
   except NotImplementedError as error:
     raise UserError(
       f'{data_dir / name}: prepared as TFRecord, which needs TensorFlow to '
@@ -369,30 +369,20 @@ def _load_synthetic(data: ConfigDict) -> Loaded:
   rng = np.random.Generator(np.random.Philox(0))
   patterns = rng.integers(0, 192, (num_classes, 8, 8, 3))
 
-  def make(count: int) -> Split:
+  def make(count: int) -> ArraySplit:
     labels = np.arange(count) % num_classes
     cell = math.ceil(data.image_size / 8)
     images = patterns[labels].repeat(cell, 1).repeat(cell, 2)
     images = images[:, : data.image_size, : data.image_size]
     images = images + rng.integers(0, 64, images.shape)
-    return Split(images.astype(np.uint8), labels.astype(np.int32))
+    return ArraySplit(images.astype(np.uint8), labels.astype(np.int32))
 
-  return make(512), make(130), num_classes
-
-
-def _load_imagenet(data: ConfigDict) -> Loaded:
-  folder = Path(data.data_dir or TFDS_DEFAULT_DIR).expanduser()
-  raise UserError(
-    f'config.data.name=imagenet2012: not found in {folder / data.name}. This '
-    'version reads mnist_5k, mnist, fashion_mnist and synthetic, not yet '
-    'ImageNet. Try the same network on digits: add :mini to --config.'
-  )
+  return make(512), make(130), [f'pattern {i}' for i in range(num_classes)]
 
 
 _LOADERS: Mapping[str, Callable[[ConfigDict], Loaded]] = {
   'mnist_5k': _load_mnist_5k,
   'mnist': _load_idx_or_tfds,
   'fashion_mnist': _load_idx_or_tfds,
-  'imagenet2012': _load_imagenet,
   'synthetic': _load_synthetic,
 }

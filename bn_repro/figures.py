@@ -26,6 +26,9 @@ COLOURS = (
   '#e69f00',
   '#56b4e9',
 )
+# Images side by side in a contact sheet.
+_SHEET_COLUMNS = 8
+
 STYLES = ('-', '--', '-', '-.', '--', '-.', ':', '-')
 
 
@@ -51,6 +54,36 @@ def _style(index: int) -> dict[str, Any]:
 def _save(figure: Any, out: Path, name: str) -> None:
   for suffix in ('svg', 'png'):
     figure.savefig(out / f'{name}.{suffix}', dpi=150)
+  plt.close(figure)
+
+
+def contact_sheet(
+  rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]],
+  path: Path,
+) -> None:
+  """Images with a line below each, under headings.
+
+  Args:
+    rows: heading, images (uint8, (height, width, 1 or 3)) and their lines.
+    path: of a PNG.
+  """
+  lines = [math.ceil(len(images) / _SHEET_COLUMNS) for _, images, _ in rows]
+  figure = plt.figure(
+    figsize=(1.5 * _SHEET_COLUMNS, 1.75 * sum(lines) + 0.5 * len(rows)),
+    layout='constrained',
+  )
+  parts = np.atleast_1d(figure.subfigures(len(rows), 1, height_ratios=lines))
+  for part, line_count, (heading, images, captions) in zip(
+    parts, lines, rows, strict=True
+  ):
+    part.suptitle(_plain_text(heading), fontsize=11)
+    axes = part.subplots(line_count, _SHEET_COLUMNS, squeeze=False).ravel()
+    for axis in axes:
+      axis.set_axis_off()
+    for axis, image, caption in zip(axes, images, captions, strict=False):
+      axis.imshow(image, cmap='gray', vmin=0, vmax=255)
+      axis.set_title(_plain_text(caption), fontsize=7, y=-0.16)
+  figure.savefig(path, dpi=100)
   plt.close(figure)
 
 

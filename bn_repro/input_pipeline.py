@@ -2,18 +2,47 @@
 
 The examples of global step k stand at positions k * batch_size and on of an
 endless stream of epochs; which example stands at a position is computed, never
-remembered. A run can therefore be taken up at any step, on any number of hosts.
+remembered, and so is how it is cropped. A run can therefore be taken up at any
+step, on any number of hosts, threads or worker processes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
 from typing import Any
 
+from absl import flags
 import grain
+from ml_collections import ConfigDict
 import numpy as np
 
-from bn_repro.datasets import Split
+from bn_repro.splits import Batch, Draws, Split
 
-Batch = dict[str, np.ndarray]
+# A batch of arrays in memory takes 30 microseconds: a thread of its own would
+# only take a core from the step.
+_COPYING = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+# Each of these threads waits for a batch that many others decode: two, so that
+# the others never run dry. Few batches, because they are large.
+_DECODING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """What a process makes of every batch: one of `count` equal parts."""
+
+  index: int
+  count: int
+
+  def of(self, batch: np.ndarray) -> np.ndarray:
+    """This part of the last axis."""
+    size = batch.shape[-1] // self.count
+    return batch[..., self.index * size : (self.index + 1) * size]
+
+
+WHOLE = Share(0, 1)
 
 
 class Order:
@@ -24,6 +53,7 @@ class Order:
 
   Attributes:
     num_examples: length of an epoch.
+    seed: of all permutations.
   """
 
   def __init__(
@@ -45,24 +75,22 @@ class Order:
     self._shard_of = np.repeat(np.arange(num_shards), np.diff(bounds))
     self._num_shards = num_shards
     self._within = shuffle != 'none'
-    self._seed = seed
-    self._epoch = self._order_epoch(0)
+    self.seed = seed
+    self._epoch: tuple[int, np.ndarray] | None = None
 
-  def examples(self, step: int, batch_size: int) -> np.ndarray:
-    """Indices of the examples of a step, int64 (batch_size,)."""
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+  def examples(self, positions: np.ndarray) -> np.ndarray:
+    """Indices of the examples at positions of the stream, int64."""
     epochs, offsets = np.divmod(positions, self.num_examples)
-    return np.concatenate(
-      [
-        self._examples_of_epoch(int(epoch))[offsets[epochs == epoch]]
-        for epoch in np.unique(epochs)
-      ]
-    )
+    examples = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+      there = epochs == epoch
+      examples[there] = self._examples_of_epoch(int(epoch))[offsets[there]]
+    return examples
 
   def _examples_of_epoch(self, epoch: int) -> np.ndarray:
     # One read and one write of one attribute: threads may share an Order.
     ordered = self._epoch
-    if ordered[0] != epoch:
+    if ordered is None or ordered[0] != epoch:
       ordered = self._epoch = self._order_epoch(epoch)
     return ordered[1]
 
@@ -72,44 +100,124 @@ class Order:
     Sorted by random numbers for the shards, then for the examples in them.
     They are the raw output of Philox, which NumPy promises never to change.
     """
-    random = np.random.Philox(np.random.SeedSequence((self._seed, epoch)))
+    random = np.random.Philox(np.random.SeedSequence((self.seed, epoch)))
     of_shard = random.random_raw(self._num_shards)[self._shard_of]
     if not self._within:
       return epoch, np.argsort(of_shard, kind='stable')
     return epoch, np.lexsort((random.random_raw(self.num_examples), of_shard))
 
 
+def create_order(config: ConfigDict, num_examples: int) -> Order:
+  """The order that a config asks for."""
+  return Order(
+    num_examples,
+    num_shards=config.data.num_shards,
+    shuffle=config.data.shuffle,
+    seed=config.seed,
+  )
+
+
+def positions(step: int, batch_size: int) -> np.ndarray:
+  """Positions of a step's examples in the stream, int64 (batch_size,)."""
+  return np.arange(step * batch_size, (step + 1) * batch_size)
+
+
 def train_batches(
-  split: Split, order: Order, batch_size: int, first_step: int, last_step: int
+  split: Split,
+  order: Order,
+  batch_size: int,
+  first_step: int,
+  last_step: int,
+  *,
+  share: Share = WHOLE,
+  steps_per_batch: int = 1,
+  num_workers: int = 0,
 ) -> Iterator[Batch]:
   """The batches of steps `first_step` to `last_step` - 1.
 
   Every batch is full: it runs on into the next epoch where one ends.
+
+  Args:
+    split: the training images.
+    order: of the stream.
+    batch_size: examples in a step, over all processes.
+    first_step: a multiple of `steps_per_batch`.
+    last_step: a multiple of `steps_per_batch`.
+    share: what of each step is made here.
+    steps_per_batch: steps that are one batch here, one after another.
+    num_workers: processes to make batches in, beside this one.
   """
 
-  def load(step: int) -> Batch:
-    return _batch(split, order.examples(step, batch_size), batch_size)
+  def load(number: int) -> Batch:
+    steps = positions(number, steps_per_batch * batch_size)
+    here = share.of(steps.reshape(steps_per_batch, batch_size)).ravel()
+    batch = split.training_batch(order.examples(here), Draws(order.seed, here))
+    return {**batch, 'mask': np.ones(len(here), bool)}
 
-  steps: Any = grain.MapDataset.range(first_step, last_step)
-  # A batch of arrays in memory takes 30 microseconds: a thread of its own would
-  # only take a core from the step.
-  options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-  return iter(steps.map(load).to_iter_dataset(options))
+  return _iterate(
+    split,
+    load,
+    first_step // steps_per_batch,
+    last_step // steps_per_batch,
+    num_workers,
+  )
 
 
-def eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
+def eval_batches(
+  split: Split, batch_size: int, share: Share = WHOLE
+) -> Iterator[Batch]:
   """Every example once, in order; the last batch is padded and masked."""
-  for first in range(0, len(split), batch_size):
-    last = min(first + batch_size, len(split))
-    yield _batch(split, np.arange(first, last), batch_size)
+
+  def load(number: int) -> Batch:
+    here = share.of(positions(number, batch_size))
+    mask = here < len(split)
+    batch = split.evaluation_batch(here[mask])
+    padding = len(here) - int(np.count_nonzero(mask))
+    padded = {
+      name: np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
+      for name, array in batch.items()
+    }
+    return {**padded, 'mask': mask}
+
+  return _iterate(split, load, 0, -(-len(split) // batch_size), num_workers=0)
 
 
-def _batch(split: Split, indices: np.ndarray, batch_size: int) -> Batch:
-  """Gathers `image`, `label` and `mask`, padded to `batch_size` examples."""
-  padding = batch_size - len(indices)
-  examples = split.take(np.pad(indices, (0, padding)))
-  return {
-    'image': examples.images,
-    'label': examples.labels,
-    'mask': np.arange(batch_size) < len(indices),
-  }
+def _iterate(
+  split: Split,
+  load: Callable[[int], Batch],
+  first: int,
+  last: int,
+  num_workers: int,
+) -> Iterator[Batch]:
+  """Loads batch after batch, ahead of need where that takes time."""
+  numbers: Any = grain.MapDataset.range(first, last)
+  batches = numbers.map(load).to_iter_dataset(
+    _COPYING if split.in_memory else _DECODING
+  )
+  if num_workers:
+    # Grain reads its flags, which nobody has parsed.
+    flags.FLAGS.mark_as_parsed()
+    batches = batches.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2),
+      _live_as_long_as_parent,
+    )
+  iterator = iter(batches)
+  try:
+    yield from iterator
+  finally:
+    iterator.close()
+
+
+def _live_as_long_as_parent(index: int, count: int) -> None:
+  """Lets a run save first when both get a signal, and ends when it is gone."""
+  del index, count
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def follow() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=follow, daemon=True).start()

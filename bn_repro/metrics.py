@@ -1,5 +1,6 @@
 """Metrics are sums and a count that travel, divided once at the end."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -19,6 +20,7 @@ class Sums(flax.struct.PyTreeNode):
     correct: examples whose label has the largest logit.
     top5: examples whose label is among the five largest.
     count: examples.
+    replaced: examples in the place of others that could not be decoded.
     nonfinite: values of the parameters and statistics that are not finite.
   """
 
@@ -26,6 +28,7 @@ class Sums(flax.struct.PyTreeNode):
   correct: Any = 0
   top5: Any = 0
   count: Any = 0
+  replaced: Any = 0
   nonfinite: Any = 0
 
   def merge(self, other: 'Sums') -> 'Sums':
@@ -49,6 +52,7 @@ class Sums(flax.struct.PyTreeNode):
       'accuracy': self.correct / self.count,
       'top5_accuracy': self.top5 / self.count,
       'num_examples': self.count,
+      **({'replaced_examples': self.replaced} if self.replaced else {}),
     }
 
 
@@ -58,20 +62,21 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def classification_sums(logits: Array, labels: Array, mask: Array) -> Sums:
+def classification_sums(logits: Array, batch: Mapping[str, Array]) -> Sums:
   """Sums over the examples where `mask` is True, of one device.
 
   Args:
     logits: (batch, classes).
-    labels: int (batch,).
-    mask: bool (batch,).
+    batch: `label`, int (batch,); `mask` and `replaced`, bool (batch,).
   """
+  labels, mask = batch['label'], batch['mask']
   top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == labels[:, None]
   return Sums(
     loss=jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
     correct=(mask & top[:, 0]).sum(),
     top5=(mask & top.any(-1)).sum(),
     count=mask.sum(),
+    replaced=(mask & batch['replaced']).sum(),
     nonfinite=jnp.zeros((), jnp.int32),
   )
 

@@ -5,15 +5,12 @@ its fast mode, `full` its slow one. Each example draws from its own key, so that
 it is distorted in the same way on any number of devices.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 Array = jax.Array
-Adjustment = Callable[[Array, Array], Array]
 
 
 def normalize(images: Array, dtype: Any) -> Array:
@@ -39,54 +36,92 @@ def distort(images: Array, keys: Array, strength: str) -> Array:
     return images
   images = jnp.broadcast_to(images, (*images.shape[:3], 3))
   scaled = images.astype(jnp.float32) / 255
-  orders = _ORDERS[strength]
-  return 255 * jax.vmap(lambda image, key: _distort_one(image, key, orders))(
-    scaled, keys
-  )
+  distort_one = {'reduced': _distort_reduced, 'full': _distort_full}[strength]
+  draws = jax.vmap(_draw)(keys)
+  return 255 * jnp.clip(jax.vmap(distort_one)(scaled, draws), 0, 1)
 
 
-def _distort_one(
-  image: Array, key: Array, orders: Sequence[Sequence[Adjustment]]
-) -> Array:
-  """Applies the adjustments in one of the given orders, drawn at random."""
-  choice_key, *keys = jax.random.split(key, 1 + len(orders[0]))
+class Adjustments(NamedTuple):
+  """What is done to an image, drawn at random.
 
-  def apply(order: Sequence[Adjustment]) -> Callable[[Array], Array]:
-    def run(image: Array) -> Array:
-      for adjustment, adjustment_key in zip(order, keys, strict=True):
-        image = adjustment(image, adjustment_key)
-      return image
+  Attributes:
+    order: uniform in [0, 1), of the adjustments.
+    brightness: added to all values, which are in [0, 1].
+    saturation: factor of the saturation of HSV.
+    hue: added to the hue of HSV, in circles.
+    contrast: factor of the distance from a channel's mean.
+  """
 
-    return run
-
-  choice = jax.random.randint(choice_key, (), 0, len(orders))
-  image = lax.switch(choice, [apply(order) for order in orders], image)
-  return jnp.clip(image, 0, 1)
-
-
-def _brightness(image: Array, key: Array) -> Array:
-  return image + jax.random.uniform(key, (), minval=-32 / 255, maxval=32 / 255)
+  order: Array
+  brightness: Array
+  saturation: Array
+  hue: Array
+  contrast: Array
 
 
-def _contrast(image: Array, key: Array) -> Array:
-  factor = jax.random.uniform(key, (), minval=0.5, maxval=1.5)
+def _draw(key: Array) -> Adjustments:
+  low = jnp.array([0, -32 / 255, 0.5, -0.2, 0.5])
+  high = jnp.array([1, 32 / 255, 1.5, 0.2, 1.5])
+  return Adjustments(*jax.random.uniform(key, (5,), minval=low, maxval=high))
+
+
+def _distort_reduced(image: Array, drawn: Adjustments) -> Array:
+  """Brightness and saturation, in one of both orders."""
+  first = drawn.order < 0.5
+  image = image + jnp.where(first, drawn.brightness, 0)
+  image = _saturate(image, drawn.saturation)
+  return image + jnp.where(first, 0, drawn.brightness)
+
+
+def _distort_full(image: Array, drawn: Adjustments) -> Array:
+  """All adjustments, in one of four orders.
+
+  The orders are brightness, saturation, hue, contrast; saturation, brightness,
+  contrast, hue; contrast, hue, brightness, saturation; hue, saturation,
+  contrast, brightness. To choose among them for every image of a batch is to
+  compute all four. But hue may change places with brightness and with
+  saturation, and contrast with brightness, so that each order is the sequence
+  below with some adjustments left out.
+  """
+  order = jnp.floor(4 * drawn.order)
+
+  def is_one_of(*orders: int) -> Array:
+    return jnp.isin(order, jnp.array(orders, jnp.float32))
+
+  def shift(image: Array, where: Array) -> Array:
+    return image + jnp.where(where, drawn.brightness, 0)
+
+  def recolour(image: Array, saturate: Array, turn: Array) -> Array:
+    image = jnp.where(saturate, _saturate(image, drawn.saturation), image)
+    return _turn_hue(image, jnp.where(turn, drawn.hue, 0))
+
+  image = shift(image, is_one_of(0))
+  image = recolour(image, is_one_of(0, 1, 3), is_one_of(0, 3))
+  image = _adjust_contrast(image, drawn.contrast)
+  image = shift(image, is_one_of(2))
+  image = recolour(image, is_one_of(2), is_one_of(1, 2))
+  return shift(image, is_one_of(1, 3))
+
+
+def _adjust_contrast(image: Array, factor: Array) -> Array:
   mean = image.mean((0, 1), keepdims=True)
   return mean + factor * (image - mean)
 
 
-def _saturation(image: Array, key: Array) -> Array:
+def _saturate(image: Array, factor: Array) -> Array:
   """Scales the saturation of HSV; value and hue stay."""
-  factor = jax.random.uniform(key, (), minval=0.5, maxval=1.5)
   value = image.max(-1, keepdims=True)
   chroma = value - image.min(-1, keepdims=True)
-  # Saturation is chroma / value and at most 1.
-  limit = jnp.where(chroma > 0, value / jnp.maximum(chroma, 1e-6), 1)
-  return value - jnp.clip(factor, 0, limit) * (value - image)
+  # Saturation is chroma / value and at most 1; of no colour, where value is not
+  # above 0.
+  limit = jnp.where(
+    chroma > 0, jnp.maximum(value, 0) / jnp.maximum(chroma, 1e-6), 1
+  )
+  return value - jnp.minimum(factor, limit) * (value - image)
 
 
-def _hue(image: Array, key: Array) -> Array:
-  """Turns the hue of HSV by up to 0.2 of a circle; value, saturation stay."""
-  turn = jax.random.uniform(key, (), minval=-0.2, maxval=0.2)
+def _turn_hue(image: Array, turn: Array) -> Array:
+  """Turns the hue of HSV, by `turn` circles; value and saturation stay."""
   red, green, blue = jnp.moveaxis(image, -1, 0)
   value = image.max(-1)
   chroma = value - image.min(-1)
@@ -100,15 +135,3 @@ def _hue(image: Array, key: Array) -> Array:
   sextant = (hue[..., None] + jnp.array([[[5.0, 3.0, 1.0]]])) % 6
   falling = jnp.clip(jnp.minimum(sextant, 4 - sextant), 0, 1)
   return value[..., None] - chroma[..., None] * falling
-
-
-# The four orders of TF-Slim's slow mode, the two of its fast one.
-_ORDERS: dict[str, Sequence[Sequence[Adjustment]]] = {
-  'reduced': ((_brightness, _saturation), (_saturation, _brightness)),
-  'full': (
-    (_brightness, _saturation, _hue, _contrast),
-    (_saturation, _brightness, _contrast, _hue),
-    (_contrast, _hue, _brightness, _saturation),
-    (_hue, _saturation, _contrast, _brightness),
-  ),
-}

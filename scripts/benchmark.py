@@ -9,15 +9,35 @@ fig1   time of both nets of Fig. 1, 50,000 steps and 200 evaluations each, over
        that of the bare steps in one `lax.scan`.
 bn     time of a BN layer, forward and forward + backward, beside those of flax
        (both of its variances) and, where it is installed, of PyTorch.
+checkpoint
+       time for which saving a checkpoint holds up the loop, as a share of a
+       step of BN-x5 at full width and 224 pixels, 8 images.
+distortion
+       time of distorting and normalising a batch, as a share of the whole step
+       of BN-x5 and Inception at full width and 224 pixels, 8 images.
+input  training images of ImageNet's size a second of a core: ours, tf.data as
+       the Flax ImageNet example has it, Pillow in worker processes, and
+       decoding alone; and how near each comes to antialiased bicubic resizing.
+       It makes the environment of `scripts/prepare_imagenet.sh`, for tf.data.
+stream seconds from a cold start to the first batch of 256 on an index of
+       ImageNet's size, and the growth of resident memory from the 1,000th to
+       the 10,000th batch. Its images are tiny and take 3 GB of disk meanwhile.
 step   time of a whole step of BN-Baseline in `mini` beside the same network
        with flax's BN, and without BN.
 """
 
 import argparse
 from collections.abc import Callable, Mapping
+import contextlib
 import functools
+import io
+import itertools
+import json
+import math
+import os
 from pathlib import Path
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -333,7 +353,357 @@ def step(rounds: int) -> None:
   show_ratio(results, 'ours', 'without')
 
 
-BENCHMARKS = {'loop': loop, 'fig1': fig1, 'bn': bn, 'step': step}
+def checkpoint(rounds: int) -> None:
+  """Seconds of a full-width step, and of starting to save a checkpoint."""
+  program, state, batches = _full_width('bn_x5')
+  import jax
+
+  from bn_repro import parallel
+  from bn_repro.checkpoint import Checkpoints
+
+  with (
+    tempfile.TemporaryDirectory() as name,
+    Checkpoints(Path(name) / 'checkpoints', keep=2) as checkpoints,
+  ):
+    numbers = itertools.count()
+    on_device = parallel.replicate(program.mesh, state)
+    jax.block_until_ready(on_device)
+
+    def save() -> float:
+      checkpoints.wait()
+      return seconds(lambda: checkpoints.save(next(numbers), on_device, {}))
+
+    results = interleaved(
+      {'save': save, 'step': _full_width_step(program, state, batches)}, rounds
+    )
+    checkpoints.wait()
+  show_ratio(results, 'save', 'step')
+
+
+def _full_width(variant: str) -> tuple[Any, Any, Any]:
+  """The compiled program of a variant, 8 images; a state; a batch."""
+  config = config_lib.load(
+    f'{ROOT}/configs/{variant}.py',
+    (
+      'data.name=synthetic',
+      'data.num_shards=1',
+      'eval_split=test',
+      'batch_size=8',
+    ),
+  )
+  dataset = datasets.check(config)
+  command_line.set_up_jax(config)
+  from bn_repro.program import create_program
+
+  program = create_program(config, dataset)
+  state = program.initial_state()
+  program = program.compile(state)
+  return program, state, next(program.stacked_batches(0, 1))
+
+
+def _full_width_step(
+  program: Any, state: Any, batches: Any
+) -> Callable[[], float]:
+  import jax
+
+  from bn_repro import parallel
+
+  def step() -> float:
+    on_device = parallel.replicate(program.mesh, state)
+    jax.block_until_ready(on_device)
+    return seconds(
+      lambda: jax.block_until_ready(program.train_steps(on_device, batches))
+    )
+
+  return step
+
+
+def distortion(rounds: int) -> None:
+  """Seconds of full-width steps, and of their distortions alone."""
+  for variant in ('bn_x5', 'inception'):
+    _distortion_of(variant, rounds)
+
+
+def _distortion_of(variant: str, rounds: int) -> None:
+  program, state, batches = _full_width(variant)
+  config = program.config
+  import jax
+
+  from bn_repro import parallel, preprocess, steps
+
+  batch = next(program.train_batches(0, 1))
+
+  def distort(at: Any, batch: Any) -> Any:
+    seed, number = at
+    images = steps.distorted_images(
+      batch['image'], seed, number, config.data.distortion
+    )
+    return parallel.gather(preprocess.normalize(images, program.model.dtype))
+
+  alone = parallel.data_parallel(distort, program.mesh, donate_state=False)
+  at = parallel.replicate(program.mesh, (state.seed, state.step))
+  print(f'{variant}, seconds')
+  results = interleaved(
+    {
+      'distortion': lambda: seconds(
+        lambda: jax.block_until_ready(alone(at, batch))
+      ),
+      'step': _full_width_step(program, state, batches),
+    },
+    rounds,
+  )
+  print(f'{variant}, {config.data.distortion}:', end=' ')
+  show_ratio(results, 'distortion', 'step')
+
+
+def input_pipelines(rounds: int) -> None:
+  """Images per second of processors and of the clock, and PSNR."""
+  import benchmark_input
+  import numpy as np
+
+  images = 3 * benchmark_input.BATCH_SIZE
+  python = {'tf.data': str(ROOT / '.venv-prepare/bin/python')}
+  subprocess.run(
+    [
+      'bash',
+      '-c',
+      'source scripts/environment.sh; '
+      'use_environment requirements-prepare.txt .venv-prepare',
+    ],
+    cwd=ROOT,
+    check=True,
+  )
+  with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+    folder = Path(name)
+    make_photographs(folder, images)
+    subprocess.run(
+      [python['tf.data'], '-c', _TO_TFRECORD, str(folder)],
+      env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
+      check=True,
+    )
+    processes = {
+      name: stack.enter_context(
+        subprocess.Popen(
+          [
+            python.get(name, sys.executable),
+            str(ROOT / 'scripts/benchmark_input.py'),
+            name,
+            str(folder),
+          ],
+          stdin=subprocess.PIPE,
+          stdout=subprocess.PIPE,
+          env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
+          text=True,
+        )
+      )
+      for name in benchmark_input.PIPELINES
+    }
+
+    def ask(name: str, question: str) -> dict[str, float]:
+      process = processes[name]
+      assert process.stdin is not None and process.stdout is not None
+      process.stdin.write(question + '\n')
+      process.stdin.flush()
+      answer = process.stdout.readline()
+      if not answer:
+        raise RuntimeError(f'{name} has ended with {process.wait()}')
+      return json.loads(answer)
+
+    wall: dict[str, list[float]] = {name: [] for name in processes}
+
+    def measure(name: str) -> float:
+      answer = ask(name, '15')
+      wall[name].append(answer['images'] / answer['wall'])
+      return answer['images'] / answer['cpu']
+
+    print('images a second of one core')
+    results = interleaved(
+      {name: functools.partial(measure, name) for name in processes}, rounds
+    )
+    reference = antialiased_views(folder)
+    quality = {}
+    for name in ('ours', 'tf.data', 'pillow'):
+      ask(name, 'views')
+      error = np.load(folder / f'{name}.npy').astype(float) - reference
+      by_image = np.mean(error**2, (1, 2, 3))
+      quality[name] = float(np.mean(10 * np.log10(255**2 / by_image)))
+  for name in results:
+    psnr = f'{quality[name]:.1f} dB' if name in quality else '-'
+    print(
+      f'{name:12}  {statistics.median(results[name]):7.0f} images/CPU-s  '
+      f'{statistics.median(wall[name][1:]):7.0f} images/s  {psnr:>8}  '
+      f'{ratio(results, name, "tf.data"):.2f} of tf.data'
+    )
+  print(
+    f'ratio={ratio(results, "ours", "tf.data"):.2f} psnr={quality["ours"]:.1f} '
+    f'psnr_tfdata={quality["tf.data"]:.1f}'
+  )
+
+
+# Run where TensorFlow is: the photographs once more, as tfds has TFRecord.
+_TO_TFRECORD = """
+from pathlib import Path
+import sys
+import tensorflow as tf
+folder = Path(sys.argv[1])
+with tf.io.TFRecordWriter(str(folder / 'photographs.tfrecord')) as writer:
+  for path in sorted(folder.glob('*.jpg')):
+    image = tf.train.BytesList(value=[path.read_bytes()])
+    label = tf.train.Int64List(value=[0])
+    feature = {
+      'image': tf.train.Feature(bytes_list=image),
+      'label': tf.train.Feature(int64_list=label),
+    }
+    features = tf.train.Features(feature=feature)
+    writer.write(tf.train.Example(features=features).SerializeToString())
+"""
+
+
+def make_photographs(folder: Path, count: int) -> None:
+  """JPEGs of 500 x 375 pixels, of a size like ImageNet's, from three photos.
+
+  They are pieces of the two photos of scikit-learn and the one of Matplotlib,
+  at the scale at which they fill the frame and up to a quarter above. Beside
+  the files they stand in `folder` as ArrayRecord, and with a box for each.
+  """
+  import make_stand_in
+  import matplotlib as mpl
+  import numpy as np
+  from PIL import Image
+  from sklearn.datasets import load_sample_images
+
+  from bn_repro import decoding, ilsvrc2012
+
+  photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+  hopper = Path(mpl.get_data_path(), 'sample_data/grace_hopper.jpg')
+  photos.append(Image.open(hopper).convert('RGB'))
+  rng = np.random.default_rng(0)
+  encoded, boxes = [], []
+  for number in range(count):
+    photo = photos[number % len(photos)]
+    scale = max(500 / photo.width, 375 / photo.height) * rng.uniform(1, 1.25)
+    size = (math.ceil(photo.width * scale), math.ceil(photo.height * scale))
+    left, top = rng.integers(0, (size[0] - 499, size[1] - 374))
+    piece = photo.resize(size, Image.Resampling.BICUBIC).crop(
+      (left, top, left + 500, top + 375)
+    )
+    file = io.BytesIO()
+    piece.save(file, 'JPEG', quality=95)
+    encoded.append(file.getvalue())
+    boxes.append(decoding.random_box(500, 375, rng.random(decoding.DRAWS)))
+    (folder / f'{number:04}.jpg').write_bytes(encoded[-1])
+  (folder / 'boxes.json').write_text(json.dumps(boxes))
+  sizes = [len(raw) for raw in encoded]
+  print(f'{count} photographs of {statistics.mean(sizes) / 1e3:.0f} kB')
+  synset = ilsvrc2012.synsets()[0]
+  first = ilsvrc2012.validation_synsets()[0]
+  label = ilsvrc2012.synsets().index(first)
+  make_stand_in.write_prepared(
+    folder,
+    {
+      'train': [
+        (f'{synset}_{i}.JPEG', 0, raw) for i, raw in enumerate(encoded)
+      ],
+      'validation': [('ILSVRC2012_val_00000001.JPEG', label, encoded[0])],
+    },
+    num_shards=1,
+  )
+
+
+def antialiased_views(folder: Path) -> Any:
+  """The boxes of `make_photographs`, by Pillow's bicubic resizing, float64."""
+  import benchmark_input
+  import numpy as np
+  from PIL import Image
+
+  boxes = json.loads((folder / 'boxes.json').read_text())
+  size = (benchmark_input.SIZE, benchmark_input.SIZE)
+  views = [
+    np.asarray(
+      Image.open(path).resize(
+        size,
+        Image.Resampling.BICUBIC,
+        (left, top, left + width, top + height),
+      )
+    )
+    for path, (left, top, width, height) in zip(
+      sorted(folder.glob('*.jpg')), boxes, strict=True
+    )
+  ]
+  return np.stack(views).astype(np.float64)
+
+
+def stream(rounds: int) -> None:
+  """Seconds and bytes of the training stream on an index of full size."""
+  del rounds
+  import make_stand_in
+  from PIL import Image
+
+  from bn_repro import ilsvrc2012
+
+  synsets = ilsvrc2012.synsets()
+  labels = {synset: label for label, synset in enumerate(synsets)}
+  of_validation = ilsvrc2012.validation_synsets()
+  file = io.BytesIO()
+  picture = make_stand_in.picture(synsets[0], 0)
+  Image.open(io.BytesIO(picture)).resize((64, 48)).save(file, 'JPEG')
+  count = ilsvrc2012.NUM_EXAMPLES['train']
+  with tempfile.TemporaryDirectory() as name:
+    folder = Path(name)
+    print(f'writing {count:,} small images', flush=True)
+    make_stand_in.write_prepared(
+      folder,
+      {
+        'train': (
+          (f'{synsets[i % 1000]}_{i}.JPEG', i % 1000, file.getvalue())
+          for i in range(count)
+        ),
+        'validation': (
+          (f'ILSVRC2012_val_{i:08}.JPEG', labels[synset], file.getvalue())
+          for i, synset in enumerate(of_validation, start=1)
+        ),
+      },
+      num_shards=1024,
+    )
+    start = time.perf_counter()
+    with subprocess.Popen(
+      [
+        sys.executable,
+        str(ROOT / 'scripts/benchmark_input.py'),
+        'stream',
+        str(folder),
+        '10000',
+      ],
+      stdout=subprocess.PIPE,
+      text=True,
+    ) as process:
+      assert process.stdout is not None
+      first = json.loads(process.stdout.readline())
+      seconds_to_first = time.perf_counter() - start
+      print(
+        f'first batch after {seconds_to_first:.1f} s, '
+        f'{first["first"]:.1f} s of them after starting Python',
+        flush=True,
+      )
+      early, late = (json.loads(line)['bytes'] for line in process.stdout)
+    if process.returncode:
+      raise RuntimeError(f'the stream ended with {process.returncode}')
+  print(
+    f'first_batch_seconds={seconds_to_first:.1f} resident_gb={late / 1e9:.2f} '
+    f'growth={late / early - 1:.2%}'
+  )
+
+
+BENCHMARKS = {
+  'loop': loop,
+  'fig1': fig1,
+  'bn': bn,
+  'checkpoint': checkpoint,
+  'distortion': distortion,
+  'input': input_pipelines,
+  'step': step,
+  'stream': stream,
+}
 
 
 def main() -> int:
@@ -344,7 +714,13 @@ def main() -> int:
   parser.add_argument('name', choices=BENCHMARKS)
   parser.add_argument('--rounds', type=int, default=7)
   flags = parser.parse_args()
-  BENCHMARKS[flags.name](flags.rounds)
+  try:
+    BENCHMARKS[flags.name](flags.rounds)
+  except (subprocess.CalledProcessError, RuntimeError) as error:
+    print(
+      f'error: {flags.name} could not be measured: {error}', file=sys.stderr
+    )
+    return 1
   return 0
 
 

@@ -11,22 +11,21 @@ training classes are those that it names first.
 """
 
 import argparse
-import importlib.util
+from collections.abc import Iterable, Mapping
 import io
+import json
 from pathlib import Path
+import sys
 import tarfile
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-def imagenet_list(name: str) -> list[str]:
-  """A list that comes with the builder: `labels` or `validation_labels`."""
-  package = importlib.util.find_spec('tensorflow_datasets')
-  assert package is not None and package.submodule_search_locations
-  folder = Path(package.submodule_search_locations[0])
-  path = folder / 'datasets' / 'imagenet2012' / f'{name}.txt'
-  return path.read_text().split()
+from bn_repro import ilsvrc2012, imagenet  # noqa: E402
 
 
 def picture(synset: str, number: int) -> bytes:
@@ -78,6 +77,78 @@ def make_validation_archive(path: Path, synsets: list[str]) -> None:
       add(archive, f'ILSVRC2012_val_{position:08d}.JPEG', content)
 
 
+# Name, label and encoded image.
+Example = tuple[str, int, bytes]
+
+
+def write_prepared(
+  data_dir: Path, splits: Mapping[str, Iterable[Example]], num_shards: int
+) -> Path:
+  """Writes what the builder of tfds would leave, without TensorFlow.
+
+  For tests and benchmarks that are not about the builder.
+
+  Args:
+    data_dir: where tfds keeps its data sets.
+    splits: examples by name of the split.
+    num_shards: of each split.
+
+  Returns:
+    The folder of the data set.
+  """
+  from array_record.python import array_record_module
+  import tensorflow_datasets as tfds
+
+  folder = data_dir / ilsvrc2012.NAME / imagenet.VERSION
+  folder.mkdir(parents=True)
+  features = tfds.features.FeaturesDict(
+    {
+      'file_name': tfds.features.Text(),
+      'image': tfds.features.Image(encoding_format='jpeg'),
+      'label': tfds.features.ClassLabel(num_classes=ilsvrc2012.NUM_CLASSES),
+    }
+  )
+  features.save_config(folder)
+  (folder / 'label.labels.txt').write_text('\n'.join(ilsvrc2012.synsets()))
+  infos: list[dict[str, Any]] = []
+  for split, examples in splits.items():
+    examples = list(examples)
+    cuts = [len(examples) * i // num_shards for i in range(num_shards + 1)]
+    for shard in range(num_shards):
+      writer = array_record_module.ArrayRecordWriter(
+        str(imagenet.shard_path(folder, split, shard, num_shards)),
+        'group_size:1',
+      )
+      for name, label, encoded in examples[cuts[shard] : cuts[shard + 1]]:
+        writer.write(
+          features.serialize_example(
+            {'file_name': name, 'image': encoded, 'label': label}
+          )
+        )
+      writer.close()
+    infos.append(
+      {
+        'name': split,
+        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+        'numBytes': str(sum(len(encoded) for *_, encoded in examples)),
+        'shardLengths': [
+          str(cuts[shard + 1] - cuts[shard]) for shard in range(num_shards)
+        ],
+      }
+    )
+  info = {
+    'name': ilsvrc2012.NAME,
+    'version': imagenet.VERSION,
+    'fileFormat': 'array_record',
+    'moduleName': (
+      'tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder'
+    ),
+    'splits': infos,
+  }
+  (folder / 'dataset_info.json').write_text(json.dumps(info))
+  return folder
+
+
 def main() -> None:
   """Writes both archives."""
   parser = argparse.ArgumentParser(
@@ -85,9 +156,9 @@ def main() -> None:
   )
   parser.add_argument('--out', type=Path, required=True, metavar='DIR')
   parser.add_argument('--num_validation', type=int, default=100)
-  parser.add_argument('--images_per_class', type=int, default=6)
+  parser.add_argument('--images_per_class', type=int, default=20)
   flags = parser.parse_args()
-  validation = imagenet_list('validation_labels')[: flags.num_validation]
+  validation = ilsvrc2012.validation_synsets()[: flags.num_validation]
   classes = sorted(set(validation))
   flags.out.mkdir(parents=True, exist_ok=True)
   make_training_archive(

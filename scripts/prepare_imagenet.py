@@ -25,14 +25,21 @@ import sys
 import tarfile
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bn_repro.ilsvrc2012 import (  # noqa: E402
+  NAME,
+  NUM_CLASSES,
+  NUM_EXAMPLES,
+  synsets,
+)
+
 # What the builder of tfds 4.9.10 states of both archives.
 ARCHIVES = {
   'ILSVRC2012_img_train.tar': 147_897_477_120,
   'ILSVRC2012_img_val.tar': 6_744_924_160,
 }
-NUM_EXAMPLES = {'train': 1_281_167, 'validation': 50_000}
-NUM_CLASSES = 1_000
-NAME = 'imagenet2012'
 # Where a conversion goes on; no name that tfds looks at.
 UNFINISHED = 'being_converted'
 # Beyond 1 GB tfds writes everything twice: shuffled in buckets, and at last.
@@ -73,14 +80,14 @@ def check_archives(manual_dir: Path, *, stand_in: bool) -> dict[str, int]:
         'with the download.'
       )
   train, validation = (manual_dir / name for name in ARCHIVES)
-  synsets = imagenet_synsets()
+  known = set(synsets())
   counts = {'train': 0, 'validation': 0}
   classes = set()
   for synset, names in progress(
     training_images(train), NUM_CLASSES, 'training archive'
   ):
     wrong = [n for n in names if not re.fullmatch(rf'{synset}_\d+\.JPEG', n)]
-    if synset not in synsets or synset in classes or wrong:
+    if synset not in known or synset in classes or wrong:
       what = wrong[0] if wrong else f'{synset}.tar'
       raise PreparationError(f'{train}: holds {what}, which does not belong.')
     classes.add(synset)
@@ -158,14 +165,6 @@ class Slice:
     content = self._file.read(rest if size < 0 else min(size, rest))
     self._at += len(content)
     return content
-
-
-def imagenet_synsets() -> list[str]:
-  """The 1,000 classes in the order of their labels, as tfds has them."""
-  import tensorflow_datasets as tfds
-
-  path = Path(tfds.__file__).parent / 'datasets' / NAME / 'labels.txt'
-  return path.read_text().split()
 
 
 def check_space(data_dir: Path, manual_dir: Path, num_images: int) -> None:
@@ -261,7 +260,7 @@ def verify(data_dir: Path, *, stand_in: bool) -> str:
 
   builder = tfds.builder(NAME, data_dir=data_dir, file_format='array_record')
   names = builder.info.features['label'].names
-  if names != imagenet_synsets():
+  if names != synsets():
     raise PreparationError(f'{builder.data_dir}: has other classes.')
   said = []
   for split, expected in NUM_EXAMPLES.items():

@@ -9,6 +9,7 @@ import pytest
 from bn_repro import config as config_lib
 from bn_repro import datasets
 from bn_repro.config import UserError
+from bn_repro.splits import ArraySplit
 
 
 def config(*overrides):
@@ -100,7 +101,7 @@ def test_distortions_turn_shift_and_scale_within_their_ranges(monkeypatch):
   """A bar of 20 x 2 pixels, by its moments."""
   images = np.zeros((1, 28, 28, 1), np.uint8)
   images[0, 4:24, 13:15] = 255
-  bar = datasets.Split(images, np.zeros(1, np.int32))
+  bar = ArraySplit(images, np.zeros(1, np.int32))
   copies = datasets._distorted(bar, 300, seed=0)
   y, x = np.mgrid[:28, :28]
   angles, centres, lengths = [], [], []
@@ -206,6 +207,17 @@ def test_files_that_do_not_belong_together(tmp_path):
     datasets.check(idx_config(tmp_path / 'd'))
 
 
+def test_test_images_that_are_training_images(tmp_path):
+  write_idx(tmp_path / 'd', False, '-')
+  images, _, test_images, _ = write_idx(tmp_path / 'e', False, '-')
+  test_images[:5] = images[10:15]
+  path = tmp_path / 'e' / 't10k-images-idx3-ubyte'
+  path.write_bytes(idx(test_images))
+  with pytest.raises(UserError, match='5 of the 20 test images'):
+    datasets.check(idx_config(tmp_path / 'e'))
+  datasets.check(idx_config(tmp_path / 'd'))
+
+
 @pytest.mark.parametrize('name', ['mnist', 'fashion_mnist'])
 def test_missing_files(name, tmp_path):
   with pytest.raises(UserError) as error:
@@ -234,7 +246,7 @@ def test_prepared_as_array_record(tmp_path, monkeypatch):
     assert (name, str(data_dir), download) == ('mnist', str(tmp_path), False)
     count = {'train': 60, 'test': 20}[split]
     return [
-      {'image': np.full((28, 28, 1), i, np.uint8), 'label': i % 10}
+      {'image': np.full((28, 28, 1), i + count, np.uint8), 'label': i % 10}
       for i in range(count)
     ]
 

@@ -13,7 +13,9 @@ def sums(logits, labels, mask=None):
   logits = jnp.asarray(logits)
   labels = jnp.asarray(labels, jnp.int32)
   mask = jnp.ones(len(labels), bool) if mask is None else jnp.asarray(mask)
-  return metrics.classification_sums(logits, labels, mask).fetch()
+  replaced = labels % 2 == 0
+  batch = {'label': labels, 'mask': mask, 'replaced': replaced}
+  return metrics.classification_sums(logits, batch).fetch()
 
 
 def random_batch(num_examples, num_classes=10, seed=0):
@@ -33,6 +35,7 @@ def test_against_float64():
   assert found.correct == (rank == 0).sum()
   assert found.top5 == (rank < 5).sum()
   assert found.count == 200
+  assert found.replaced == (labels % 2 == 0).sum()
 
 
 def test_parts_add_up_to_the_whole_whatever_their_sizes():

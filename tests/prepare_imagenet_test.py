@@ -18,6 +18,8 @@ sys.path.insert(0, str(ROOT / 'scripts'))
 
 import make_stand_in  # noqa: E402
 
+from bn_repro import ilsvrc2012  # noqa: E402
+
 pytestmark = pytest.mark.slow
 TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 COMMAND = ['bash', str(ROOT / 'scripts/prepare_imagenet.sh')]
@@ -27,7 +29,7 @@ COMMAND = ['bash', str(ROOT / 'scripts/prepare_imagenet.sh')]
 def archives(tmp_path_factory):
   """Twelve validation images, and three training images of each class."""
   folder = tmp_path_factory.mktemp('archives')
-  synsets = make_stand_in.imagenet_list('validation_labels')[:12]
+  synsets = ilsvrc2012.validation_synsets()[:12]
   classes = sorted(set(synsets))
   make_stand_in.make_training_archive(folder / TRAIN, classes, 3)
   make_stand_in.make_validation_archive(folder / VALIDATION, synsets)
@@ -82,8 +84,8 @@ def prepared(data_dir, split):
 
 def assert_holds(data_dir, archives):
   """Every image of the archives, once, with its label."""
-  labels = make_stand_in.imagenet_list('labels')
-  of_validation = make_stand_in.imagenet_list('validation_labels')
+  labels = ilsvrc2012.synsets()
+  of_validation = ilsvrc2012.validation_synsets()
   for split, archive in (('train', TRAIN), ('validation', VALIDATION)):
     expected = contents(archives / archive)
     source = prepared(data_dir, split)
@@ -118,7 +120,7 @@ def test_killed_and_run_again(archives, tmp_path):
   assert not list(data_dir.glob('imagenet2012/5*'))
   result = prepare(*arguments)
   assert result.returncode == 0, result.stderr
-  count = 3 * len(set(make_stand_in.imagenet_list('validation_labels')[:12]))
+  count = 3 * len(set(ilsvrc2012.validation_synsets()[:12]))
   assert f'{count} train images' in result.stdout
   assert '12 validation images' in result.stdout
   assert_holds(data_dir, archives)
@@ -205,7 +207,7 @@ def test_stand_in_can_be_learnt():
 
   means = {
     synset: np.mean([small(synset, number) for number in range(10)], 0)
-    for synset in make_stand_in.imagenet_list('labels')[:10]
+    for synset in ilsvrc2012.synsets()[:10]
   }
   right = 0
   for synset in means:

@@ -1,0 +1,140 @@
+"""What is listed and drawn is what training takes."""
+
+from matplotlib import image as mpl_image
+import numpy as np
+import pytest
+import written_imagenet
+
+from bn_repro import config as config_lib
+from bn_repro import datasets, examples, figures, input_pipeline
+
+MINI = 'configs/bn_x5.py:mini'
+
+
+def run(capsys, *arguments):
+  code = examples.main(arguments)
+  captured = capsys.readouterr()
+  return code, captured.out.splitlines(), captured.err.splitlines()
+
+
+def stream(config, step):
+  train = datasets.check(config).splits['train']
+  order = input_pipeline.create_order(config, len(train))
+  return next(
+    input_pipeline.train_batches(
+      train, order, config.batch_size, step, step + 1
+    )
+  )
+
+
+def test_lists_what_a_step_takes(capsys):
+  config = config_lib.load(MINI)
+  train = datasets.check(config).splits['train']
+  # Step 124 has the last images of an epoch and the first of the next one:
+  # 4,000 are 125 steps of 32.
+  for step in (0, 124, 125, 10**9):
+    code, (header, *lines), _ = run(
+      capsys, f'--config={MINI}', f'--step={step}'
+    )
+    assert code == 0
+    assert header.split()[:4] == ['epoch', 'position', 'example', 'label']
+    rows = np.array([[int(x) for x in line.split()[:4]] for line in lines])
+    position = 4000 * rows[:, 0] + rows[:, 1]
+    np.testing.assert_array_equal(
+      position, np.arange(32 * step, 32 * step + 32)
+    )
+    batch = stream(config, step)
+    np.testing.assert_array_equal(train.labels[rows[:, 2]], batch['label'])
+    np.testing.assert_array_equal(rows[:, 3], batch['label'])
+    np.testing.assert_array_equal(train.images[rows[:, 2]], batch['image'])
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+  written_imagenet.write(tmp_path, written_imagenet.examples())
+  return (
+    '--config=configs/bn_x5.py',
+    f'--config.data.data_dir={tmp_path}',
+    '--config.data.stand_in=true',
+    '--config.data.num_shards=4',
+    '--config.batch_size=8',
+  )
+
+
+def test_names_and_words(imagenet, capsys):
+  code, (_, *lines), _ = run(capsys, *imagenet, '--step=3')
+  assert code == 0 and len(lines) == 8
+  names = dict(
+    zip(
+      written_imagenet.ilsvrc2012.synsets(),
+      written_imagenet.ilsvrc2012.words(),
+      strict=True,
+    )
+  )
+  for line in lines:
+    *_, file = line.split()
+    assert f'  {names[file.split("_")[0]]}  ' in line
+
+
+def test_sheet_shows_the_images_of_the_step(
+  imagenet, tmp_path, capsys, monkeypatch
+):
+  drawn = []
+  draw = figures.contact_sheet
+
+  def record(rows, path):
+    drawn.extend(rows)
+    draw(rows, path)
+
+  monkeypatch.setattr(figures, 'contact_sheet', record)
+  path = tmp_path / 'sheet.png'
+  arguments = (*imagenet, '--config.data.distortion=none')
+  code, _, _ = run(capsys, *arguments, '--step=3', f'--sheet={path}')
+  assert code == 0
+  assert mpl_image.imread(path).shape[1] > 800
+  config = config_lib.load(
+    arguments[0].removeprefix('--config='),
+    [a.removeprefix('--config.') for a in arguments[1:]],
+  )
+  (_, images, captions), (_, evaluated, eval_captions) = drawn
+  batch = stream(config, 3)
+  np.testing.assert_array_equal(images, batch['image'])
+  dataset = datasets.check(config)
+  assert captions == [dataset.label_names[label] for label in batch['label']]
+  expected = dataset.splits['validation'].evaluation_batch(np.arange(10))
+  np.testing.assert_array_equal(evaluated, expected['image'])
+  assert eval_captions == [
+    dataset.label_names[label] for label in expected['label']
+  ]
+
+
+def test_sheet_of_grey_digits_of_a_run(tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  config = config_lib.load(MINI)
+  (workdir / 'config.json').write_text(config_lib.to_json(config))
+  path = tmp_path / 'digits.png'
+  code, lines, _ = run(
+    capsys, f'--workdir={workdir}', '--step=7', f'--sheet={path}'
+  )
+  assert code == 0 and len(lines) == 34
+  assert mpl_image.imread(path).shape[1] > 800
+
+
+@pytest.mark.parametrize(
+  'arguments, expected',
+  [
+    ((), '--config or --workdir'),
+    ((f'--config={MINI}', '--workdir=/no'), '--config or --workdir'),
+    (('--workdir=/no',), 'no run there'),
+    (('--workdir=/no', '--config.seed=1'), 'goes with --config'),
+    ((f'--config={MINI}', '--step=-1'), '--step=-1'),
+    ((f'--config={MINI}', '--step=x'), '--step'),
+    ((f'--config={MINI}', '--sheet=/no/where.png'), '/no/where.png'),
+    ((f'--config={MINI}', '--sheet=/tmp/sheet.what'), 'sheet.what'),
+  ],
+)
+def test_mistakes(arguments, expected, capsys):
+  code, _, errors = run(capsys, *arguments)
+  (line,) = errors
+  assert code == 1 and line.startswith('error: ') and expected in line
