@@ -46,17 +46,30 @@ class Checkpoints:
   def __init__(self, directory: Path, *, keep: int | None):
     """Opens the checkpoints of a run.
 
+    The state is replicated, so that of several processes one saves and
+    restores; it does not wait for the others.
+
     Args:
       directory: need not exist.
       keep: how many of them stay; None to read only, as beside a run that is
-        under way.
+        under way: what is to be saved goes nowhere then.
     """
     self._directory = directory
+    self._writes = keep is not None
     if keep is None:
       options = ocp.CheckpointManagerOptions(read_only=True)
     else:
       options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, cleanup_tmp_directories=True
+      )
+      directory.mkdir(parents=True, exist_ok=True)
+    options.create = False
+    if jax.process_count() > 1:
+      index = jax.process_index()
+      options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+        primary_host=index,
+        active_processes={index},
+        barrier_sync_key_prefix=f'process_{index}',
       )
     self._manager = ocp.CheckpointManager(
       directory, options=options, item_names=('state', 'meta')
@@ -75,6 +88,8 @@ class Checkpoints:
     Raises:
       SaveFailed: if this or an earlier save failed.
     """
+    if not self._writes:
+      return
     # The device may reuse the state's buffers as soon as the next step starts.
     state = jax.tree.map(lambda x: np.array(x, copy=True), state)
     args = ocp.args.Composite(

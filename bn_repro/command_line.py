@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bn_repro import config as config_lib
 from bn_repro import workdir
 from bn_repro.config import UserError
 
@@ -42,11 +43,13 @@ class Parser(argparse.ArgumentParser):
     raise UserError(f'{message}. Try --help.')
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(
+  parser: argparse.ArgumentParser, *, required: bool = True
+) -> None:
   """Adds `--config` and a word about `--config.KEY`."""
   parser.add_argument(
     '--config',
-    required=True,
+    required=required,
     metavar='FILE[:MODE]',
     help='config file, and full (the default) or mini',
   )
@@ -56,6 +59,19 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='VALUE',
     help='replaces a field of the config, such as --config.seed=1',
   )
+
+
+def read_config(workdir_path: str) -> ConfigDict:
+  """The config of a run.
+
+  Raises:
+    UserError: if there is none.
+  """
+  path = Path(workdir_path) / 'config.json'
+  saved = workdir.read_json(path)
+  if saved is None:
+    raise UserError(f'--workdir={workdir_path}: no run there (no config.json).')
+  return config_lib.from_json(saved, str(path))
 
 
 def report_errors(problems: Sequence[str]) -> int:

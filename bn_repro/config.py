@@ -30,8 +30,12 @@ CHANGEABLE = (
   'eval_every',
   'checkpoint_every',
   'checkpoints_to_keep',
+  'stuck_after',
   'tensorboard',
   'data.data_dir',
+  'data.num_threads',
+  'data.num_workers',
+  'data.max_replaced',
 )
 
 
@@ -228,6 +232,7 @@ RULES: Mapping[str, tuple[type, Rule]] = {
   'checkpoint_every': (int, _at_least(1)),
   'checkpoints_to_keep': (int, _at_least(1)),
   'eval_split': (str, _one_of('train', 'validation', 'test')),
+  'stuck_after': (float, _at_least(0)),
   'tensorboard': (bool, _anything),
   'divergence_loss': (float, _above(0)),
   'init_from': (str, _anything),
@@ -236,6 +241,7 @@ RULES: Mapping[str, tuple[type, Rule]] = {
     _one_of('mnist_5k', 'mnist', 'fashion_mnist', 'imagenet2012', 'synthetic'),
   ),
   'data.data_dir': (str, _anything),
+  'data.stand_in': (bool, _anything),
   'data.image_size': (int, _at_least(1)),
   'data.holdout': (int, _at_least(0)),
   'data.shuffle': (str, _one_of('none', 'within_shard', 'global')),
@@ -243,6 +249,9 @@ RULES: Mapping[str, tuple[type, Rule]] = {
   'data.distorted_copies': (int, _at_least(0)),
   'data.binarize': (bool, _anything),
   'data.distortion': (str, _one_of('none', 'reduced', 'full')),
+  'data.num_threads': (int, _at_least(0)),
+  'data.num_workers': (int, _at_least(0)),
+  'data.max_replaced': (float, _share),
   'model.name': (str, _one_of('inception', 'mlp')),
   'model.init_std': (float, _at_least(0)),
   'model.reading': (str, _one_of('576', '608')),
@@ -259,7 +268,7 @@ RULES: Mapping[str, tuple[type, Rule]] = {
   'model.dropout_rate': (float, _share),
   'model.aux_head': (bool, _anything),
   'model.aux_loss_weight': (float, _at_least(0)),
-  'model.dtype': (str, _one_of('float32', 'bfloat16', 'float64')),
+  'model.dtype': (str, _one_of('auto', 'float32', 'bfloat16', 'float64')),
   'bn.enabled': (bool, _anything),
   'bn.statistics': (str, _one_of('global', 'device', 'group')),
   'bn.virtual_batch_size': (int, _at_least(1)),
@@ -314,6 +323,7 @@ def _problems(config: ConfigDict) -> list[str]:
       f'{config.total_epochs}: set one of them; the other must be 0.'
     )
   problems += _uneven_calls(config) + _network_problems(config)
+  problems += _data_problems(config)
   if config.bn.statistics == 'group' and (
     config.bn.virtual_batch_size > config.batch_size
     or config.batch_size % config.bn.virtual_batch_size
@@ -339,6 +349,18 @@ def _uneven_calls(config: ConfigDict) -> list[str]:
     f'{number}.'
     for name in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every')
     if config[name] % number
+  ]
+
+
+def _data_problems(config: ConfigDict) -> list[str]:
+  """What cannot be done to the images of a data set."""
+  if config.data.name != 'imagenet2012':
+    return []
+  return [
+    f'data.{name}={config.data[name]}: takes images in memory, and '
+    'imagenet2012 is read from the disk; leave it off.'
+    for name in ('distorted_copies', 'binarize')
+    if config.data[name]
   ]
 
 

@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 from bn_repro import command_line, datasets
-from bn_repro import config as config_lib
 from bn_repro import workdir as workdir_lib
 from bn_repro.config import UserError
 
@@ -49,11 +48,7 @@ def _evaluate(
   workdir: workdir_lib.Workdir, split: str
 ) -> Iterator[dict[str, Any]]:
   """Yields the metrics of each form of statistics."""
-  path = workdir.path / 'config.json'
-  saved = workdir_lib.read_json(path)
-  if saved is None:
-    raise UserError(f'--workdir={workdir.path}: no run there (no config.json).')
-  config = config_lib.from_json(saved, str(path))
+  config = command_line.read_config(str(workdir.path))
   dataset = datasets.check(config)
   split = split or config.eval_split
   if split not in dataset.splits:

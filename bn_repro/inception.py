@@ -19,6 +19,7 @@ from bn_repro.layers import (
   Dropout,
   Logits,
   classifier,
+  compute_dtype,
   parameter_dtype,
 )
 
@@ -246,5 +247,5 @@ def create(
     lrn=model.lrn,
     dropout_rate=model.dropout_rate,
     aux_head=model.aux_head,
-    dtype=jnp.dtype(model.dtype),
+    dtype=compute_dtype(model),
   )

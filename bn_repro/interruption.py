@@ -10,7 +10,7 @@ from collections.abc import Callable
 import signal
 import threading
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar('T')
 
@@ -19,6 +19,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 class Interrupted(Exception):
   """Raised by `Interruption.check` after a signal; the message names it."""
+
+
+def _reason(number: int) -> str:
+  return f'stopped by {signal.Signals(number).name}'
 
 
 class Interruption:
@@ -32,10 +36,15 @@ class Interruption:
     for number in SIGNALS:
       signal.signal(number, self._handle)
 
+  @property
+  def signal(self) -> int:
+    """The number of the signal that has come; 0 if none has."""
+    return 0 if self._signal is None else self._signal.value
+
   def check(self) -> None:
     """Raises `Interrupted` if a signal has come."""
-    if self._signal is not None:
-      raise Interrupted(f'stopped by {self._signal.name}')
+    if self.signal:
+      raise Interrupted(_reason(self.signal))
 
   def run(self, work: Callable[[], T]) -> T:
     """Runs work that cannot ask, such as a compilation, and asks meanwhile.
@@ -66,3 +75,34 @@ class Interruption:
     self._signal = signal.Signals(number)
     for each in SIGNALS:
       signal.signal(each, signal.SIG_DFL)
+
+
+class AgreedInterruption(Interruption):
+  """The question as several processes ask it, answered alike in all of them.
+
+  Every process asks equally often. The answer is that to the question before,
+  which has come in the meantime, so that nobody waits for it.
+  """
+
+  def __init__(self, own: Interruption, maximum: Callable[[int], Any]):
+    """Shares a process's own interruption with the others.
+
+    Args:
+      own: the process's own.
+      maximum: of a number, over all processes; starts to find it out.
+    """
+    super().__init__()
+    self._own = own
+    self._maximum = maximum
+    self._asked: Any = None
+
+  def check(self) -> None:
+    """Raises `Interrupted` in all processes if one has had a signal."""
+    before, self._asked = self._asked, self._maximum(self._own.signal)
+    number = 0 if before is None else int(before)
+    if number:
+      raise Interrupted(_reason(number))
+
+  def run(self, work: Callable[[], T]) -> T:
+    """Runs work to its end: nobody can be asked meanwhile."""
+    return work()

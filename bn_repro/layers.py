@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from bn_repro import parallel
 
@@ -60,6 +61,14 @@ def classifier(num_classes: int, dtype: Any) -> nn.Dense:
     param_dtype=parameter_dtype(dtype),
     name='classifier',
   )
+
+
+def compute_dtype(model: ConfigDict) -> Any:
+  """The type that `config.model.dtype` stands for on these devices."""
+  if model.dtype != 'auto':
+    return jnp.dtype(model.dtype)
+  on_cpu = jax.default_backend() == 'cpu'
+  return jnp.dtype('float32' if on_cpu else 'bfloat16')
 
 
 def parameter_dtype(dtype: Any) -> Any:

@@ -5,13 +5,14 @@ Everything that can be wrong with a command is found before JAX is imported.
 
 import argparse
 from collections.abc import Sequence
+import json
 import os
 import sys
 import traceback
 
 from ml_collections import ConfigDict
 
-from bn_repro import command_line, datasets
+from bn_repro import command_line, datasets, processes
 from bn_repro import config as config_lib
 from bn_repro import workdir as workdir_lib
 from bn_repro.config import UserError
@@ -64,18 +65,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     metavar='DIR',
     help='directory of this run; created if it is not there',
   )
+  processes.add_arguments(parser)
   try:
     flags, overrides = command_line.parse_arguments(
       sys.argv[1:] if argv is None else argv, parser
     )
-    config = config_lib.load(flags.config, overrides)
-    workdir = workdir_lib.Workdir(flags.workdir)
-    workdir.check(config)
-    dataset = datasets.check(config)
-    ended = _already_ended(workdir, config, dataset)
+    processes.connect(flags)
+    # JAX's own handling of SIGTERM came with that.
+    interruption.listen()
+    config, workdir, dataset = processes.together(
+      lambda: _prepare(flags.config, overrides, flags.workdir)
+    )
+    # Process 0 decides: others may see an older state of a shared folder.
+    ended = json.loads(
+      processes.gather(json.dumps(_already_ended(workdir, config, dataset)))[0]
+    )
     if ended is not None:
       return ended
-    workdir.claim()
+    processes.together(workdir.claim)
+    _see_that_shared(workdir)
   except UserError as error:
     return command_line.report_errors(error.problems)
   try:
@@ -84,11 +92,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir.release()
     return command_line.report_errors(error.problems)
   except Exception as error:
+    processes.abandon()  # They have not failed, and will not come to an end.
     if isinstance(error, OSError):  # A disk that is full, a file that is gone.
       return command_line.report_errors([str(error)])
     traceback.print_exc()
     return workdir_lib.EXIT_CODES[workdir_lib.FAILED]
   return workdir_lib.EXIT_CODES[status]
+
+
+def _prepare(
+  config_file: str, overrides: Sequence[str], workdir_path: str
+) -> tuple[ConfigDict, workdir_lib.Workdir, datasets.Dataset]:
+  """Reads and checks all that a command names."""
+  config = config_lib.load(config_file, overrides)
+  workdir = workdir_lib.Workdir(workdir_path, writes=processes.is_first())
+  workdir.check(config)
+  return config, workdir, datasets.check(config)
+
+
+def _see_that_shared(workdir: workdir_lib.Workdir) -> None:
+  """Sees that every process finds what process 0 has written.
+
+  Raises:
+    UserError: if one of them does not.
+  """
+  holder = processes.gather(workdir.holder())[0]
+
+  def see() -> None:
+    if workdir.holder() != holder:
+      raise UserError(
+        f'--workdir={workdir.path}: this host does not see what process 0 '
+        f'({holder}) writes there. Several hosts need one folder that all of '
+        'them share, such as a mounted bucket.'
+      )
+
+  processes.together(see)
 
 
 def _already_ended(
@@ -100,14 +138,16 @@ def _already_ended(
   if name == workdir_lib.DONE and step == config_lib.total_steps(
     config, len(dataset.splits['train'])
   ):
-    print(f'{workdir.path}: this run is done, at step {step}.')
+    said = f'{workdir.path}: this run is done, at step {step}.'
   elif name == workdir_lib.DIVERGED:
-    print(
+    said = (
       f'{workdir.path}: this run has diverged ({status["reason"]}) and would '
       'again. Use another workdir for another attempt.'
     )
   else:
     return None
+  if workdir.writes:
+    print(said)
   return workdir_lib.EXIT_CODES[name]
 
 
@@ -129,6 +169,7 @@ def _train(
 
 if __name__ == '__main__':
   exit_code = main()
+  processes.disconnect()
   sys.stdout.flush()
   sys.stderr.flush()
   # A compilation, or a save that failed, may be left behind in its thread;

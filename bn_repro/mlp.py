@@ -5,10 +5,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bn_repro.layers import NONLINEARITIES, Logits, classifier
+from bn_repro.layers import NONLINEARITIES, Logits, classifier, compute_dtype
 
 Array = jax.Array
 ModuleDef = Callable[..., Any]
@@ -67,5 +66,5 @@ def create(
     dense=dense,
     norm=norm,
     nonlinearity=NONLINEARITIES[model.nonlinearity],
-    dtype=jnp.dtype(model.dtype),
+    dtype=compute_dtype(model),
   )

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_repro import batch_norm, inception, mlp, parallel
-from bn_repro.layers import NoNorm, parameter_dtype
+from bn_repro.layers import NoNorm, compute_dtype, parameter_dtype
 
 # Our choice: near-zero logits, so that the first loss is ln(classes) and a net
 # without BN starts at all (He-normal throughout starts at a loss of 19).
@@ -44,7 +44,7 @@ def create_model(
   Returns:
     A module that maps images in [-1, 1] to `layers.Logits`.
   """
-  dtype = jnp.dtype(model.dtype)
+  dtype = compute_dtype(model)
   param_dtype = parameter_dtype(dtype)
   norm: Any = NoNorm
   if bn.enabled:

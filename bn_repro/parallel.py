@@ -22,11 +22,20 @@ AXIS = 'data'
 
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A one-dimensional mesh of the given devices, by default all of them."""
-  devices = jax.devices() if devices is None else devices
+  """A one-dimensional mesh of the given devices, by default all of them.
+
+  Those of a process stand together: it makes one stretch of every batch.
+  """
+  if devices is None:
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   return Mesh(
     np.asarray(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,)
   )
+
+
+def first_device() -> list[jax.Device]:
+  """One device, for what is not worth more."""
+  return jax.local_devices()[:1]
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
@@ -43,6 +52,14 @@ def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0) -> Any:
   sharding = NamedSharding(mesh, _split(batch_axis))
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )
+
+
+def place_abstract(mesh: Mesh, batch: Any, batch_axis: int) -> Any:
+  """Shapes and types of a global batch, as `shard_batch` would place it."""
+  sharding = NamedSharding(mesh, _split(batch_axis))
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch
   )
 
 
@@ -70,6 +87,68 @@ def data_parallel(
     check_vma=False,
   )
   return jax.jit(sharded, donate_argnums=(0,) if donate_state else ())
+
+
+def create_maximum(mesh: Mesh) -> Callable[[int], jax.Array]:
+  """A function of a number that gives the largest of all processes'.
+
+  It returns before the others' are known; every process has to call it.
+  """
+  largest = jax.jit(
+    jax.shard_map(
+      lambda x: lax.pmax(x[0], AXIS),
+      mesh=mesh,
+      in_specs=PartitionSpec(AXIS),
+      out_specs=PartitionSpec(),
+      check_vma=False,
+    )
+  )
+
+  def maximum(number: int) -> jax.Array:
+    local = np.full(mesh.local_mesh.devices.size, number, np.int32)
+    return largest(shard_batch(mesh, local))
+
+  return maximum
+
+
+def create_replica_check(mesh: Mesh) -> Callable[[Any], list[str]]:
+  """A function that names the arrays of a replicated tree that differ.
+
+  It compares a digest of each device's copy, of all its bits; every process has
+  to call it.
+  """
+
+  def digest(x: jax.Array) -> jax.Array:
+    bits = lax.bitcast_convert_type(x, f'uint{8 * min(x.dtype.itemsize, 4)}')
+    words = bits.ravel().astype(jnp.uint32)
+    # Odd weights, so that values that change places show as well.
+    weights = 2 * lax.iota(jnp.uint32, words.size) + 1
+    return (words * weights).sum(dtype=jnp.uint32)
+
+  def digests(tree: Any) -> jax.Array:
+    own = jnp.stack([digest(x) for x in jax.tree.leaves(tree)])
+    return lax.all_gather(own, AXIS)
+
+  of_all_devices = jax.jit(
+    jax.shard_map(
+      digests,
+      mesh=mesh,
+      in_specs=PartitionSpec(),
+      out_specs=PartitionSpec(),
+      check_vma=False,
+    )
+  )
+
+  def check(tree: Any) -> list[str]:
+    found = np.asarray(of_all_devices(tree))
+    names = [
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    differs = (found != found[0]).any(0)
+    return [name for name, wrong in zip(names, differs, strict=True) if wrong]
+
+  return check
 
 
 def mean(tree: Any) -> Any:

@@ -1,6 +1,6 @@
 """A config made executable: network, compiled steps, and the data they take."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 import dataclasses
 from typing import Any
 
@@ -18,6 +18,7 @@ from bn_repro import (
   networks,
   optim,
   parallel,
+  splits,
   steps,
 )
 from bn_repro.config import UserError
@@ -78,42 +79,46 @@ class Program:
 
   def train_batches(self, first: int, last: int) -> Iterator[Any]:
     """Batches of training steps `first` to `last` - 1, on the devices."""
-    for batch in self._train_batches(self.config.batch_size, first, last):
+    for batch in self._train_batches(first, last):
       yield parallel.shard_batch(self.mesh, batch)
 
-  def stacked_batches(self, first: int, last: int) -> Iterator[Any]:
+  def stacked_batches(self, first: int, last: int) -> Generator[Any]:
     """The same batches for `train_steps`, `steps_per_call` in each array.
 
     Args:
       first: the first step, a multiple of `steps_per_call`.
       last: the step after the last one, a multiple of it too.
     """
-    number, size = self.config.steps_per_call, self.config.batch_size
+    number = self.config.steps_per_call
     for batch in self._train_batches(
-      number * size, first // number, last // number
+      first,
+      last,
+      steps_per_batch=number,
+      num_workers=self.config.data.num_workers,
     ):
       stacked = jax.tree.map(
-        lambda x: x.reshape(number, size, *x.shape[1:]), batch
+        lambda x: x.reshape(number, len(x) // number, *x.shape[1:]), batch
       )
       yield parallel.shard_batch(self.mesh, stacked, batch_axis=1)
 
   def _train_batches(
-    self, batch_size: int, first: int, last: int
-  ) -> Iterator[input_pipeline.Batch]:
-    config = self.config
+    self, first: int, last: int, **options: Any
+  ) -> Iterator[splits.Batch]:
     split = self.dataset.splits['train']
-    order = input_pipeline.Order(
-      len(split),
-      num_shards=config.data.num_shards,
-      shuffle=config.data.shuffle,
-      seed=config.seed,
+    return input_pipeline.train_batches(
+      split,
+      input_pipeline.create_order(self.config, len(split)),
+      self.config.batch_size,
+      first,
+      last,
+      share=_share(),
+      **options,
     )
-    return input_pipeline.train_batches(split, order, batch_size, first, last)
 
   def eval_batches(self, split: str) -> Iterator[Any]:
     """Every example of a split once, padded and masked, on the devices."""
     batches = input_pipeline.eval_batches(
-      self.dataset.splits[split], self.config.batch_size
+      self.dataset.splits[split], self.config.batch_size, _share()
     )
     return (parallel.shard_batch(self.mesh, batch) for batch in batches)
 
@@ -123,8 +128,8 @@ class Program:
     Args:
       state: a state of this program, for its shapes and types.
     """
-    batch = next(self.train_batches(0, 1))
-    batches = next(self.stacked_batches(0, self.config.steps_per_call))
+    batch = self._abstract_batch()
+    batches = self._abstract_batch(self.config.steps_per_call)
     state = parallel.replicate(self.mesh, state)
     compiled = {
       'train_steps': self.train_steps.lower(state, batches).compile(),
@@ -135,6 +140,24 @@ class Program:
         state, batch
       ).compile()
     return dataclasses.replace(self, **compiled)
+
+  def _abstract_batch(self, *steps: int) -> Any:
+    """Shapes and types of a batch, or of several steps' in one."""
+    shape = (*steps, self.config.batch_size)
+    batch = {
+      'image': jax.ShapeDtypeStruct(
+        (*shape, *self.dataset.image_shape), np.uint8
+      ),
+      'label': jax.ShapeDtypeStruct(shape, np.int32),
+      'mask': jax.ShapeDtypeStruct(shape, np.bool_),
+      'replaced': jax.ShapeDtypeStruct(shape, np.bool_),
+    }
+    return parallel.place_abstract(self.mesh, batch, batch_axis=len(steps))
+
+
+def _share() -> input_pipeline.Share:
+  """This process's part of every batch."""
+  return input_pipeline.Share(jax.process_index(), jax.process_count())
 
 
 def create_program(

@@ -16,12 +16,15 @@ class ProgressDisplay:
   evaluations and checkpoints, without compilation.
   """
 
-  def __init__(self, total_steps: int):
+  def __init__(self, total_steps: int, *, silent: bool = False):
+    """Shows a run of so many steps, or nothing."""
     self._total_steps = total_steps
     self._first_step = 0
     self._start = time.monotonic()
     self._bar: Progress | None = None
-    self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    self._console = Console(
+      file=sys.stdout, soft_wrap=True, highlight=False, quiet=silent
+    )
 
   def say(self, text: str) -> None:
     """Prints a line."""

@@ -71,16 +71,21 @@ def announce(
         )
 
 
+def versions() -> dict[str, str]:
+  """The versions of Python and of the packages that results depend on."""
+  return {
+    'python': platform.python_version(),
+    **{package: metadata.version(package) for package in PACKAGES},
+  }
+
+
 def _facts(program: Program) -> dict[str, Any]:
   return {
     # Where the interpreter lies is of no use elsewhere.
     'command': shlex.join(['python', *sys.orig_argv[1:]]),
     'started': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
     'git_revision': _git_revision(),
-    'versions': {
-      'python': platform.python_version(),
-      **{package: metadata.version(package) for package in PACKAGES},
-    },
+    'versions': versions(),
     # The same numbers to the last bit take the same of these.
     'cpu_count': os.cpu_count(),
     'xla_flags': os.environ.get('XLA_FLAGS', ''),

@@ -1,8 +1,10 @@
 """Where metrics go: `metrics.jsonl` always, a person's eyes, TensorBoard."""
 
 from collections.abc import Mapping
+import json
 from typing import Any
 
+from bn_repro import processes
 from bn_repro.progress import ProgressDisplay
 from bn_repro.workdir import MetricsLog, Workdir
 
@@ -19,10 +21,14 @@ class Recorder:
     tensorboard: bool,
   ):
     """Opens the logs of a run that goes on from `step`."""
-    self._log = MetricsLog(workdir.metrics, step)
+    self._log = MetricsLog(workdir.metrics, step, writes=workdir.writes)
+    # All processes have to evaluate the same; process 0 has written the lines.
+    self._log.adopt(
+      json.loads(processes.gather(json.dumps(self._log.known()))[0])
+    )
     self._display = display
     self._tensorboard: Any = None
-    if tensorboard:
+    if tensorboard and workdir.writes:
       from tensorboardX import SummaryWriter  # Seldom wanted; loads protobuf.
 
       self._tensorboard = SummaryWriter(

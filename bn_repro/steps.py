@@ -43,11 +43,20 @@ class TrainState(flax.struct.PyTreeNode):
 Step = Callable[[TrainState, Batch], Any]
 
 
-def _step_keys(state: TrainState) -> tuple[Array, Array]:
-  """The keys of this step's distortions and of its dropout."""
-  key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+def _step_keys(seed: Any, step: Any) -> tuple[Array, Array]:
+  """The keys of a step's distortions and of its dropout."""
+  key = jax.random.fold_in(jax.random.key(seed), step)
   distortion_key, dropout_key = jax.random.split(key)
   return distortion_key, dropout_key
+
+
+def distorted_images(
+  images: Array, seed: Any, step: Any, strength: str
+) -> Array:
+  """A training batch as this step distorts it; inside `data_parallel`."""
+  distortion_key, _ = _step_keys(seed, step)
+  keys = parallel.example_keys(distortion_key, images.shape[0])
+  return preprocess.distort(images, keys, strength)
 
 
 def _forward(
@@ -57,10 +66,10 @@ def _forward(
 
   It returns the logits and the updated BN statistics, equal on all devices.
   """
-  distortion_key, dropout_key = _step_keys(state)
-  images = batch['image']
-  keys = parallel.example_keys(distortion_key, images.shape[0])
-  images = preprocess.distort(images, keys, config.data.distortion)
+  _, dropout_key = _step_keys(state.seed, state.step)
+  images = distorted_images(
+    batch['image'], state.seed, state.step, config.data.distortion
+  )
   images = preprocess.normalize(images, model.dtype)
 
   def forward(params: Any) -> tuple[Any, Any]:
@@ -112,7 +121,7 @@ def create_train_step(
       batch_stats=batch_stats,
       opt_state=opt_state,
     )
-    sums = metrics.classification_sums(logits, batch['label'], batch['mask'])
+    sums = metrics.classification_sums(logits, batch)
     sums = parallel.total(sums).replace(
       nonfinite=metrics.count_nonfinite((state.params, state.batch_stats))
     )
@@ -156,9 +165,7 @@ def create_eval_step(model: nn.Module) -> Step:
       train=False,
       mutable=['probes'],
     )
-    sums = metrics.classification_sums(
-      logits.main, batch['label'], batch['mask']
-    )
+    sums = metrics.classification_sums(logits.main, batch)
     probes = {name: x for name, (x,) in stored.get('probes', {}).items()}
     return parallel.total(sums), parallel.gather(probes)
 

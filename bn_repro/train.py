@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import math
+import os
+import sys
 import time
 from typing import Any
 
@@ -19,15 +21,36 @@ import numpy as np
 
 from bn_repro import checkpoint as checkpoint_lib
 from bn_repro import config as config_lib
-from bn_repro import datasets, evaluation, optim, parallel, provenance
+from bn_repro import (
+  datasets,
+  evaluation,
+  layers,
+  optim,
+  parallel,
+  processes,
+  provenance,
+)
 from bn_repro import workdir as workdir_lib
 from bn_repro.config import UserError
-from bn_repro.interruption import Interrupted, Interruption
+from bn_repro.interruption import (
+  AgreedInterruption,
+  Interrupted,
+  Interruption,
+)
 from bn_repro.metrics import Sums
 from bn_repro.program import Program, create_program
 from bn_repro.progress import ProgressDisplay
 from bn_repro.recorder import Recorder
 from bn_repro.steps import TrainState
+from bn_repro.watchdog import Watchdog
+
+# Share of the time in which steps may wait for data before it is said; from the
+# project's design.
+_WAITING_LIMIT = 0.1
+
+
+# What the time of a run is spent on; `step` is waiting for the device.
+_KINDS = ('compile', 'waiting_for_data', 'step', 'evaluation', 'checkpoint')
 
 
 class Diverged(Exception):
@@ -57,16 +80,33 @@ def train_and_evaluate(
   identity = {
     'config_digest': config_lib.digest(config),
     'data_fingerprint': dataset.fingerprint(),
+    'compute_type': str(layers.compute_dtype(config.model)),
+    'images_per_statistic': provenance.images_per_statistic(program),
   }
+  processes.agree(
+    {
+      **{name: f'{value}' for name, value in identity.items()},
+      **provenance.versions(),
+    }
+  )
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       checkpoint_lib.Checkpoints(
-        workdir.checkpoints, keep=config.checkpoints_to_keep
+        workdir.checkpoints,
+        keep=config.checkpoints_to_keep if workdir.writes else None,
       )
     )
-    state, sums = restore_or_initialize(program, checkpoints, workdir, identity)
+
+    def restore() -> tuple[TrainState, dict[str, Any]]:
+      state, sums = restore_or_initialize(
+        program, checkpoints, workdir, identity
+      )
+      return state, dataclasses.asdict(sums)
+
+    state, numbers = processes.from_first(restore, program.initial_state())
+    sums = Sums(**numbers)
     step = int(state.step)
-    display = ProgressDisplay(program.total_steps)
+    display = ProgressDisplay(program.total_steps, silent=not workdir.writes)
     stack.callback(display.stop)
     recorder = stack.enter_context(
       contextlib.closing(
@@ -76,6 +116,11 @@ def train_and_evaluate(
     workdir.write_config(config)
     provenance.announce(program, workdir, step, config_file, display.say)
     workdir.write_status(workdir_lib.RUNNING, step, 'under way')
+    if processes.count() > 1:
+      interruption = AgreedInterruption(
+        interruption, parallel.create_maximum(program.mesh)
+      )
+    watchdog = stack.enter_context(Watchdog(config.stuck_after, _give_up))
     run = _Run(
       program,
       state,
@@ -84,11 +129,19 @@ def train_and_evaluate(
       recorder,
       display,
       interruption,
+      watchdog,
       identity,
     )
     try:
       status, reason = run.train_until_stopped()
       checkpoints.wait()
+    except jax.errors.JaxRuntimeError as error:
+      if processes.count() == 1 or 'RESOURCE_EXHAUSTED' in str(error):
+        raise
+      # Nothing more can be agreed on, nor saved.
+      status, reason = workdir_lib.PREEMPTED, 'lost another process'
+      print(f'error: {reason}: {error}', file=sys.stderr)
+      processes.abandon()
     except Exception as error:
       reason = f'{type(error).__name__}: {error}'.splitlines()[0]
       with contextlib.suppress(OSError):  # The disk may be what failed.
@@ -99,11 +152,16 @@ def train_and_evaluate(
   return status
 
 
+def _give_up() -> None:
+  """Ends a process that hangs; the same command goes on from its checkpoint."""
+  os._exit(workdir_lib.EXIT_CODES[workdir_lib.PREEMPTED])
+
+
 def restore_or_initialize(
   program: Program,
   checkpoints: checkpoint_lib.Checkpoints,
   workdir: workdir_lib.Workdir,
-  identity: Mapping[str, str],
+  identity: Mapping[str, Any],
 ) -> tuple[TrainState, Sums]:
   """The state to start from, and the sums of its log interval so far.
 
@@ -112,12 +170,12 @@ def restore_or_initialize(
   """
 
   def accept(meta: Mapping[str, Any]) -> None:
-    wrong = [key for key in identity if meta[key] != identity[key]]
+    wrong = [key for key in identity if meta.get(key) != identity[key]]
     if wrong:
       raise UserError(
         f'--workdir={workdir.path}: its checkpoint of step {meta["step"]} has '
-        f'another {" and ".join(wrong).replace("_", " ")}. Use the config and '
-        'the data it was made with, or another workdir.'
+        f'another {" and ".join(wrong).replace("_", " ")}. Use the config, the '
+        'data and the kind of devices it was made with, or another workdir.'
       )
 
   state = program.initial_state()
@@ -192,7 +250,8 @@ class _Run:
     recorder: Recorder,
     display: ProgressDisplay,
     interruption: Interruption,
-    identity: Mapping[str, str],
+    watchdog: Watchdog,
+    identity: Mapping[str, Any],
   ):
     self._program = program
     self._config = program.config
@@ -200,6 +259,7 @@ class _Run:
     self._recorder = recorder
     self._display = display
     self._interruption = interruption
+    self._watchdog = watchdog
     self._identity = identity
     self.step = int(state.step)
     self._state = parallel.replicate(program.mesh, state)
@@ -208,13 +268,16 @@ class _Run:
     self._interval_sums = interval_sums
     self._pending: Sums | None = None
     self._clock = _Clock(self.step)
+    self._advised = False
+    self._differing_replicas = parallel.create_replica_check(program.mesh)
 
   def train_until_stopped(self) -> tuple[str, str]:
     """Compiles and trains; returns how it ended, and why."""
     try:
       try:
         self._keep_warm_start()
-        self._compile()
+        with self._clock.spending('compile'):
+          self._compile()
         self._train()
       except Interrupted as error:
         self._save()
@@ -238,20 +301,29 @@ class _Run:
     self._display.say(f'compiled in {time.monotonic() - started:.0f} s')
 
   def _train(self) -> None:
-    self._clock = _Clock(self.step)
     self._display.start(self.step)
     self._do_what_is_due()
-    for batches in self._program.stacked_batches(
-      self.step, self._program.total_steps
-    ):
-      self._state, sums = self._program.train_steps(self._state, batches)
-      # The sums of the call before are read while this one runs.
-      self._absorb_pending()
-      self._pending = sums
-      self.step += self._config.steps_per_call
-      self._do_what_is_due()
-      self._checkpoints.check()
-      self._interruption.check()
+    total_steps = self._program.total_steps
+    stream = self._program.stacked_batches(self.step, total_steps)
+    with contextlib.closing(stream):
+      while self.step < total_steps:
+        with self._clock.spending('waiting_for_data'):
+          batches = next(stream)
+        with self._clock.spending('step'):
+          self._state, sums = self._program.train_steps(self._state, batches)
+          # The sums of the call before are read while this one runs.
+          self._absorb_pending()
+        self._pending = sums
+        self.step += self._config.steps_per_call
+        self._do_what_is_due()
+        self._checkpoints.check()
+        self._check()
+    self._display.say(self._clock.goodput())
+
+  def _check(self) -> None:
+    """Asked between the parts of the work: goes on, or is to stop?"""
+    self._watchdog.beat()
+    self._interruption.check()
 
   def _due(self, every: int) -> bool:
     """Whether something done every so many steps is due after this one."""
@@ -261,10 +333,11 @@ class _Run:
   def _do_what_is_due(self) -> None:
     if self._due(self._config.log_every):
       self._write_training_line()
-    with self._clock.paused():
-      if self._due(self._config.eval_every):
+    if self._due(self._config.eval_every):
+      with self._clock.spending('evaluation'):
         self._evaluate()
-      if self._due(self._config.checkpoint_every):
+    if self._due(self._config.checkpoint_every):
+      with self._clock.spending('checkpoint'):
         self._save()
 
   def _absorb_pending(self) -> None:
@@ -296,10 +369,14 @@ class _Run:
     )
 
   def _write_training_line(self) -> None:
-    self._absorb_pending()
+    with self._clock.spending('step'):
+      self._absorb_pending()
     sums, self._interval_sums = self._interval_sums, Sums()
     if not sums.count or self._recorder.has(self.step, 'train', None):
       return
+    self._check_replaced(sums, 'train')
+    timing = self._clock.lap(self.step, self._config.batch_size)
+    self._advise(timing['shares']['waiting_for_data'])
     factor = float(self._program.schedule(self.step - 1))
     rate = optim.applied_learning_rate(
       self._config.optim, self._config.batch_size
@@ -310,9 +387,29 @@ class _Run:
         'split': 'train',
         **sums.means(),
         'learning_rate': rate * factor,
-        'timing': self._clock.lap(self.step, self._config.batch_size),
+        'timing': timing,
       }
     )
+
+  def _advise(self, waiting: float) -> None:
+    """Says once when steps begin to wait for data, and what may help."""
+    if waiting > _WAITING_LIMIT and not self._advised:
+      self._display.say(
+        f'warning: {waiting:.0%} of the time is spent waiting for data. Try '
+        '--config.data.num_workers=2 or more where cores are idle, and data on '
+        'a local disk; else the machine has too few cores for its accelerator'
+      )
+    self._advised = waiting > _WAITING_LIMIT
+
+  def _check_replaced(self, sums: Sums, split: str) -> None:
+    """Ends a run in which too many images cannot be decoded."""
+    limit = self._config.data.max_replaced
+    if sums.replaced > limit * sums.count:
+      raise UserError(
+        f'step {self.step}: {sums.replaced} of the last {sums.count} {split} '
+        'images could not be decoded, a share above config.data.max_replaced='
+        f'{limit:g}. They are named above. Mend the data, or raise the limit.'
+      )
 
   def _evaluate(self) -> None:
     """Evaluates what has no line yet; test images after the last step only."""
@@ -328,15 +425,15 @@ class _Run:
       ]
       if not missing:
         continue
-      check = self._interruption.check
       state = evaluation.inference_state(
-        self._program, self._state, statistics, check
+        self._program, self._state, statistics, self._check
       )
       for split in missing:
         started = time.monotonic()
         sums, percentiles = evaluation.evaluate(
-          self._program, state, split, check
+          self._program, state, split, self._check
         )
+        self._check_replaced(sums, split)
         # Parameters may be finite and yet too large to compute with.
         if not np.isfinite([sums.loss, *_values(percentiles)]).all():
           raise Diverged(f'{split} loss {sums.loss:g}, or inputs not finite')
@@ -354,6 +451,7 @@ class _Run:
   def _save(self) -> None:
     """Saves this step, after every line up to it, unless it is saved."""
     self._absorb_pending()
+    self._see_that_replicas_are_equal()
     if self.step in self._checkpoints.steps():
       return
     self._recorder.sync()
@@ -367,6 +465,17 @@ class _Run:
       },
     )
 
+  def _see_that_replicas_are_equal(self) -> None:
+    """Keeps a state that has come apart from being saved."""
+    if self._program.mesh.devices.size == 1:
+      return
+    wrong = self._differing_replicas(self._state)
+    if wrong:
+      raise RuntimeError(
+        f'step {self.step}: {wrong[0]} and {len(wrong) - 1} other arrays are '
+        'not equal on all devices; not saved'
+      )
+
 
 def _values(percentiles: Mapping[str, list[list[float]]]) -> Iterator[float]:
   for rows in percentiles.values():
@@ -375,22 +484,55 @@ def _values(percentiles: Mapping[str, list[list[float]]]) -> Iterator[float]:
 
 
 class _Clock:
-  """Measures the images per second of training, evaluations left out."""
+  """Where the time goes: what it is spent on, of each interval and in all."""
 
   def __init__(self, step: int):
+    self._total = dict.fromkeys(_KINDS, 0.0)
+    self._first_start = time.monotonic()
+    self._begin(step)
+
+  def _begin(self, step: int) -> None:
     self._step = step
     self._start = time.monotonic()
+    self._spent = dict.fromkeys(_KINDS, 0.0)
 
   @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Leaves out what happens in this context."""
+  def spending(self, kind: str) -> Iterator[None]:
+    """Counts what happens in this context as one of `_KINDS`."""
     entered = time.monotonic()
-    yield
-    self._start += time.monotonic() - entered
+    try:
+      yield
+    finally:
+      seconds = time.monotonic() - entered
+      self._spent[kind] += seconds
+      self._total[kind] += seconds
 
-  def lap(self, step: int, batch_size: int) -> dict[str, float]:
-    """The `timing` of a training line; starts the next interval."""
-    seconds = time.monotonic() - self._start
-    images = (step - self._step) * batch_size
-    self._step, self._start = step, time.monotonic()
-    return {'images_per_second': images / seconds, 'seconds': seconds}
+  def lap(self, step: int, batch_size: int) -> dict[str, Any]:
+    """The `timing` of a training line; starts the next interval.
+
+    Images per second, and the seconds they are of, leave out what is no
+    training. Shares are of all the time since the line before.
+    """
+    wall = time.monotonic() - self._start
+    besides = ('compile', 'evaluation', 'checkpoint')
+    seconds = wall - sum(self._spent[kind] for kind in besides)
+    timing = {
+      'images_per_second': (step - self._step) * batch_size / seconds,
+      'seconds': seconds,
+      'shares': _shares(self._spent, wall),
+    }
+    self._begin(step)
+    return timing
+
+  def goodput(self) -> str:
+    """What the time since the start was spent on, in words."""
+    shares = _shares(self._total, time.monotonic() - self._first_start)
+    return 'time: ' + ', '.join(
+      f'{kind.replace("_", " ")} {share:.1%}' for kind, share in shares.items()
+    )
+
+
+def _shares(spent: Mapping[str, float], wall: float) -> dict[str, float]:
+  """Shares of the time; what nothing was spent on is idle."""
+  shares = {kind: seconds / wall for kind, seconds in spent.items()}
+  return {**shares, 'idle': max(1 - sum(shares.values()), 0.0)}

@@ -4,7 +4,7 @@
 written in place; `metrics.jsonl` grows by whole lines.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import fcntl
 import json
 import os
@@ -56,10 +56,13 @@ class Workdir:
 
   Attributes:
     path: absolute path.
+    writes: whether this process writes; of several processes one does, and
+      what the others are asked to write goes nowhere.
   """
 
-  def __init__(self, path: str):
+  def __init__(self, path: str, *, writes: bool = True):
     self.path = Path(path).expanduser().absolute()
+    self.writes = writes
     self._lock: TextIO | None = None
 
   @property
@@ -113,6 +116,8 @@ class Workdir:
     Raises:
       UserError: if another process has it, or it cannot be created.
     """
+    if not self.writes:
+      return
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       lock = (self.path / 'lock').open('a+')
@@ -145,9 +150,17 @@ class Workdir:
     self._lock.close()
     self._lock = None
 
+  def holder(self) -> str:
+    """Who has claimed it, as seen from here; empty if nobody has."""
+    try:
+      return (self.path / 'lock').read_text().strip()
+    except OSError:
+      return ''
+
   def write_config(self, config: ConfigDict) -> None:
     """Writes the resolved config."""
-    replace_file(self.path / 'config.json', config_lib.to_json(config))
+    if self.writes:
+      replace_file(self.path / 'config.json', config_lib.to_json(config))
 
   def write_run(self, facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Writes `run.json`; earlier starts are kept under `earlier_starts`.
@@ -161,15 +174,17 @@ class Workdir:
     if previous is not None:
       earlier = previous.pop('earlier_starts') + [previous]
     text = json.dumps({**facts, 'earlier_starts': earlier}, indent=2)
-    replace_file(path, text + '\n')
+    if self.writes:
+      replace_file(path, text + '\n')
     return previous
 
   def write_status(self, status: str, step: int, reason: str) -> None:
     """Writes `status.json`: how the run stands, and why, in one line."""
     content = {'status': status, 'step': step, 'reason': reason}
-    replace_file(
-      self.path / 'status.json', json.dumps(content, indent=2) + '\n'
-    )
+    if self.writes:
+      replace_file(
+        self.path / 'status.json', json.dumps(content, indent=2) + '\n'
+      )
 
 
 LineKey = tuple[int, str, str | None]
@@ -186,14 +201,25 @@ class MetricsLog:
   write again, and half a line at the end, which a killed run left.
   """
 
-  def __init__(self, path: Path, step: int):
+  def __init__(self, path: Path, step: int, *, writes: bool = True):
     self._path = path
     lines = [line for line in read_metrics(path) if line['step'] <= step]
     self._keys = {_key(line) for line in lines}
     text = ''.join(_to_line(line) for line in lines)
+    self._file: TextIO | None = None
+    if not writes:
+      return
     if not path.exists() or path.read_text() != text:
       replace_file(path, text)
     self._file = path.open('a')
+
+  def known(self) -> list[LineKey]:
+    """What there is a line for."""
+    return list(self._keys)
+
+  def adopt(self, known: Iterable[Sequence[Any]]) -> None:
+    """Takes another process's word for what there is a line for."""
+    self._keys = {(step, split, form) for step, split, form in known}
 
   def has(self, step: int, split: str, statistics: str | None) -> bool:
     """Whether the line is there."""
@@ -203,17 +229,20 @@ class MetricsLog:
     """Appends a line and hands it to the operating system."""
     if _key(line) in self._keys:
       raise ValueError(f'metrics.jsonl has a line for {_key(line)} already')
-    self._file.write(_to_line(line))
-    self._file.flush()
     self._keys.add(_key(line))
+    if self._file is not None:
+      self._file.write(_to_line(line))
+      self._file.flush()
 
   def sync(self) -> None:
     """Returns when all lines are on the disk."""
-    os.fsync(self._file.fileno())
+    if self._file is not None:
+      os.fsync(self._file.fileno())
 
   def close(self) -> None:
     """Closes the file."""
-    self._file.close()
+    if self._file is not None:
+      self._file.close()
 
 
 def _to_line(line: Mapping[str, Any]) -> str:

@@ -37,6 +37,10 @@ def get_config(mode: str = 'full') -> ConfigDict:
   # What is evaluated at each interval; a data set's test images, where it has
   # any beside these, are evaluated once, after the last step.
   config.eval_split = 'validation'
+  # A process that makes no step for so many times the median of one (and for
+  # five minutes) writes down where it hangs and ends, to be started again; 0
+  # never does. Our choice.
+  config.stuck_after = 100.0
   # Also write TensorBoard event files into the workdir.
   config.tensorboard = False
   # A loss above this ends the run as diverged. Our choice: 15 times ln(1000).
@@ -48,7 +52,10 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.data.name = 'imagenet2012'
   # Where the data lie; '' looks in the usual places.
   config.data.data_dir = ''
-  # Images are padded or cropped to a square of this size.
+  # ImageNet is the small one of `scripts/make_stand_in.py`: any number of
+  # images is right.
+  config.data.stand_in = False
+  # Digits are padded to a square of this size, ImageNet is cropped to it.
   config.data.image_size = 224
   # Training images set aside, a fixed set, for `validation`. 0 where the data
   # set has validation images of its own.
@@ -56,7 +63,8 @@ def get_config(mode: str = 'full') -> ConfigDict:
   # none: shards in a new order each epoch, examples of a shard never (paper
   # sec. 4.2.1: what the within-shard shuffling of BN-x5 replaces).
   config.data.shuffle = 'none'
-  # Shards that a data set held in memory is cut into. Our choice.
+  # Shards that the training images are cut into; tfds makes as many of
+  # ImageNet.
   config.data.num_shards = 1_024
   # Training images to make from those there are by small affine distortions,
   # once; 0 takes them as they are.
@@ -66,6 +74,14 @@ def get_config(mode: str = 'full') -> ConfigDict:
   # Photometric distortions: none, reduced or full. The paper gives no
   # strengths; ours are TF-Slim's fast and slow modes.
   config.data.distortion = 'full'
+  # Threads that decode images, in each process; 0 is one a core. Python's lock
+  # keeps more than some eight from being of use.
+  config.data.num_threads = 0
+  # Processes that decode images besides; 0 decodes in the training process.
+  config.data.num_workers = 0
+  # Images that cannot be decoded are replaced by their neighbours. A greater
+  # share of them in a log interval or an evaluation ends the run. Our choice.
+  config.data.max_replaced = 0.01
 
   config.model = ConfigDict()
   # inception, or mlp (section 4.1), for which width, nonlinearity, init_std and
@@ -93,9 +109,10 @@ def get_config(mode: str = 'full') -> ConfigDict:
   # The paper does not mention one, but 13.6M parameters need it.
   config.model.aux_head = False
   config.model.aux_loss_weight = 0.3
-  # Compute type: float32, bfloat16 or float64. Statistics, the loss and the
-  # parameters are never below float32.
-  config.model.dtype = 'float32'
+  # Compute type: float32, bfloat16 or float64; auto is bfloat16 on TPU and GPU
+  # and float32 on CPU. Statistics, the loss and the parameters are never below
+  # float32.
+  config.model.dtype = 'auto'
 
   config.bn = ConfigDict()
   config.bn.enabled = False

@@ -112,8 +112,12 @@ BOUNDS = [
   ('checkpoint_every', 1, 0),
   ('checkpoints_to_keep', 1, 0),
   ('divergence_loss', 1e-9, 0),
+  ('stuck_after', 0, -1),
   ('data.image_size', 32, 31),
   ('data.holdout', 0, -1),
+  ('data.num_threads', 0, -1),
+  ('data.num_workers', 0, -1),
+  ('data.max_replaced', 0, 1),
   ('data.num_shards', 1, 0),
   ('data.distorted_copies', 0, -1),
   ('model.init_std', 0, -0.1),
@@ -178,7 +182,7 @@ def test_numbers_are_finite(value):
     ('model.stem', 'separable plain'),
     ('model.padding', 'same torch'),
     ('model.nonlinearity', 'relu sigmoid'),
-    ('model.dtype', 'float32 bfloat16 float64'),
+    ('model.dtype', 'auto float32 bfloat16 float64'),
     ('bn.statistics', 'global device group'),
   ],
 )
@@ -399,8 +403,12 @@ CHANGEABLE = {
   'eval_every',
   'checkpoint_every',
   'checkpoints_to_keep',
+  'stuck_after',
   'tensorboard',
   'data.data_dir',
+  'data.num_threads',
+  'data.num_workers',
+  'data.max_replaced',
 }
 
 

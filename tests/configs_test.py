@@ -7,8 +7,9 @@ import jax
 from ml_collections import ConfigDict
 import pytest
 from tiny import rows
+import written_imagenet
 
-from bn_repro import architecture, datasets, optim, train
+from bn_repro import architecture, datasets, layers, optim, train
 from bn_repro import config as config_lib
 from bn_repro import workdir as workdir_lib
 from bn_repro.interruption import Interruption
@@ -208,6 +209,11 @@ def test_every_field_is_read(tmp_path, monkeypatch):
     )
     workdir.release()
   elsewhere = load('inception', 'mini', 'data.name=mnist', 'data.data_dir=/no')
+  written_imagenet.write(tmp_path, written_imagenet.examples())
+  imagenet = load('inception', 'full', f'data.data_dir={tmp_path}')
+  imagenet.data.stand_in = True
+  dataset = datasets.load(Recording(imagenet, read).data, 0)
+  assert len(dataset.splits['train']) == 40
   with pytest.raises(config_lib.UserError, match='/no'):
     datasets.load(Recording(elsewhere, read).data, 0)
   assert set(config_lib.RULES) - read == set()
@@ -236,3 +242,18 @@ def test_full_says_what_it_lacks():
 
 def test_tests_run_on_eight_devices():
   assert jax.device_count() == 8
+
+
+@pytest.mark.parametrize(
+  'platform, expected',
+  [('cpu', 'float32'), ('gpu', 'bfloat16'), ('tpu', 'bfloat16')],
+)
+def test_compute_type_of_a_platform(platform, expected, monkeypatch):
+  model = load('bn_x5', 'full').model
+  assert model.dtype == 'auto'
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  assert str(layers.compute_dtype(model)) == expected
+  # Parameters are never below float32, on none of them.
+  assert str(layers.parameter_dtype(layers.compute_dtype(model))) == 'float32'
+  chosen = load('bn_x5', 'full', 'model.dtype=float64').model
+  assert str(layers.compute_dtype(chosen)) == 'float64'

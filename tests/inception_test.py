@@ -367,6 +367,7 @@ def test_auxiliary_loss_is_weighted(monkeypatch):
     'image': images.astype(np.uint8),
     'label': np.arange(8, dtype=np.int32),
     'mask': np.ones(8, bool),
+    'replaced': np.zeros(8, bool),
   }
 
   def step(weight):

@@ -75,7 +75,12 @@ def test_ten_steps_of_training():
   )
   losses = []
   for images, labels in torch_case.batches(torch_case.NUM_STEPS, 32, 32, 10):
-    batch = {'image': images, 'label': labels, 'mask': np.ones(32, bool)}
+    batch = {
+      'image': images,
+      'label': labels,
+      'mask': np.ones(32, bool),
+      'replaced': np.zeros(32, bool),
+    }
     state, sums = train_step(state, batch)
     losses.append(sums.fetch().means()['loss'])
     if len(losses) == 1:

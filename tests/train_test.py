@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from bn_repro import program as program_lib
 from bn_repro import workdir as workdir_lib
 from bn_repro.config import UserError
 from bn_repro.interruption import Interrupted
+from bn_repro.splits import ArraySplit
 
 OVERRIDES = (
   'total_steps=6',
@@ -175,14 +177,88 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
   load = datasets._LOADERS['mnist_5k']
 
   def other(data):
-    training, test, num_classes = load(data)
+    training, test, label_names = load(data)
     images = training.images.copy()
     images[0, 0, 0, 0] ^= 1
-    return datasets.Split(images, training.labels), test, num_classes
+    return ArraySplit(images, training.labels), test, label_names
 
   monkeypatch.setitem(datasets._LOADERS, 'mnist_5k', other)
   with pytest.raises(UserError, match='data fingerprint'):
     train_once(tmp_path)
+
+
+def wall(timing):
+  """Seconds since the line before, evaluations included."""
+  shares = timing['shares']
+  assert set(shares) == {*train._KINDS, 'idle'}
+  assert sum(shares.values()) == pytest.approx(1)
+  besides = ('compile', 'evaluation', 'checkpoint')
+  return timing['seconds'] / (1 - sum(shares[kind] for kind in besides))
+
+
+def test_shares_of_the_time_are_written_and_said(tmp_path, capsys, monkeypatch):
+  """An evaluation of two seconds is one of an interval, and of the whole."""
+  evaluate = evaluation.evaluate
+
+  def slowly(*arguments):
+    time.sleep(1)
+    return evaluate(*arguments)
+
+  monkeypatch.setattr(evaluation, 'evaluate', slowly)
+  train_once(tmp_path, 'total_steps=6', 'eval_every=3', 'log_every=2')
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  timings = {
+    line['step']: line['timing']
+    for line in map(json.loads, text.splitlines())
+    if line['split'] == 'train'
+  }
+  spent = {
+    step: timing['shares']['evaluation'] * wall(timing)
+    for step, timing in timings.items()
+  }
+  assert spent[2] == 0
+  # After step 3, with moving averages and with population statistics.
+  assert 2 <= spent[4] < 10
+  (said,) = (
+    line
+    for line in capsys.readouterr().out.splitlines()
+    if line.startswith('time: ')
+  )
+  assert 'evaluation' in said and 'idle' in said
+
+
+def test_waiting_for_data_is_measured_and_said(tmp_path, monkeypatch, capsys):
+  """Batches that take as long as five steps, then some that take none."""
+  stacked_batches = program_lib.Program.stacked_batches
+
+  def slowly(program, first, last):
+    for step, batch in enumerate(stacked_batches(program, first, last)):
+      if step < 4:
+        time.sleep(0.3)
+      yield batch
+
+  monkeypatch.setattr(program_lib.Program, 'stacked_batches', slowly)
+  train_once(tmp_path, 'log_every=2', 'total_steps=8', 'eval_every=8')
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  timings = [
+    line['timing']
+    for line in map(json.loads, text.splitlines())
+    if line['split'] == 'train'
+  ]
+  for timing in timings[:2]:
+    waited = timing['shares']['waiting_for_data'] * wall(timing)
+    assert 0.6 <= waited < timing['seconds'] + 1e-9
+  for timing in timings[2:]:
+    assert timing['shares']['waiting_for_data'] * wall(timing) < 0.1
+  warnings = [
+    line
+    for line in capsys.readouterr().out.splitlines()
+    if line.startswith('warning')
+  ]
+  # Once, not at every interval, with what may help.
+  (warning,) = warnings
+  assert f'{timings[0]["shares"]["waiting_for_data"]:.0%}' in warning
+  assert '--config.data.num_workers' in warning
 
 
 def test_shorter_run_is_refused(tmp_path):

@@ -1,0 +1,97 @@
+"""The mesh, and what all devices or processes are asked."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from bn_repro import parallel
+from bn_repro.interruption import AgreedInterruption, Interrupted, Interruption
+
+
+def test_devices_of_a_process_stand_together(monkeypatch):
+  """In whatever order they are listed."""
+  listed = [
+    SimpleNamespace(process_index=p, id=i)
+    for i, p in ((3, 1), (0, 0), (2, 0), (1, 1))
+  ]
+  monkeypatch.setattr(jax, 'devices', lambda: listed)
+  monkeypatch.setattr(parallel, 'Mesh', lambda devices, *_, **__: devices)
+  mesh = parallel.create_mesh()
+  assert [(d.process_index, d.id) for d in mesh] == [
+    (0, 0),
+    (0, 2),
+    (1, 1),
+    (1, 3),
+  ]
+
+
+def replicas(copies):
+  """A replicated array whose copies may differ, which JAX does not notice."""
+  mesh = parallel.create_mesh()
+  sharding = parallel.NamedSharding(mesh, parallel.PartitionSpec())
+  return jax.make_array_from_single_device_arrays(
+    copies[0].shape,
+    sharding,
+    [
+      jax.device_put(copy, device)
+      for copy, device in zip(copies, mesh.devices.flat, strict=True)
+    ],
+  )
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.int32, jax.numpy.bfloat16])
+@pytest.mark.parametrize(
+  'change', ['one value', 'one bit', 'places', 'sign of zero', None]
+)
+def test_replicas_that_differ_are_named(change, dtype):
+  array = np.arange(1000).astype(dtype).reshape(10, 100)
+  other = array.copy()
+  if change == 'one value':
+    other[0, 5] += 1
+  elif change == 'one bit':
+    other.view(np.uint8)[7, 3] ^= 1
+  elif change == 'places':
+    other[[2, 3]] = other[[3, 2]]
+  elif change == 'sign of zero':
+    other.view(np.uint8).reshape(-1)[other.itemsize - 1] ^= 0x80
+  tree = {
+    'same': replicas([array] * 8),
+    'params': {'kernel': replicas([array] * 6 + [other] + [array])},
+  }
+  check = parallel.create_replica_check(parallel.create_mesh())
+  assert check(tree) == ([] if change is None else ['params/kernel'])
+
+
+def test_replica_check_in_float64(x64):
+  array = np.arange(100.0)
+  other = array.copy()
+  other[3] = np.nextafter(other[3], 4)
+  check = parallel.create_replica_check(parallel.create_mesh())
+  assert check([replicas([array] * 8)]) == []
+  assert check([replicas([array] * 7 + [other])]) == ['0']
+
+
+def test_maximum():
+  maximum = parallel.create_maximum(parallel.create_mesh())
+  assert [int(maximum(n)) for n in (0, 15, 2)] == [0, 15, 2]
+
+
+def test_an_agreed_interruption_comes_one_question_later():
+  """From this process or another: `maximum` speaks for all."""
+  own = Interruption()
+  elsewhere = iter([0, 0, 15, 0, 0])
+  asked = []
+
+  def maximum(number):
+    asked.append(number)
+    return max(number, next(elsewhere))
+
+  agreed = AgreedInterruption(own, maximum)
+  for _ in range(3):
+    agreed.check()
+  with pytest.raises(Interrupted, match='SIGTERM'):
+    agreed.check()
+  assert asked == [0, 0, 0, 0]
+  assert agreed.run(lambda: 7) == 7
