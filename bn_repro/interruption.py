@@ -1,20 +1,25 @@
 """SIGTERM and Ctrl-C become a question that long work asks between its parts.
 
-A handler that raised would cut through saves and collectives. Instead it notes
-the signal, and `check` raises at the next place where stopping is safe. The
-second signal finds the operating system's own handling and ends the process at
-once.
+A handler that raised would cut through saves and collectives. Instead a thread
+notes the signal, and `check` raises at the next place where stopping is safe. A
+second one ends the process at once, even if it hangs; but not within a second
+of the first: a machine that shuts down may send one to the process and one
+through whatever has started it.
 """
 
 from collections.abc import Callable
+import os
 import signal
+import socket
 import threading
-from types import FrameType
+import time
 from typing import Any, TypeVar
 
 T = TypeVar('T')
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# For so long after the first one, another is taken for the same; our choice.
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class Interrupted(Exception):
@@ -30,11 +35,21 @@ class Interruption:
 
   def __init__(self) -> None:
     self._signal: signal.Signals | None = None
+    self._thread: threading.Thread | None = None
 
   def listen(self) -> None:
     """Takes over SIGTERM and SIGINT; call in the main thread."""
+    if self._thread is None:
+      reader, self._writer = socket.socketpair()
+      self._writer.settimeout(0)
+      self._thread = threading.Thread(
+        target=self._note, args=(reader,), daemon=True
+      )
+      self._thread.start()
+      signal.set_wakeup_fd(self._writer.fileno())
     for number in SIGNALS:
-      signal.signal(number, self._handle)
+      # That it has a handler is enough: its number goes to the thread.
+      signal.signal(number, lambda number, frame: None)
 
   @property
   def signal(self) -> int:
@@ -70,11 +85,14 @@ class Interruption:
       raise errors[0]
     return result[0]
 
-  def _handle(self, number: int, frame: FrameType | None) -> None:
-    del frame
-    self._signal = signal.Signals(number)
-    for each in SIGNALS:
-      signal.signal(each, signal.SIG_DFL)
+  def _note(self, reader: socket.socket) -> None:
+    first = 0.0
+    while numbers := reader.recv(1):
+      now = time.monotonic()
+      if self._signal is None:
+        self._signal, first = signal.Signals(numbers[0]), now
+      elif now - first > SAME_SIGNAL_SECONDS:
+        os._exit(128 + numbers[0])
 
 
 class AgreedInterruption(Interruption):
