@@ -12,6 +12,7 @@ import importlib.util
 import io
 import math
 from pathlib import Path
+import shutil
 from typing import Any
 import zlib
 
@@ -29,6 +30,10 @@ TFDS_MNIST_VERSION = '3.0.1'
 # Share of test images that may occur among the training images, as a few do in
 # published sets; our choice.
 _MAX_OVERLAP = 0.01
+
+_SHARED_MEMORY = Path('/dev/shm')
+# Those that Grain has a worker prepare, one under way and one taken.
+_BATCHES_A_WORKER = 4
 
 _DIGITS = tuple('0123456789')
 _LABEL_NAMES = {
@@ -112,7 +117,50 @@ def check(config: ConfigDict) -> Dataset:
       f'config.data.num_shards={config.data.num_shards}: more than the '
       f'{examples} training images of {config.data.name}.'
     )
+  _check_shared_memory(config, dataset)
   return dataset
+
+
+def _check_shared_memory(config: ConfigDict, dataset: Dataset) -> None:
+  """Sees that worker processes have room for the batches they hand over."""
+  workers = config.data.num_workers
+  if not workers or not _SHARED_MEMORY.is_dir():
+    return
+  batch = config.batch_size * config.steps_per_call
+  needed = workers * _BATCHES_A_WORKER * batch * math.prod(dataset.image_shape)
+  free = shutil.disk_usage(_SHARED_MEMORY).free
+  if needed > free:
+    raise UserError(
+      f'config.data.num_workers={workers}: takes {needed / 1e6:,.0f} MB of '
+      f'shared memory, and {_SHARED_MEMORY} has {free / 1e6:,.0f} MB. Use '
+      'fewer, or give it more (docker run --shm-size).'
+    )
+
+
+def without_images(config: ConfigDict) -> Dataset:
+  """The data of a config for what asks only how many images of what size.
+
+  ImageNet's need not be there then.
+  """
+  data = config.data
+  if data.name != ilsvrc2012.NAME:
+    return check(config)
+
+  def blank(count: int) -> ArraySplit:
+    shape = (count, data.image_size, data.image_size, 3)
+    # Views of one pixel, and of one label.
+    return ArraySplit(
+      np.broadcast_to(np.uint8(0), shape),
+      np.broadcast_to(np.int32(0), (count,)),
+    )
+
+  counts = dict(ilsvrc2012.NUM_EXAMPLES)
+  if data.holdout:
+    counts['train'] -= data.holdout
+    counts['test'], counts['validation'] = counts['validation'], data.holdout
+  return Dataset(
+    ilsvrc2012.words(), {name: blank(count) for name, count in counts.items()}
+  )
 
 
 def _check_overlap(train: ArraySplit, test: ArraySplit, name: str) -> None:

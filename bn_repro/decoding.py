@@ -4,9 +4,8 @@ A view of an image is a box in it. Of a JPEG only the box is decoded, at the
 smallest of libjpeg's scales (1, 1/2, 1/4, 1/8) that leaves it no smaller than
 the square, and resized. This is done by libjpeg-turbo, through its TurboJPEG 3
 interface, and OpenCV; both let other threads run meanwhile. What is not a JPEG
-in YCbCr, RGB or grey, or not a sound one, goes through Pillow, which has the
-last word. Of a file that is cut off the views that end before the cut are
-sound.
+in YCbCr, RGB or grey goes through Pillow. Of a file that is damaged the views
+that end before the damage are sound.
 """
 
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import ctypes.util
 import functools
 from importlib import metadata
 import io
+import re
 import threading
 from typing import Any, NamedTuple
 
@@ -39,8 +39,13 @@ _AREA_ABOVE = 1.5
 
 # OpenCV's own threads would only compete with those that call it.
 cv2.setNumThreads(1)
-# The limit above takes its place.
+# The limit above takes its place: these formats are opened by their header.
 Image.MAX_IMAGE_PIXELS = None
+_FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'TIFF', 'WEBP')
+# What libjpeg-turbo says of a file that is sound all the same: a marker of
+# another version, or up to 99 stray bytes (our choice; where it has lost its
+# place in the data, the rest of them are stray).
+_HARMLESS = re.compile(r'JFIF|Adobe|\b\d{1,2} extraneous bytes')
 
 
 class UndecodableImage(Exception):
@@ -146,7 +151,7 @@ def _decode_by_pillow(
 ) -> np.ndarray:
   """The same for other formats and colour spaces; slower."""
   try:
-    image: Image.Image = Image.open(io.BytesIO(encoded))
+    image: Image.Image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
     _check_size(*image.size)
     box = choose_box(*image.size)
     if image.mode.startswith('I'):
@@ -206,8 +211,12 @@ class _Decompressor:
   ) -> np.ndarray | None:
     """The pixels of a box in RGB; None if another decoder is to try.
 
-    That is so where libjpeg-turbo has complained of anything. The pixels are at
-    the smallest scale at which no side is below `size`, or at the full one.
+    The pixels are at the smallest scale at which no side is below `size`, or at
+    the full one.
+
+    Raises:
+      UndecodableImage: if the file is damaged. (Pillow would show it, grey or
+        shifted from the damage on, and say nothing.)
     """
     library, handle = self._library, self._handle
     if library.tj3DecompressHeader(handle, encoded, len(encoded)):
@@ -234,7 +243,10 @@ class _Decompressor:
     if library.tj3SetCroppingRegion(handle, region) or library.tj3Decompress8(
       handle, encoded, len(encoded), pixels.ctypes.data, 0, _RGB_PIXELS
     ):
-      return None
+      complaint = library.tj3GetErrorStr(handle).decode()
+      if _HARMLESS.search(complaint):
+        return None
+      raise UndecodableImage(complaint)
     return pixels[:, left - begin :]
 
   def _get(self, parameter: int) -> int:
@@ -254,12 +266,15 @@ def decode_jpeg(
     where Pillow is to try.
   """
   decompressor = getattr(_of_thread, 'decompressor', None) or _Decompressor()
-  pixels = decompressor.decode(encoded, choose_box, size)
-  if pixels is None:
-    # What is left of a bad image would show in the next one.
-    decompressor.close()
-    decompressor = None
-  _of_thread.decompressor = decompressor
+  _of_thread.decompressor = None
+  pixels = None
+  try:
+    pixels = decompressor.decode(encoded, choose_box, size)
+  finally:
+    if pixels is None:
+      # What is left of a bad image would show in the next one.
+      decompressor.close()
+  _of_thread.decompressor = decompressor if pixels is not None else None
   return pixels
 
 
@@ -296,6 +311,7 @@ def _declare(library: Any) -> Any:
     ('tj3Set', number, [handle, number, number]),
     ('tj3Destroy', None, [handle]),
     ('tj3Get', number, [handle, number]),
+    ('tj3GetErrorStr', text, [handle]),
     ('tj3DecompressHeader', number, [handle, text, size]),
     ('tj3SetScalingFactor', number, [handle, _Scale]),
     ('tj3SetCroppingRegion', number, [handle, _Region]),

@@ -32,11 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     for line in _evaluate(workdir_lib.Workdir(flags.workdir), flags.split):
       form = f', {line["statistics"]} statistics' if line['statistics'] else ''
+      replaced = line.get('replaced_examples', 0)
       print(
         f'step {line["step"]}  {line["split"]}{form}: '
         f'accuracy {line["accuracy"]:.4f}  '
         f'top-5 {line["top5_accuracy"]:.4f}  loss {line["loss"]:.4f}  '
-        f'({line["num_examples"]} images)',
+        f'({line["num_examples"]} images'
+        + (f', {replaced} replaced)' if replaced else ')'),
         flush=True,
       )
   except UserError as error:

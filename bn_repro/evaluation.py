@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from bn_repro import optim, parallel
-from bn_repro.metrics import Sums
+from bn_repro.metrics import Sums, check_replaced
 from bn_repro.program import Program
 from bn_repro.steps import TrainState
 
@@ -95,6 +95,7 @@ def evaluate(
 
   Raises:
     RuntimeError: if another number of examples was counted than there are.
+    UserError: if too many of them could not be decoded.
   """
   sums = Sums()
   probes = []
@@ -114,6 +115,7 @@ def evaluate(
     raise RuntimeError(
       f'evaluation of {split} counted {sums.count} examples, not {expected}'
     )
+  check_replaced(sums, program.config.data.max_replaced, f'{split} images')
   return sums, _percentiles(probes, expected)
 
 

@@ -6,7 +6,8 @@
 The order is arithmetic on (seed, step, batch size): any step is listed at once,
 whether a run has come to it or not. The sheet has the images of the step as
 they reach the network, cropped, mirrored and distorted, and below them images
-in the view of evaluation, with their labels in words.
+in the view of evaluation, with their labels in words. (An image that cannot be
+decoded is listed; what is drawn, as what is trained on, is the next one.)
 """
 
 import argparse

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_repro import decoding, ilsvrc2012
+from bn_repro import decoding, ilsvrc2012, open_files
 from bn_repro.config import UserError
 from bn_repro.splits import Dataset, EncodedSplit
 
@@ -21,6 +21,8 @@ VERSION = '5.1.0'
 _PREPARE = (
   'Run: bash scripts/prepare_imagenet.sh --manual_dir=ARCHIVES --data_dir='
 )
+# Libraries, threads and sockets besides; our choice.
+_OTHER_FILES = 400
 # Examples of each split whose names are held against their labels; our choice.
 _SAMPLES = 200
 
@@ -41,7 +43,27 @@ def load(data: ConfigDict, data_dir: Path) -> Dataset:
   """
   decoding.library()
   folder = data_dir / ilsvrc2012.NAME / VERSION
+  try:
+    return _load(data, data_dir, folder)
+  except UserError:
+    raise
+  # What a damaged copy makes of the readers: of JSON, Riegeli, folders.
+  except Exception as error:
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+    raise UserError(
+      f'{folder}: cannot be read ({reason}). See that it may be read, or '
+      'prepare it again.'
+    ) from error
+
+
+def _load(data: ConfigDict, data_dir: Path, folder: Path) -> Dataset:
   info = _read_info(folder, data_dir)
+  # ArrayRecord keeps each shard open that it has read from.
+  shards = [_shard_lengths(info, s, folder) for s in ilsvrc2012.NUM_EXAMPLES]
+  try:
+    open_files.allow(sum(map(len, shards)) + _OTHER_FILES)
+  except open_files.TooFewOpenFiles as error:
+    raise UserError(f'{folder}: {error}') from error
   splits = {}
   for name, expected in ilsvrc2012.NUM_EXAMPLES.items():
     lengths = _shard_lengths(info, name, folder)
@@ -205,7 +227,8 @@ def _check_names(splits: Mapping[str, EncodedSplit], folder: Path) -> None:
     number = stem.removeprefix('ILSVRC2012_val_')
     if number == stem or not number.isdecimal():
       return None
-    return of_validation[int(number) - 1]
+    place = int(number) - 1
+    return of_validation[place] if 0 <= place < len(of_validation) else None
 
   for split, examples in splits.items():
     count = min(len(examples), _SAMPLES)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bn_repro.config import UserError
+
 Array = jax.Array
 
 
@@ -54,6 +56,25 @@ class Sums(flax.struct.PyTreeNode):
       'num_examples': self.count,
       **({'replaced_examples': self.replaced} if self.replaced else {}),
     }
+
+
+def check_replaced(sums: Sums, limit: float, what: str) -> None:
+  """Sees that no more images had to be replaced than are allowed.
+
+  Args:
+    sums: over images of all processes.
+    limit: the share of them that may, `config.data.max_replaced`.
+    what: they are, in words.
+
+  Raises:
+    UserError: if more were.
+  """
+  if sums.replaced > limit * sums.count:
+    raise UserError(
+      f'{what}: {sums.replaced} of {sums.count} images could not be decoded, a '
+      f'share above config.data.max_replaced={limit:g}. They are named above. '
+      'Mend the data, or raise the limit.'
+    )
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -21,9 +21,6 @@ from bn_repro.config import UserError
 
 Batch = dict[str, np.ndarray]
 
-# Of a damaged image and its neighbours, how many are tried; our choice.
-_NEIGHBOURS = 10
-
 
 class Split(Protocol):
   """A set of labelled images."""
@@ -212,8 +209,7 @@ class EncodedSplit:
 
   def name_of(self, index: int) -> str:
     """The name of the file that the image came in."""
-    name = self._example(index)['file_name']
-    return name.decode() if isinstance(name, bytes) else name
+    return _name(self._example(index))
 
   def label_of(self, index: int) -> int:
     """The label of an example."""
@@ -226,6 +222,12 @@ class EncodedSplit:
 
   def _example(self, index: int) -> Mapping[str, Any]:
     return self.source[int(self.indices[index])]
+
+  def _read(self, index: int) -> Mapping[str, Any]:
+    try:
+      return self._example(index)
+    except Exception as error:  # ArrayRecord raises what Riegeli raises.
+      raise decoding.UndecodableImage(f'cannot be read: {error}') from error
 
   def _gather(
     self,
@@ -242,19 +244,22 @@ class EncodedSplit:
 
     def load(row: int) -> None:
       first = int(indices[row])
-      for index in range(first, first + _NEIGHBOURS):
-        example = self._example(index % len(self))
+      # How many may be replaced is decided where all hosts' are counted.
+      for index in range(first, first + len(self)):
+        name = f'example {index % len(self)}'
         try:
+          example = self._read(index % len(self))
+          name = _name(example)
           decode(row, example['image'], batch['image'][row])
         except decoding.UndecodableImage as error:
-          self._say(index % len(self), error)
+          _say_once(name, error)
           batch['replaced'][row] = True
           continue
         batch['label'][row] = example['label']
         return
       raise UserError(
-        f'{self.name_of(first)}: neither it nor the {_NEIGHBOURS - 1} examples '
-        'after it can be decoded. Prepare the data set again.'
+        f'not one of {len(self)} images can be decoded. Prepare the data set '
+        'again.'
       )
 
     def load_all(rows: range) -> None:
@@ -269,15 +274,20 @@ class EncodedSplit:
     list(_pool(num_threads).map(load_all, runs))
     return batch
 
-  def _say(self, index: int, error: Exception) -> None:
-    """Names a damaged image, once a process."""
-    name = self.name_of(index)
-    if name not in _named:
-      _named.add(name)
-      print(f'warning: {name}: left out, {error}', file=sys.stderr, flush=True)
+
+def _name(example: Mapping[str, Any]) -> str:
+  name = example['file_name']
+  return name.decode() if isinstance(name, bytes) else name
 
 
 _named: set[str] = set()
+
+
+def _say_once(name: str, error: Exception) -> None:
+  """Names a damaged image, once a process."""
+  if name not in _named:
+    _named.add(name)
+    print(f'warning: {name}: left out, {error}', file=sys.stderr, flush=True)
 
 
 @functools.cache

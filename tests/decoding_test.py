@@ -151,6 +151,20 @@ def test_damaged_images(encoded):
   np.testing.assert_array_equal(view(WHOLE, 64, Box(9, 9, 200, 200)), before)
 
 
+def test_damage_that_pillow_shows_and_keeps_silent_about():
+  """Half of a file with an end put to it, a hole, and bytes that are gone."""
+  middle = len(WHOLE) // 2
+  for encoded in (
+    WHOLE[:middle] + b'\xff\xd9',
+    WHOLE[:middle] + b'\0' * 4000 + WHOLE[middle + 4000 :],
+    WHOLE[:middle] + WHOLE[middle + 5000 :],
+  ):
+    whole = Box(0, 0, *PHOTO.size)
+    assert psnr(by_pillow(encoded, 64, whole), by_pillow(WHOLE, 64, whole)) < 25
+    with pytest.raises(UndecodableImage, match='.'):
+      view(encoded, 64, whole)
+
+
 def test_what_stands_before_the_cut_is_shown():
   box = Box(0, 0, 200, 100)
   np.testing.assert_array_equal(
@@ -212,6 +226,16 @@ def test_bombs_are_refused_by_their_header(make, monkeypatch):
   monkeypatch.setattr(Image.Image, 'convert', never)
   with pytest.raises(UndecodableImage, match='60000 x 60000 pixels'):
     view(make(60_000, 60_000), 64, Box(0, 0, 64, 64))
+
+
+def test_formats_that_decode_on_opening_are_none():
+  """An icon holds a PNG, which Pillow decodes before its size can be asked."""
+  picture = png_of_size(60_000, 60_000)
+  entry = struct.pack('<BBBBHHII', 0, 0, 0, 0, 1, 32, len(picture), 22)
+  icon = struct.pack('<HHH', 0, 1, 1) + entry + picture
+  assert Image.open(io.BytesIO(encode(PHOTO.resize((8, 8)), 'ICO')))
+  with pytest.raises(UndecodableImage, match='not an image'):
+    view(icon, 64, Box(0, 0, 64, 64))
 
 
 def test_large_images_are_decoded():

@@ -1,5 +1,6 @@
 """Batches of encoded images: what is in them does not depend on how."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -207,10 +208,36 @@ def test_the_last_image_has_the_first_as_its_neighbour():
   np.testing.assert_array_equal(batch['label'], [0, 1, 2, 3, 0])
 
 
-def test_too_many_damaged_neighbours():
-  split = encoded_split(20, **{f'_{i}': b'' for i in range(5, 15)})
-  with pytest.raises(UserError, match='image_5.JPEG.*9 examples after'):
+def test_how_many_are_damaged_is_not_decided_here():
+  """One of several hosts would stop alone."""
+  split = encoded_split(20, **{f'_{i}': b'' for i in range(5, 17)})
+  batch = split.evaluation_batch(np.arange(8))
+  np.testing.assert_array_equal(batch['label'], [0, 1, 2, 3, 4, 7, 7, 7])
+  seventeenth = split.evaluation_batch(np.array([17]))['image'][0]
+  np.testing.assert_array_equal(batch['image'][5:], [seventeenth] * 3)
+  assert batch['replaced'].sum() == 3
+
+
+def test_none_can_be_decoded():
+  split = encoded_split(20, **{f'_{i}': b'' for i in range(20)})
+  with pytest.raises(UserError, match='not one of 20 images'):
     split.evaluation_batch(np.arange(8))
+
+
+def test_records_that_cannot_be_read_are_replaced(capfd):
+  good = encoded_split(5)
+
+  class Damaged(list):
+    def __getitem__(self, index):
+      if index == 2:
+        raise RuntimeError('Corrupted Riegeli/records file')
+      return super().__getitem__(index)
+
+  bad = dataclasses.replace(good, source=Damaged(good.source))
+  batch = bad.evaluation_batch(np.arange(5))
+  np.testing.assert_array_equal(batch['label'], [0, 1, 3, 3, 4])
+  np.testing.assert_array_equal(batch['replaced'], [0, 0, 1, 0, 0])
+  assert 'example 2: left out, cannot be read: Corr' in capfd.readouterr().err
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
