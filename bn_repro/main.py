@@ -123,7 +123,7 @@ def _see_that_shared(workdir: workdir_lib.Workdir) -> None:
       raise UserError(
         f'--workdir={workdir.path}: this host does not see what process 0 '
         f'({holder}) writes there. Several hosts need one folder that all of '
-        'them share, such as a mounted bucket.'
+        'them share, such as one on NFS.'
       )
 
   processes.together(see)

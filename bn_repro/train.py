@@ -7,6 +7,7 @@ cut off in the middle of an evaluation goes on with the rest of it.
 """
 
 from collections.abc import Iterator, Mapping
+from concurrent import futures
 import contextlib
 import dataclasses
 import math
@@ -37,7 +38,7 @@ from bn_repro.interruption import (
   Interrupted,
   Interruption,
 )
-from bn_repro.metrics import Sums
+from bn_repro.metrics import Sums, check_replaced
 from bn_repro.program import Program, create_program
 from bn_repro.progress import ProgressDisplay
 from bn_repro.recorder import Recorder
@@ -49,7 +50,8 @@ from bn_repro.watchdog import Watchdog
 _WAITING_LIMIT = 0.1
 
 
-# What the time of a run is spent on; `step` is waiting for the device.
+# What the time of a run is spent on. `waiting_for_data` is time in which the
+# device has nothing to do, for want of a batch.
 _KINDS = ('compile', 'waiting_for_data', 'step', 'evaluation', 'checkpoint')
 
 
@@ -268,6 +270,7 @@ class _Run:
     self._interval_sums = interval_sums
     self._pending: Sums | None = None
     self._clock = _Clock(self.step)
+    self._device = _Device()
     self._advised = False
     self._differing_replicas = parallel.create_replica_check(program.mesh)
 
@@ -298,6 +301,8 @@ class _Run:
     self._program = self._interruption.run(
       lambda: self._program.compile(self._state)
     )
+    # Nobody's step waits, with the watchdog looking on, for another's compiler.
+    processes.gather('compiled')
     self._display.say(f'compiled in {time.monotonic() - started:.0f} s')
 
   def _train(self) -> None:
@@ -307,12 +312,15 @@ class _Run:
     stream = self._program.stacked_batches(self.step, total_steps)
     with contextlib.closing(stream):
       while self.step < total_steps:
-        with self._clock.spending('waiting_for_data'):
-          batches = next(stream)
         with self._clock.spending('step'):
+          asked = time.monotonic()
+          batches = next(stream)
+          idle = self._device.idle_seconds(asked)
           self._state, sums = self._program.train_steps(self._state, batches)
+          self._device.works_on(sums)
           # The sums of the call before are read while this one runs.
           self._absorb_pending()
+        self._clock.move('step', 'waiting_for_data', idle)
         self._pending = sums
         self.step += self._config.steps_per_call
         self._do_what_is_due()
@@ -374,7 +382,9 @@ class _Run:
     sums, self._interval_sums = self._interval_sums, Sums()
     if not sums.count or self._recorder.has(self.step, 'train', None):
       return
-    self._check_replaced(sums, 'train')
+    check_replaced(
+      sums, self._config.data.max_replaced, f'training up to step {self.step}'
+    )
     timing = self._clock.lap(self.step, self._config.batch_size)
     self._advise(timing['shares']['waiting_for_data'])
     factor = float(self._program.schedule(self.step - 1))
@@ -401,16 +411,6 @@ class _Run:
       )
     self._advised = waiting > _WAITING_LIMIT
 
-  def _check_replaced(self, sums: Sums, split: str) -> None:
-    """Ends a run in which too many images cannot be decoded."""
-    limit = self._config.data.max_replaced
-    if sums.replaced > limit * sums.count:
-      raise UserError(
-        f'step {self.step}: {sums.replaced} of the last {sums.count} {split} '
-        'images could not be decoded, a share above config.data.max_replaced='
-        f'{limit:g}. They are named above. Mend the data, or raise the limit.'
-      )
-
   def _evaluate(self) -> None:
     """Evaluates what has no line yet; test images after the last step only."""
     self._absorb_pending()
@@ -433,7 +433,6 @@ class _Run:
         sums, percentiles = evaluation.evaluate(
           self._program, state, split, self._check
         )
-        self._check_replaced(sums, split)
         # Parameters may be finite and yet too large to compute with.
         if not np.isfinite([sums.loss, *_values(percentiles)]).all():
           raise Diverged(f'{split} loss {sums.loss:g}, or inputs not finite')
@@ -483,6 +482,32 @@ def _values(percentiles: Mapping[str, list[list[float]]]) -> Iterator[float]:
       yield from row
 
 
+class _Device:
+  """Notices when the device has nothing left to do."""
+
+  def __init__(self) -> None:
+    self._watcher = futures.ThreadPoolExecutor(1)
+    self._finished: futures.Future[float] | None = None
+
+  def works_on(self, results: Any) -> None:
+    """Takes note of the newest call, by its results."""
+
+    def finish() -> float:
+      jax.block_until_ready(results)
+      return time.monotonic()
+
+    self._finished = self._watcher.submit(finish)
+
+  def idle_seconds(self, since: float) -> float:
+    """For how long until now, at most from `since` on, it has been idle."""
+    now = time.monotonic()
+    if self._finished is None:
+      return now - since
+    if not self._finished.done():
+      return 0.0
+    return max(now - max(since, self._finished.result()), 0.0)
+
+
 class _Clock:
   """Where the time goes: what it is spent on, of each interval and in all."""
 
@@ -506,6 +531,12 @@ class _Clock:
       seconds = time.monotonic() - entered
       self._spent[kind] += seconds
       self._total[kind] += seconds
+
+  def move(self, from_kind: str, to_kind: str, seconds: float) -> None:
+    """Counts seconds of one of `_KINDS` as of another one."""
+    for spent in (self._spent, self._total):
+      spent[from_kind] -= seconds
+      spent[to_kind] += seconds
 
   def lap(self, step: int, batch_size: int) -> dict[str, Any]:
     """The `timing` of a training line; starts the next interval.

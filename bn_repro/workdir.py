@@ -138,6 +138,8 @@ class Workdir:
     lock.truncate(0)
     lock.write(f'process {os.getpid()} on {socket.gethostname()}')
     lock.flush()
+    # Other hosts are to see it.
+    os.fsync(lock.fileno())
     self._lock = lock
 
   def release(self) -> None:

@@ -34,7 +34,7 @@ SHORT_TIMES = (
   'import tiny;'
   'from bn_repro import architecture, main, processes, watchdog;'
   'architecture.rows = tiny.rows;'
-  'processes.CONNECT_TIMEOUT = 5; watchdog.LEAST_SECONDS = 8;'
+  'processes.CONNECT_TIMEOUT = 5; watchdog.LEAST_SECONDS = 15;'
   'code = main.main(sys.argv[1:]);'
   'sys.stderr.flush(); sys.stdout.flush();'
   'import os; os._exit(code)'
@@ -75,7 +75,7 @@ def start_pair(workdir, *arguments, second=(), **options):
   ]
 
 
-def finish(processes, timeout=150):
+def finish(processes, timeout=600):
   """Exit codes and standard errors; none may be left hanging."""
   try:
     ended = [process.communicate(timeout=timeout) for process in processes]
@@ -201,7 +201,7 @@ def test_statistics_of_each_device_stay_those_of_as_many(tmp_path):
   assert 'another images per statistic' in line
 
 
-def errors_of(processes, timeout=60):
+def errors_of(processes, timeout=300):
   """What each process says; all of them have to fail, in one line each."""
   codes, errors = finish(processes, timeout)
   assert codes == [1] * len(processes), errors
@@ -292,7 +292,7 @@ def test_a_process_that_hangs_ends_the_other(tmp_path):
   wait_for(pair[0], 'step 21/')
   pair[1].send_signal(signal.SIGSTOP)
   try:
-    _, error = pair[0].communicate(timeout=60)
+    _, error = pair[0].communicate(timeout=300)
   finally:
     pair[1].kill()
     finish(pair)
