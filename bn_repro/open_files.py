@@ -1,19 +1,17 @@
-"""The number of files that may be open. Imports nothing that is installed.
+"""How many files may be open at once. Imports nothing that is installed.
 
-The preparation of ImageNet imports it in an environment without `ml_collections`.
+Both need it: training, and the preparation of ImageNet, in whose environment
+the configs cannot be imported.
 """
 
-try:
-  import resource
-except ImportError:  # Windows, which has no such limit.
-  resource = None  # type: ignore[assignment]
+import resource
 
 
 def allow(count: int) -> None:
   """Sees that `count` files may be open at once.
 
   Raises:
-    UserError: if that is not to be had.
+    UserError: if the system does not let us.
   """
   problem = shortage(count)
   if problem:
@@ -23,26 +21,17 @@ def allow(count: int) -> None:
 
 
 def shortage(count: int) -> str | None:
-  """As `allow`, but returns what is wrong and what to do, if anything is."""
-  if resource is None:
-    return None
-  # The soft limit is 1,024 by custom, and anybody may raise it to the hard one.
+  """As `allow`, but returns what is wrong, with what to do, or None."""
+  # The soft limit is 1,024 by custom; anybody may raise it up to the hard one.
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  unlimited = resource.RLIM_INFINITY
-  if soft == unlimited or soft >= count:
+  if soft == resource.RLIM_INFINITY or soft >= count:
     return None
-  if hard != unlimited and hard < count:
-    return (
-      f'{count:,} files have to be open at once, and {hard:,} may be. Raise the '
-      f'limit: `ulimit -n {count}` as root, nofile in '
-      '/etc/security/limits.conf, or docker run --ulimit nofile='
-      f'{count}.'
-    )
   try:
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-  except (OSError, ValueError) as error:  # macOS has another limit behind it.
+  except (OSError, ValueError):  # Above the hard limit, or the system's own.
     return (
-      f'{count:,} files have to be open at once, and {soft:,} may be '
-      f'({error}). Raise the limit: `ulimit -n {count}`.'
+      f'{count:,} files have to be open at once, and {max(soft, hard):,} may '
+      f'be. Raise the limit: as root `ulimit -n {count}`, nofile in '
+      f'/etc/security/limits.conf, or docker run --ulimit nofile={count}.'
     )
   return None

@@ -4,8 +4,9 @@
 
 Put ILSVRC2012_img_train.tar (138 GB) and ILSVRC2012_img_val.tar (6.3 GB), as
 image-net.org gives them to registered users, into ARCHIVES. The archives are
-looked through before anything is written; what is prepared is counted at the
-end. After an interruption the same command starts again.
+looked through before anything is written; what is prepared is read at the end,
+and counted, as are images that are there twice. After an interruption the same
+command starts again.
 
   bash scripts/prepare_imagenet.sh --from_tfrecord=OLD --data_dir=DATA
 
@@ -15,19 +16,27 @@ of `scripts/make_stand_in.py`.
 
 import argparse
 from collections.abc import Iterable, Iterator
+import contextlib
+import errno
 import fcntl
+import hashlib
 import json
+import logging
+import math
 import os
 from pathlib import Path
 import re
 import shutil
 import sys
 import tarfile
-from typing import Any
+from typing import Any, TextIO
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bn_repro import open_files  # noqa: E402
 from bn_repro.ilsvrc2012 import (  # noqa: E402
   NAME,
   NUM_CLASSES,
@@ -40,17 +49,67 @@ ARCHIVES = {
   'ILSVRC2012_img_train.tar': 147_897_477_120,
   'ILSVRC2012_img_val.tar': 6_744_924_160,
 }
+# Images without labels, which the builder would make a third split of.
+UNUSED = 'ILSVRC2012_img_test.tar'
 # Where a conversion goes on; no name that tfds looks at.
 UNFINISHED = 'being_converted'
 # Beyond 1 GB tfds writes everything twice: shuffled in buckets, and at last.
 SPACE_OVER_ARCHIVES = 2.1
+SPACE_OVER_TFRECORD = 1.05
 # Of the builder, measured on 7,440 images of a stand-in of 60 kB each: 600 on a
 # busy machine. Real images are twice as large.
 IMAGES_PER_SECOND = 300
+# Measured on 5,436 images of 110 kB, in memory: 1,200. Disks are slower.
+CONVERTED_PER_SECOND = 600
+# Of both splits, as tfds cuts ImageNet. ArrayRecord keeps each of them open.
+NUM_SHARDS = 1_024 + 64
+# Libraries, threads and sockets besides, as for training.
+OTHER_FILES = 400
+# What a disk without room says, or one that takes no larger file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of the images of a split: as many may be the same, byte for byte, as others.
+# ImageNet has a few; in its validation images 29 are known, at 32 pixels. Our
+# choice.
+MAX_SAME = 0.01
+AGAIN = 'Delete it and run the same command again, or copy it again.'
 
 
 class PreparationError(Exception):
   """Something is wrong, told in one line."""
+
+
+@contextlib.contextmanager
+def one_line(what: str, advice: str) -> Iterator[None]:
+  """Has a library say in one line what is wrong, and show progress as we do.
+
+  Raises:
+    PreparationError: for whatever is raised, with what to do.
+  """
+  try:
+    with contextlib.redirect_stderr(sys.stdout):
+      yield
+  except Exception as error:
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    if any(os.strerror(number) in reason for number in FULL):
+      advice = (
+        'Make room, or name another disk, and run the same command again.'
+      )
+    if (
+      len(reason) > 300
+    ):  # Of tfds, with the image in it; the cause comes last.
+      reason = f'... {reason[-300:]}'
+    raise PreparationError(f'{what} ({reason}). {advice}') from error
+
+
+def allow_files(count: int) -> None:
+  """Sees that as many shards can be read from.
+
+  Raises:
+    PreparationError: if the system does not let us.
+  """
+  problem = open_files.shortage(count + OTHER_FILES)
+  if problem:
+    raise PreparationError(problem)
 
 
 def progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
@@ -167,26 +226,47 @@ class Slice:
     return content
 
 
-def check_space(data_dir: Path, manual_dir: Path, num_images: int) -> None:
+def check_space(
+  data_dir: Path, size: int, over: float, num_images: int, per_second: int
+) -> None:
   """Says what it will take, and refuses if the disk has too little.
+
+  Args:
+    data_dir: where it will be.
+    size: in bytes, of what is read, and about that of what is written.
+    over: how many times that it takes for a while.
+    num_images: of all splits.
+    per_second: images.
 
   Raises:
     PreparationError: if there is too little room.
   """
-  size = sum((manual_dir / name).stat().st_size for name in ARCHIVES)
-  needed = SPACE_OVER_ARCHIVES * size
+  needed = over * size
   free = shutil.disk_usage(data_dir).free
-  hours = num_images / IMAGES_PER_SECOND / 3600
   print(
-    f'preparing {num_images:,} images: up to {needed / 1e9:.1f} GB of disk for '
-    f'a while, {size / 1e9:.1f} GB at the end, about {hours:.1f} hours',
+    f'{num_images:,} images: up to {bytes_in_words(needed)} of disk for a '
+    f'while, {bytes_in_words(size)} at the end, about '
+    f'{time_in_words(num_images / per_second)}',
     flush=True,
   )
   if free < needed:
     raise PreparationError(
-      f'--data_dir={data_dir}: {free / 1e9:.1f} GB are free, and it takes '
-      f'{needed / 1e9:.1f}. Make room, or name another disk.'
+      f'--data_dir={data_dir}: {bytes_in_words(free)} are free, and it takes '
+      f'{bytes_in_words(needed)}. Make room, or name another disk.'
     )
+
+
+def bytes_in_words(size: float) -> str:
+  """Such as 147.9 GB."""
+  return f'{size / 1e9:,.1f} GB' if size >= 1e9 else f'{size / 1e6:,.1f} MB'
+
+
+def time_in_words(seconds: float) -> str:
+  """Such as 1.2 hours."""
+  if seconds >= 3600:
+    return f'{seconds / 3600:.1f} hours'
+  minutes = math.ceil(seconds / 60)
+  return f'{minutes} minutes' if minutes > 1 else 'a minute'
 
 
 def prepare(data_dir: Path, manual_dir: Path, *, stand_in: bool) -> None:
@@ -198,37 +278,125 @@ def prepare(data_dir: Path, manual_dir: Path, *, stand_in: bool) -> None:
   import tensorflow_datasets as tfds
 
   counts = check_archives(manual_dir, stand_in=stand_in)
-  check_space(data_dir, manual_dir, sum(counts.values()))
-  builder = tfds.builder(NAME, data_dir=data_dir, file_format='array_record')
+  size = sum((manual_dir / name).stat().st_size for name in ARCHIVES)
+  check_space(
+    data_dir, size, SPACE_OVER_ARCHIVES, sum(counts.values()), IMAGES_PER_SECOND
+  )
+  if (manual_dir / UNUSED).exists():
+    print(f'{manual_dir / UNUSED}: not used, as it has no labels', flush=True)
+  own = data_dir / NAME / 'incomplete.downloads'
+  archives = own / 'archives'
   # Shards of about 1/1024 of the whole, as tfds has them for ImageNet.
   shards = {'num_shards': 4} if stand_in else {}
-  builder.download_and_prepare(
-    download_dir=data_dir / 'downloads',
-    download_config=tfds.download.DownloadConfig(
-      manual_dir=manual_dir, **shards
-    ),
-  )
-  # Empty: nothing is downloaded.
-  shutil.rmtree(data_dir / 'downloads', ignore_errors=True)
+  try:
+    with one_line(
+      f'--data_dir={data_dir}: could not be prepared, and what was written is '
+      'removed',
+      'Run the same command again; if it ends here again, download the '
+      'archives again.',
+    ):
+      # The builder takes what it finds: it is shown links to the two. And tfds
+      # wants a folder for downloads; one of its own, as people keep archives in
+      # data_dir/downloads.
+      archives.mkdir(parents=True)
+      for name in ARCHIVES:
+        (archives / name).symlink_to(manual_dir / name)
+      builder = tfds.builder(
+        NAME, data_dir=data_dir, file_format='array_record'
+      )
+      builder.download_and_prepare(
+        download_dir=own,
+        download_config=tfds.download.DownloadConfig(
+          manual_dir=archives, **shards
+        ),
+      )
+  finally:
+    shutil.rmtree(own, ignore_errors=True)
 
 
-def convert(from_tfrecord: Path, data_dir: Path, version: str) -> None:
+def check_tfrecord(
+  from_tfrecord: Path, version: str, *, stand_in: bool
+) -> tuple[Path, int]:
+  """Looks at a copy as TFRecord; returns its folder and number of images.
+
+  Raises:
+    PreparationError: if it is not there or not whole.
+  """
+  source = from_tfrecord / NAME / version
+  flag = f'--from_tfrecord={from_tfrecord}'
+  if not any(source.glob(f'{NAME}-train.tfrecord-*')):
+    if any(source.glob(f'{NAME}-train.array_record-*')):
+      raise PreparationError(
+        f'{flag}: is ArrayRecord already. Train on it with '
+        f'--config.data.data_dir={from_tfrecord}.'
+      )
+    found = sorted(path.name for path in (from_tfrecord / NAME).glob('[0-9]*'))
+    raise PreparationError(
+      f'{flag}: no TFRecord files in {source}; '
+      + (
+        f'found version {", ".join(found)}, and only {version} can be '
+        'converted. Prepare it from the archives with --manual_dir.'
+        if found
+        else f'name the folder that holds {NAME}/{version}.'
+      )
+    )
+  with one_line(f'{source}/dataset_info.json: damaged', 'Copy it again.'):
+    splits = {
+      split['name']: [int(length) for length in split['shardLengths']]
+      for split in json.loads((source / 'dataset_info.json').read_text())[
+        'splits'
+      ]
+    }
+  for split, lengths in splits.items():
+    files = sum(1 for _ in source.glob(f'{NAME}-{split}.tfrecord-*'))
+    if files != len(lengths):
+      raise PreparationError(
+        f'{source}: {files} TFRecord files of {split}, not {len(lengths)}. '
+        'Copy it again.'
+      )
+  for split, expected in NUM_EXAMPLES.items():
+    count = sum(splits.get(split, []))
+    if not count or (not stand_in and count != expected):
+      raise PreparationError(
+        f'{source}: {count:,} {split} images, not {expected:,}. Prepare it '
+        'from the archives with --manual_dir.'
+      )
+  return source, sum(map(sum, splits.values()))
+
+
+def convert(
+  from_tfrecord: Path, data_dir: Path, version: str, *, stand_in: bool
+) -> None:
   """Converts a copy that tfds has prepared as TFRecord.
 
   Raises:
-    PreparationError: if there is none.
+    PreparationError: if there is none, or no room, or it is damaged.
   """
+  source, num_images = check_tfrecord(from_tfrecord, version, stand_in=stand_in)
+  size = sum(path.stat().st_size for path in source.glob('*.tfrecord-*'))
+  check_space(
+    data_dir, size, SPACE_OVER_TFRECORD, num_images, CONVERTED_PER_SECOND
+  )
+  print(f'{source}: converting TFRecord to ArrayRecord', flush=True)
+  unfinished = data_dir / NAME / UNFINISHED
+  try:
+    with one_line(
+      f'{source}: could not be converted to --data_dir={data_dir}, and what '
+      'was written is removed',
+      'Run the same command again; if it ends here again, copy it again.',
+    ):
+      convert_in(unfinished, source)
+    unfinished.rename(data_dir / NAME / version)
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def convert_in(unfinished: Path, source: Path) -> None:
+  """Makes the first folder, of what the second one holds, as ArrayRecord."""
   from tensorflow_datasets.scripts.cli import convert_format_utils
 
-  source = from_tfrecord / NAME / version
-  if not any(source.glob(f'{NAME}-train.tfrecord-*')):
-    raise PreparationError(
-      f'--from_tfrecord={from_tfrecord}: no TFRecord files in {source}.'
-    )
-  print(f'{source}: converting TFRecord to ArrayRecord', flush=True)
   # Into another folder tfds converts wrongly: it counts what is in the first
   # one. So it gets a folder of links to convert in, which are then removed.
-  unfinished = data_dir / NAME / UNFINISHED
   unfinished.mkdir(parents=True)
   for path in source.iterdir():
     if '.tfrecord-' in path.name:
@@ -247,44 +415,167 @@ def convert(from_tfrecord: Path, data_dir: Path, version: str) -> None:
   info = json.loads(info_file.read_text())
   info.pop('alternativeFileFormats')
   info_file.write_text(json.dumps({**info, 'fileFormat': 'array_record'}))
-  unfinished.rename(data_dir / NAME / version)
 
 
-def verify(data_dir: Path, *, stand_in: bool) -> str:
+def verify(data_dir: Path, version_dir: Path, *, stand_in: bool) -> str:
   """Reads what was prepared, every example; returns what is there.
 
   Raises:
-    PreparationError: if examples or classes are missing.
+    PreparationError: if examples or classes are missing, or are there twice.
   """
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder(NAME, data_dir=data_dir, file_format='array_record')
-  names = builder.info.features['label'].names
-  if names != synsets():
-    raise PreparationError(f'{builder.data_dir}: has other classes.')
-  said = []
-  for split, expected in NUM_EXAMPLES.items():
-    source = tfds.data_source(
-      NAME,
-      split=split,
-      data_dir=data_dir,
-      download=False,
-      decoders={'image': tfds.decode.SkipDecoding()},
+  with one_line(f'{version_dir}: cannot be read', AGAIN):
+    builder = tfds.builder(NAME, data_dir=data_dir, file_format='array_record')
+    class_names = builder.info.features['label'].names
+    splits = builder.info.splits
+  if class_names != synsets():
+    raise PreparationError(f'{version_dir}: has other classes. {AGAIN}')
+  missing = [split for split in NUM_EXAMPLES if split not in splits]
+  if missing:
+    raise PreparationError(
+      f'{version_dir}: has no {missing[0]} images. {AGAIN}'
     )
-    labels = set()
-    for index in progress(range(len(source)), len(source), f'reading {split}'):
-      example = source[index]
-      if not example['image']:
-        raise PreparationError(f'{builder.data_dir}: {split} {index} is empty.')
-      labels.add(int(example['label']))
-    if not stand_in and (len(source), len(labels)) != (expected, NUM_CLASSES):
-      raise PreparationError(
-        f'{builder.data_dir}: {len(source):,} {split} images of {len(labels)} '
-        f'classes, not {expected:,} of {NUM_CLASSES}. Delete it, and prepare '
-        'it again.'
+  shards = {
+    split: [
+      (Path(path), int(length))
+      for path, length in zip(
+        splits[split].filepaths, splits[split].shard_lengths, strict=True
       )
-    said.append(f'{len(source):,} {split} images of {len(labels)} classes')
-  return f'{builder.data_dir}: {", ".join(said)}'
+    ]
+    for split in NUM_EXAMPLES
+  }
+  allow_files(sum(map(len, shards.values())))
+  check_shards([shard for of_split in shards.values() for shard in of_split])
+  said = []
+  contents = {}
+  for split, expected in NUM_EXAMPLES.items():
+    with one_line(f'{version_dir}: cannot be read', AGAIN):
+      source = tfds.data_source(
+        NAME,
+        split=split,
+        data_dir=data_dir,
+        download=False,
+        decoders={'image': tfds.decode.SkipDecoding()},
+      )
+    count = len(source)
+    names, images = np.empty(count, np.uint64), np.empty(count, np.uint64)
+    labels = set()
+    for index, example in progress(
+      examples(source, shards[split]), count, f'reading {split}'
+    ):
+      if not example['image']:
+        raise PreparationError(
+          f'{version_dir}: {split} {index} is empty. {AGAIN}'
+        )
+      names[index] = digest(example['file_name'])
+      images[index] = digest(example['image'])
+      labels.add(int(example['label']))
+    if not stand_in and (count, len(labels)) != (expected, NUM_CLASSES):
+      raise PreparationError(
+        f'{version_dir}: {count:,} {split} images of {len(labels)} classes, '
+        f'not {expected:,} of {NUM_CLASSES}. {AGAIN}'
+      )
+    if len(np.unique(names)) != count:
+      raise PreparationError(
+        f'{version_dir}: {count:,} {split} images have '
+        f'{len(np.unique(names)):,} names, and each should have its own. '
+        f'{AGAIN}'
+      )
+    contents[split] = images
+    said.append(f'{count:,} {split} images of {len(labels)} classes')
+  check_overlap(version_dir, **contents)
+  return f'{version_dir}: {", ".join(said)}'
+
+
+def check_shards(shards: list[tuple[Path, int]]) -> None:
+  """Opens each shard, and compares its number of images.
+
+  Raises:
+    PreparationError: for the first that is missing or damaged.
+  """
+  from array_record.python import array_record_module
+
+  for path, length in shards:
+    if not path.is_file():
+      raise PreparationError(
+        f'{path}: missing. Copy it again, or delete {path.parent} and run the '
+        'same command again.'
+      )
+    with damaged(path):
+      reader = array_record_module.ArrayRecordReader(str(path))
+      found = reader.num_records()
+      reader.close()
+      if found != length:
+        raise ValueError(f'{found} images, not {length}')
+
+
+def damaged(path: Path) -> contextlib.AbstractContextManager[None]:
+  """Says which shard it is that cannot be read."""
+  return one_line(
+    f'{path}: damaged',
+    f'Copy it again, or delete {path.parent} and run the same command again.',
+  )
+
+
+def examples(
+  source: Any, shards: list[tuple[Path, int]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """The examples of a split with their numbers, as training reads them."""
+  index = 0
+  for path, length in shards:
+    for _ in range(length):
+      with damaged(path):
+        example = source[index]
+      yield index, example
+      index += 1
+
+
+def digest(content: bytes | str) -> int:
+  """64 bits of a hash: two of 1.3 million agree once in 20 million times."""
+  raw = content.encode() if isinstance(content, str) else content
+  return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), 'little')
+
+
+def check_overlap(
+  version_dir: Path, train: np.ndarray, validation: np.ndarray
+) -> None:
+  """Refuses images that are there again, but for the few that ImageNet has.
+
+  Args:
+    version_dir: of the copy.
+    train: a digest of each training image.
+    validation: a digest of each validation image.
+
+  Raises:
+    PreparationError: if there are more.
+  """
+
+  def repeated(images: np.ndarray) -> int:
+    return len(images) - len(np.unique(images))
+
+  for split, total, what, count in (
+    (
+      'validation',
+      len(validation),
+      'are training images as well',
+      int(np.isin(validation, train).sum()),
+    ),
+    (
+      'validation',
+      len(validation),
+      'repeat others of them',
+      repeated(validation),
+    ),
+    ('train', len(train), 'repeat others of them', repeated(train)),
+  ):
+    most = int(MAX_SAME * total)
+    if count > most:
+      raise PreparationError(
+        f'{version_dir}: {count:,} of {total:,} {split} images {what}, byte '
+        f'for byte; expected at most {most:,}. Delete it, and prepare it from '
+        'archives that image-net.org gave you.'
+      )
 
 
 def run(flags: argparse.Namespace) -> None:
@@ -295,8 +586,9 @@ def run(flags: argparse.Namespace) -> None:
   source = Path(flags.manual_dir or flags.from_tfrecord).expanduser().absolute()
   if not source.is_dir():
     raise PreparationError(f'{source}: no such folder.')
-  data_dir.mkdir(parents=True, exist_ok=True)
-  with (data_dir / f'.{NAME}.lock').open('w') as lock:
+  if not flags.stand_in:  # Known before hours are spent.
+    allow_files(NUM_SHARDS)
+  with lock_file(data_dir) as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -307,19 +599,45 @@ def run(flags: argparse.Namespace) -> None:
     for left in (data_dir / NAME).glob('incomplete.*'):
       shutil.rmtree(left)
     shutil.rmtree(data_dir / NAME / UNFINISHED, ignore_errors=True)
-    version_dir = Path(tfds.builder(NAME, data_dir=data_dir).data_dir)
+    # Of the class: a copy that is damaged has no builder.
+    version = str(tfds.builder_cls(NAME).VERSION)
+    version_dir = data_dir / NAME / version
     if any(version_dir.glob(f'{NAME}-train.tfrecord-*')):
       raise PreparationError(
         f'--data_dir={data_dir}: holds a copy prepared as TFRecord. Convert it '
         f'with --from_tfrecord={data_dir} and another --data_dir.'
       )
     if version_dir.is_dir():
+      if not (version_dir / 'dataset_info.json').is_file():
+        raise PreparationError(
+          f'{version_dir}: not whole, as it has no dataset_info.json. {AGAIN}'
+        )
       print(f'{version_dir}: prepared already', flush=True)
     elif flags.from_tfrecord:
-      convert(source, data_dir, version_dir.name)
+      convert(source, data_dir, version, stand_in=flags.stand_in)
     else:
       prepare(data_dir, source, stand_in=flags.stand_in)
-    print(verify(data_dir, stand_in=flags.stand_in))
+    print(verify(data_dir, version_dir, stand_in=flags.stand_in))
+
+
+def lock_file(data_dir: Path) -> TextIO:
+  """Makes the folder if need be, and opens the file that a process holds.
+
+  Raises:
+    PreparationError: if nothing can be written there.
+  """
+  try:
+    data_dir.mkdir(parents=True, exist_ok=True)
+    return (data_dir / f'.{NAME}.lock').open('w')
+  except FileExistsError as error:
+    raise PreparationError(
+      f'--data_dir={data_dir}: a file. Name a folder.'
+    ) from error
+  except OSError as error:
+    raise PreparationError(
+      f'--data_dir={data_dir}: nothing can be written there '
+      f'({error.strerror}). Name a folder on a disk with room, and yours.'
+    ) from error
 
 
 def main() -> int:
@@ -339,12 +657,21 @@ def main() -> int:
     '--stand_in', action='store_true', help='archives of any size and number'
   )
   flags = parser.parse_args()
+  # What tfds and Beam warn of is as intended.
+  logging.disable(logging.WARNING)
   try:
     run(flags)
+    return 0
   except (PreparationError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  return 0
+    problem = str(error)
+  except KeyboardInterrupt:
+    problem = (
+      'interrupted, and what was half-written is removed. Run the same command '
+      'again.'
+    )
+  # Only now: with what was raised, bars that were under way have gone.
+  print(f'error: {problem}', file=sys.stderr)
+  return 1
 
 
 if __name__ == '__main__':

@@ -11,5 +11,6 @@ source scripts/environment.sh
 use_environment requirements-prepare.txt .venv-prepare
 # Folders are named from where the command is given.
 cd "$here"
-export TF_CPP_MIN_LOG_LEVEL=3
+# Of TensorFlow only errors; without oneDNN it has nothing to say about it.
+export TF_CPP_MIN_LOG_LEVEL=3 TF_ENABLE_ONEDNN_OPTS=0
 exec python "$root/scripts/prepare_imagenet.py" "$@"

@@ -1,6 +1,7 @@
 """The archives' road to ArrayRecord, by the real builder, on a stand-in."""
 
 import io
+import json
 from pathlib import Path
 import shutil
 import signal
@@ -17,8 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))
 
 import make_stand_in  # noqa: E402
+import prepare_imagenet  # noqa: E402
 
-from bn_repro import ilsvrc2012  # noqa: E402
+from bn_repro import ilsvrc2012, imagenet  # noqa: E402
 
 pytestmark = pytest.mark.slow
 TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
@@ -112,7 +114,7 @@ def test_killed_and_run_again(archives, tmp_path):
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
-  while not list(data_dir.glob('imagenet2012/incomplete.*')):
+  while not list(data_dir.glob('imagenet2012/incomplete.*_5*')):
     assert process.poll() is None
     time.sleep(0.05)
   process.send_signal(signal.SIGKILL)
@@ -130,24 +132,321 @@ def test_killed_and_run_again(archives, tmp_path):
   assert 'prepared already' in again.stdout
 
 
-def test_tfrecord_is_converted(archives, tmp_path):
+@pytest.fixture(scope='module')
+def tfrecord(archives, tmp_path_factory):
+  """The archives as tfds prepares them unless told otherwise."""
   make = (
     'import sys, tensorflow_datasets as tfds;'
     'b = tfds.builder("imagenet2012", data_dir=sys.argv[2]);'
     'b.download_and_prepare(download_config=tfds.download.DownloadConfig('
     'manual_dir=sys.argv[1], num_shards=2))'
   )
-  old, new = tmp_path / 'old', tmp_path / 'new'
+  old = tmp_path_factory.mktemp('tfrecord') / 'old'
   python = ROOT / '.venv-prepare/bin/python'
   subprocess.run(
     [python, '-c', make, archives, old], check=True, capture_output=True
   )
-  refused = prepare(f'--manual_dir={archives}', f'--data_dir={old}')
+  return old
+
+
+def test_tfrecord_is_converted(archives, tfrecord, tmp_path):
+  new = tmp_path / 'new'
+  refused = prepare(f'--manual_dir={archives}', f'--data_dir={tfrecord}')
   assert refused.returncode == 1
-  assert f'--from_tfrecord={old}' in refused.stderr
-  result = prepare(f'--from_tfrecord={old}', f'--data_dir={new}')
+  assert f'--from_tfrecord={tfrecord}' in refused.stderr
+  result = prepare(f'--from_tfrecord={tfrecord}', f'--data_dir={new}')
   assert result.returncode == 0, result.stderr
+  count = 12 + 3 * len(set(ilsvrc2012.validation_synsets()[:12]))
+  assert f'{count} images: up to ' in result.stdout
+  assert 'MB at the end, about a minute' in result.stdout
   assert_holds(new, archives)
+  of_source = f'--from_tfrecord={new}'
+  assert 'is ArrayRecord already' in problem(
+    prepare(of_source, f'--data_dir={tmp_path / "newer"}')
+  )
+
+
+def test_tfrecord_of_another_version(tfrecord, tmp_path):
+  old = shutil.copytree(tfrecord, tmp_path / 'old') / 'imagenet2012'
+  (old / imagenet.VERSION).rename(old / '5.0.0')
+  source = f'--from_tfrecord={old.parent}'
+  line = problem(prepare(source, f'--data_dir={tmp_path / "new"}'))
+  assert 'found version 5.0.0' in line and '--manual_dir' in line
+  line = problem(prepare(f'{source}/imagenet2012', f'--data_dir={tmp_path}'))
+  assert 'name the folder that holds imagenet2012/5.1.0' in line
+
+
+@pytest.mark.parametrize('damage', ['missing', 'flipped', 'fewer images'])
+def test_damaged_tfrecord(tfrecord, tmp_path, damage):
+  old, new = shutil.copytree(tfrecord, tmp_path / 'old'), tmp_path / 'new'
+  folder = old / 'imagenet2012' / imagenet.VERSION
+  shard = folder / 'imagenet2012-train.tfrecord-00001-of-00002'
+  arguments = [f'--from_tfrecord={old}', f'--data_dir={new}']
+  if damage == 'missing':
+    shard.unlink()
+    assert '1 TFRecord files of train, not 2' in problem(prepare(*arguments))
+  elif damage == 'flipped':
+    flip_a_bit(shard)
+    line = problem(prepare(*arguments))
+    assert str(folder) in line and 'copy it again' in line
+  else:
+    result = run_command(*arguments)
+    assert 'train images, not 1,281,167' in problem(result)
+  assert not list(new.glob('imagenet2012/*'))
+
+
+def problem(result):
+  """The one line, and all of standard error, that a mistake gets."""
+  assert result.returncode == 1
+  (line,) = result.stderr.splitlines()
+  assert line.startswith('error: ')
+  return line
+
+
+def flip_a_bit(path):
+  raw = bytearray(path.read_bytes())
+  raw[len(raw) // 2] ^= 1
+  path.write_bytes(raw)
+
+
+def run_command(*arguments, limit=''):
+  """Runs it, under a limit of the shell's such as `ulimit -n 100`."""
+  return subprocess.run(
+    ['bash', '-c', f'{limit}\nexec "$@"', 'bash', *COMMAND, *arguments],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize('source', ['archives', 'tfrecord'])
+def test_full_disk(source, archives, tfrecord, tmp_path):
+  """No file may be larger than 300 kB: writing fails as on a full disk."""
+  data_dir = tmp_path / 'data'
+  arguments = [
+    '--stand_in',
+    f'--data_dir={data_dir}',
+    f'--from_tfrecord={tfrecord}'
+    if source == 'tfrecord'
+    else f'--manual_dir={archives}',
+  ]
+  line = problem(run_command(*arguments, limit='ulimit -f 300'))
+  assert 'File too large' in line and 'Make room' in line
+  assert str(data_dir) in line
+  assert not list(data_dir.glob('imagenet2012/*'))
+  result = run_command(*arguments)
+  assert result.returncode == 0, result.stderr
+  assert_holds(data_dir, archives)
+
+
+def test_no_room(archives, tfrecord, tmp_path, monkeypatch):
+  """Both roads say so before they write."""
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(
+    shutil, 'disk_usage', lambda _: usage._replace(free=10**6)
+  )
+  for call, source, arguments in (
+    (prepare_imagenet.prepare, archives, (tmp_path, archives)),
+    (prepare_imagenet.convert, tfrecord, (tfrecord, tmp_path, '5.1.0')),
+  ):
+    with pytest.raises(
+      prepare_imagenet.PreparationError, match=r'1\.0 MB are free.* Make room'
+    ):
+      call(*arguments, stand_in=True)
+    assert source.is_dir() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('source', 'begun'),
+  [('archives', 'incomplete.*_5*'), ('tfrecord', 'being_converted')],
+)
+def test_interrupted(source, begun, archives, tfrecord, tmp_path):
+  data_dir = tmp_path / 'data'
+  process = subprocess.Popen(
+    [
+      *COMMAND,
+      '--stand_in',
+      f'--data_dir={data_dir}',
+      f'--from_tfrecord={tfrecord}'
+      if source == 'tfrecord'
+      else f'--manual_dir={archives}',
+    ],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while not list(data_dir.glob(f'imagenet2012/{begun}')):
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(signal.SIGINT)
+  _, stderr = process.communicate(timeout=60)
+  result = subprocess.CompletedProcess([], process.returncode, '', stderr)
+  assert 'interrupted' in problem(result)
+  assert not list(data_dir.glob('imagenet2012/*'))
+
+
+def test_archives_where_tfds_keeps_them(archives, tmp_path):
+  """They are left alone, and an archive without labels is."""
+  manual_dir = tmp_path / 'downloads' / 'manual'
+  shutil.copytree(archives, manual_dir)
+  unused = manual_dir / 'ILSVRC2012_img_test.tar'
+  with tarfile.open(unused, 'w') as archive:
+    make_stand_in.add(archive, 'ILSVRC2012_test_00000001.JPEG', b'x')
+  result = prepare(f'--manual_dir={manual_dir}', f'--data_dir={tmp_path}')
+  assert result.returncode == 0, result.stderr
+  assert result.stderr == ''
+  assert 'WARNING' not in result.stdout
+  assert f'{unused}: not used' in result.stdout
+  for path in archives.iterdir():
+    assert (manual_dir / path.name).read_bytes() == path.read_bytes()
+  assert unused.is_file()
+  folder = tmp_path / 'imagenet2012'
+  info = json.loads((folder / '5.1.0' / 'dataset_info.json').read_text())
+  assert {s['name'] for s in info['splits']} == {'train', 'validation'}
+  assert [path.name for path in folder.iterdir()] == ['5.1.0']
+
+
+def write_copy(
+  data_dir, num_train=40, num_validation=10, num_shards=4, **other
+):
+  """A prepared copy; of what is not decoded, in place of JPEGs."""
+  splits = {
+    'train': [
+      (f'n01440764_{i}.JPEG', 0, b'train %d' % i) for i in range(num_train)
+    ],
+    'validation': [
+      (f'ILSVRC2012_val_{i:08}.JPEG', 0, b'validation %d' % i)
+      for i in range(1, num_validation + 1)
+    ],
+  }
+  return make_stand_in.write_prepared(data_dir, {**splits, **other}, num_shards)
+
+
+def verified(data_dir, *arguments, **limits):
+  return run_command(
+    f'--manual_dir={data_dir}', f'--data_dir={data_dir}', *arguments, **limits
+  )
+
+
+@pytest.mark.parametrize(
+  ('damage', 'says'),
+  [
+    ('deleted', 'missing'),
+    ('emptied', 'damaged'),
+    ('truncated', 'damaged'),
+    ('flipped', 'damaged'),
+    ('of another', '10 images, not 11'),
+  ],
+)
+def test_damaged_shard(archives, tmp_path, damage, says):
+  folder = write_copy(tmp_path, num_train=41)
+  shard = imagenet.shard_path(folder, 'train', 3, 4)
+  raw = shard.read_bytes()
+  if damage == 'deleted':
+    shard.unlink()
+  elif damage == 'emptied':
+    shard.write_bytes(b'')
+  elif damage == 'truncated':
+    shard.write_bytes(raw[:-1000])
+  elif damage == 'of another':
+    shutil.copy(imagenet.shard_path(folder, 'train', 0, 4), shard)
+  else:
+    at = raw.index(b'train 40')
+    shard.write_bytes(raw[:at] + b'X' + raw[at + 1 :])
+  line = problem(verified(tmp_path, '--stand_in'))
+  assert line.startswith(f'error: {shard}: ') and says in line
+  assert 'Copy it again' in line
+
+
+@pytest.mark.parametrize('damage', ['missing', 'damaged'])
+def test_copy_without_its_description(archives, tmp_path, damage):
+  path = write_copy(tmp_path) / 'dataset_info.json'
+  if damage == 'missing':
+    path.unlink()
+  else:
+    path.write_text('{')
+  line = problem(verified(tmp_path, '--stand_in'))
+  assert f'{path.parent}: ' in line and 'Delete it' in line
+  assert damage == 'damaged' or 'dataset_info.json' in line
+  assert 'TFRecord' not in line
+
+
+def test_images_that_are_there_again(archives, tmp_path):
+  """By content, under proper names."""
+
+  def check(name, expected, **splits):
+    result = verified(
+      write_copy(tmp_path / name, 200, 200, **splits).parents[1], '--stand_in'
+    )
+    if expected:
+      assert expected in problem(result)
+    else:
+      assert result.returncode == 0, result.stderr
+
+  def validation(contents):
+    return {
+      'validation': [
+        (f'ILSVRC2012_val_{i:08}.JPEG', 0, content)
+        for i, content in enumerate(contents, 1)
+      ]
+    }
+
+  own = [b'validation %d' % i for i in range(200)]
+  trained_on = [b'train %d' % i for i in range(200)]
+  check('few', None, **validation([*trained_on[:2], *own[2:]]))
+  check(
+    'more',
+    '3 of 200 validation images are training images as well, byte for byte; '
+    'expected at most 2.',
+    **validation([*trained_on[:3], *own[3:]]),
+  )
+  check(
+    'same validation',
+    '9 of 10 validation images repeat others',
+    **validation(own[:1] * 10),
+  )
+  check(
+    'same train',
+    '39 of 40 train images repeat others',
+    train=[(f'n01440764_{i}.JPEG', 0, b'one') for i in range(40)],
+  )
+  check(
+    'same name',
+    '40 train images have 39 names',
+    train=[(f'n01440764_{i % 39}.JPEG', 0, b'%d' % i) for i in range(40)],
+  )
+
+
+def test_many_shards(archives, tmp_path):
+  """Of which each is kept open, as are the 1,088 of ImageNet."""
+  write_copy(tmp_path, 150, 150, num_shards=150)
+  result = verified(tmp_path, '--stand_in', limit='ulimit -S -n 128')
+  assert result.returncode == 0, result.stderr
+  line = problem(verified(tmp_path, '--stand_in', limit='ulimit -n 128'))
+  assert '700 files' in line and '128 may' in line and 'ulimit -n 700' in line
+  # Of ImageNet itself it is known before the archives are looked through.
+  empty = tmp_path / 'empty'
+  empty.mkdir()
+  line = problem(verified(empty, limit='ulimit -n 1024'))
+  assert '1,488 files' in line
+
+
+@pytest.mark.parametrize('place', ['file', 'file/below'])
+def test_data_dir_that_is_no_folder(archives, tmp_path, place):
+  (tmp_path / 'file').write_text('')
+  line = problem(
+    prepare(f'--manual_dir={archives}', f'--data_dir={tmp_path / place}')
+  )
+  assert f'--data_dir={tmp_path / place}: ' in line and 'Name a folder' in line
+
+
+def test_in_words():
+  assert prepare_imagenet.bytes_in_words(147_897_477_120) == '147.9 GB'
+  assert prepare_imagenet.bytes_in_words(45_188_120) == '45.2 MB'
+  assert prepare_imagenet.time_in_words(1_331_167 / 300) == '1.2 hours'
+  assert prepare_imagenet.time_in_words(3) == 'a minute'
+  assert prepare_imagenet.time_in_words(150) == '3 minutes'
 
 
 def refused(manual_dir, data_dir, *arguments):
