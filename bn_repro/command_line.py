@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bn_repro import config as config_lib
-from bn_repro import workdir
+from bn_repro import processes, workdir
 from bn_repro.config import UserError
 
 
@@ -87,6 +87,7 @@ def set_up_jax(config: ConfigDict) -> None:
   Programs that were compiled once are read from the disk: from
   `JAX_COMPILATION_CACHE_DIR`, or ~/.cache/bn_repro if it is not set.
   """
+  processes.hide_missing_tpu()
   import jax
 
   if config.model.dtype == 'float64':

@@ -401,6 +401,42 @@ def total_steps(config: ConfigDict, num_train_examples: int) -> int:
   return math.ceil(examples / (config.batch_size * number)) * number
 
 
+def check_divides(config: ConfigDict, num_devices: int) -> None:
+  """Sees that the devices can share the batch, and its BN groups, evenly.
+
+  Raises:
+    UserError: if they cannot.
+  """
+  if config.batch_size % num_devices:
+    counts = [n for n in range(1, num_devices) if config.batch_size % n == 0]
+    next_one = -(-config.batch_size // num_devices) * num_devices
+    raise UserError(
+      f'config.batch_size={config.batch_size}: not a multiple of the '
+      f'{num_devices} devices. Use one that is, such as {next_one}, or one of '
+      f'{counts} devices.'
+    )
+  share, group = config.batch_size // num_devices, config.bn.virtual_batch_size
+  if config.bn.statistics != 'group' or _groups_fit(share, group, num_devices):
+    return
+  sizes = [
+    size
+    for size in range(2, config.batch_size + 1)
+    if config.batch_size % size == 0 and _groups_fit(share, size, num_devices)
+  ]
+  raise UserError(
+    f'config.bn.virtual_batch_size={group}: must divide the {share} images of '
+    f'each of {num_devices} devices, or be those of so many devices that '
+    f'divide all. Use one of {sizes}.'
+  )
+
+
+def _groups_fit(share: int, group: int, num_devices: int) -> bool:
+  """Whether groups lie within devices, or devices within groups."""
+  if group <= share:
+    return share % group == 0
+  return group % share == 0 and num_devices % (group // share) == 0
+
+
 def to_json(config: ConfigDict) -> str:
   """The resolved config as it is written to a workdir."""
   return json.dumps(config.to_dict(), indent=2) + '\n'

@@ -59,7 +59,7 @@ def _evaluate(
     )
 
   command_line.set_up_jax(config)
-  from bn_repro import evaluation, parallel
+  from bn_repro import evaluation, parallel, provenance
   from bn_repro.checkpoint import Checkpoints, DamagedCheckpoint
   from bn_repro.program import create_program
 
@@ -70,12 +70,21 @@ def _evaluate(
     if not steps:
       raise UserError(f'--workdir={workdir.path}: no checkpoint there yet.')
     try:
-      state = checkpoints.restore(steps[-1], state).state
+      checkpoint = checkpoints.restore(steps[-1], state)
     except DamagedCheckpoint as error:
       raise UserError(
         f'{workdir.checkpoints / str(steps[-1])}: {error}.'
       ) from error
-  state = parallel.replicate(program.mesh, state)
+  images, before = (
+    provenance.images_per_statistic(program),
+    checkpoint.meta['images_per_statistic'],
+  )
+  if images != before:
+    raise UserError(
+      f'--workdir={workdir.path}: its BN statistics are of {before} images, '
+      f'and here they would be of {images}. Evaluate on as many devices.'
+    )
+  state = parallel.replicate(program.mesh, checkpoint.state)
 
   def never_stop() -> None:
     """Ctrl-C ends this command, which has nothing to save."""

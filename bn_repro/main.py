@@ -4,11 +4,13 @@ Everything that can be wrong with a command is found before JAX is imported.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import json
 import os
 import sys
+import time
 import traceback
+from typing import NoReturn
 
 from ml_collections import ConfigDict
 
@@ -70,29 +72,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags, overrides = command_line.parse_arguments(
       sys.argv[1:] if argv is None else argv, parser
     )
+    # Before the processes meet: it may take one of them long.
+    prepared = _prepare(flags.config, overrides, flags.workdir)
     processes.connect(flags)
     # JAX's own handling of SIGTERM came with that.
     interruption.listen()
-    config, workdir, dataset = processes.together(
-      lambda: _prepare(flags.config, overrides, flags.workdir)
-    )
+    config, workdir, dataset = processes.together(prepared)
+    workdir.writes = processes.is_first()
     # Process 0 decides: others may see an older state of a shared folder.
-    ended = json.loads(
-      processes.gather(json.dumps(_already_ended(workdir, config, dataset)))[0]
-    )
+    ended = processes.together(lambda: _already_ended(workdir, config, dataset))
+    ended = json.loads(processes.gather(json.dumps(ended))[0])
     if ended is not None:
       return ended
     processes.together(workdir.claim)
     _see_that_shared(workdir)
   except UserError as error:
-    return command_line.report_errors(error.problems)
+    return _report(error)
   try:
     status = _train(config, dataset, workdir, interruption, flags.config)
   except UserError as error:
     workdir.release()
-    return command_line.report_errors(error.problems)
+    return _report(error)
   except Exception as error:
-    processes.abandon()  # They have not failed, and will not come to an end.
+    processes.abandon()
     if isinstance(error, OSError):  # A disk that is full, a file that is gone.
       return command_line.report_errors([str(error)])
     traceback.print_exc()
@@ -100,14 +102,35 @@ def main(argv: Sequence[str] | None = None) -> int:
   return workdir_lib.EXIT_CODES[status]
 
 
+def _report(error: UserError) -> int:
+  """Reports a mistake; where it is this process's alone, leaves the others."""
+  if not isinstance(error, processes.Agreed):
+    processes.abandon()
+  return command_line.report_errors(error.problems)
+
+
 def _prepare(
   config_file: str, overrides: Sequence[str], workdir_path: str
-) -> tuple[ConfigDict, workdir_lib.Workdir, datasets.Dataset]:
-  """Reads and checks all that a command names."""
-  config = config_lib.load(config_file, overrides)
-  workdir = workdir_lib.Workdir(workdir_path, writes=processes.is_first())
-  workdir.check(config)
-  return config, workdir, datasets.check(config)
+) -> Callable[[], tuple[ConfigDict, workdir_lib.Workdir, datasets.Dataset]]:
+  """Reads and checks all that a command names.
+
+  Returns:
+    A function that returns it, or raises what was wrong with it: where there
+    are several processes, when all of them can hear of it.
+  """
+  try:
+    config = config_lib.load(config_file, overrides)
+    workdir = workdir_lib.Workdir(workdir_path)
+    workdir.check(config)
+    dataset = datasets.check(config)
+  except (UserError, OSError) as error:
+    problem = error
+
+    def fail() -> NoReturn:
+      raise problem
+
+    return fail
+  return lambda: (config, workdir, dataset)
 
 
 def _see_that_shared(workdir: workdir_lib.Workdir) -> None:
@@ -119,7 +142,12 @@ def _see_that_shared(workdir: workdir_lib.Workdir) -> None:
   holder = processes.gather(workdir.holder())[0]
 
   def see() -> None:
-    if workdir.holder() != holder:
+    # A network's file system may show it late.
+    give_up = time.monotonic() + processes.SHARED_TIMEOUT
+    while workdir.holder() != holder:
+      if time.monotonic() < give_up:
+        time.sleep(0.5)
+        continue
       raise UserError(
         f'--workdir={workdir.path}: this host does not see what process 0 '
         f'({holder}) writes there. Several hosts need one folder that all of '
@@ -167,7 +195,8 @@ def _train(
   )
 
 
-if __name__ == '__main__':
+def run_and_exit() -> NoReturn:
+  """Runs the command and ends the process."""
   exit_code = main()
   processes.disconnect()
   sys.stdout.flush()
@@ -175,3 +204,7 @@ if __name__ == '__main__':
   # A compilation, or a save that failed, may be left behind in its thread;
   # nothing waits for them.
   os._exit(exit_code)
+
+
+if __name__ == '__main__':
+  run_and_exit()

@@ -40,7 +40,17 @@ def first_device() -> list[jax.Device]:
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
   """Places a copy of every array on every device."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+  sharding = NamedSharding(mesh, PartitionSpec())
+  if jax.process_count() == 1:
+    return jax.device_put(tree, sharding)
+
+  # Of several processes each places its own; `device_put` would have them
+  # compare every array, and NaN is not equal to itself.
+  def place(x: Any) -> jax.Array:
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+  return jax.tree.map(place, tree)
 
 
 def _split(batch_axis: int) -> PartitionSpec:
@@ -55,11 +65,19 @@ def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0) -> Any:
   )
 
 
-def place_abstract(mesh: Mesh, batch: Any, batch_axis: int) -> Any:
+def replicate_abstract(mesh: Mesh, tree: Any) -> Any:
+  """Shapes and types of a tree, as `replicate` would place it."""
+  return _place_abstract(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def shard_abstract(mesh: Mesh, batch: Any, batch_axis: int) -> Any:
   """Shapes and types of a global batch, as `shard_batch` would place it."""
-  sharding = NamedSharding(mesh, _split(batch_axis))
+  return _place_abstract(batch, NamedSharding(mesh, _split(batch_axis)))
+
+
+def _place_abstract(tree: Any, sharding: NamedSharding) -> Any:
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
   )
 
 
@@ -121,9 +139,12 @@ def create_replica_check(mesh: Mesh) -> Callable[[Any], list[str]]:
   def digest(x: jax.Array) -> jax.Array:
     bits = lax.bitcast_convert_type(x, f'uint{8 * min(x.dtype.itemsize, 4)}')
     words = bits.ravel().astype(jnp.uint32)
-    # Odd weights, so that values that change places show as well.
-    weights = 2 * lax.iota(jnp.uint32, words.size) + 1
-    return (words * weights).sum(dtype=jnp.uint32)
+    # Mixed with their places by the last steps of MurmurHash3: of a plain or
+    # weighted sum the flips of an even number of signs would be no change.
+    words += lax.iota(jnp.uint32, words.size) * np.uint32(0x9E3779B9)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+      words = (words ^ (words >> shift)) * np.uint32(factor)
+    return words.sum(dtype=jnp.uint32)
 
   def digests(tree: Any) -> jax.Array:
     own = jnp.stack([digest(x) for x in jax.tree.leaves(tree)])

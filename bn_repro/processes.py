@@ -5,26 +5,40 @@ with, and nothing here costs it anything.
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-import glob
 import importlib.util
 import json
 import os
+from pathlib import Path
+import re
 import socket
+import sys
+import threading
 import time
 from typing import Any, TypeVar
-
-import numpy as np
 
 from bn_repro.config import UserError
 
 T = TypeVar('T')
 
+# gVNIC, which every VM of Google's may have.
+_NETWORK_CARD = '0x0042'
+
+# What the transports and runtimes of CPU, GPU and TPU say where a process that
+# takes part in a collective is gone. Read off their messages; not documented.
+_LOST = re.compile(
+  r'Gloo|NCCL|[Cc]onnection (closed|reset|refused)|UNAVAILABLE|ABORTED|'
+  r'DEADLINE_EXCEEDED|unhealthy|[Hh]eartbeat|coordination service'
+)
+
 # All our choice, in seconds: until a process that waits for others gives up,
-# and until those that are left give up one that has died.
-CONNECT_TIMEOUT = 120
+# and until those that are left give up one that has died; until a shared folder
+# has to show what another host has written.
+CONNECT_TIMEOUT = 300
 HEARTBEAT_TIMEOUT = 30
 DISCONNECT_TIMEOUT = 60
+SHARED_TIMEOUT = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument('--process_id', type=int, metavar='I', help='from 0')
 
 
+class Agreed(UserError):
+  """A mistake that every process reports, so that all of them end alike."""
+
+
 def connect(flags: argparse.Namespace) -> None:
   """Joins the other processes, if there are to be any; imports JAX then.
 
   Raises:
-    UserError: if flags are missing, or the others cannot be reached.
+    UserError: if flags are missing, or the others cannot be reached, or have
+      other numbers of devices.
   """
   explicit = (flags.coordinator, flags.num_processes, flags.process_id)
   given = [value is not None for value in explicit]
@@ -55,6 +74,7 @@ def connect(flags: argparse.Namespace) -> None:
     )
   if all(given):
     host, _, port = flags.coordinator.rpartition(':')
+    host = host.strip('[]')  # Of an address of IPv6.
     if not host or not port.isdecimal():
       raise UserError(f'--coordinator={flags.coordinator}: give HOST:PORT.')
     if not 0 <= flags.process_id < flags.num_processes:
@@ -66,24 +86,43 @@ def connect(flags: argparse.Namespace) -> None:
       _wait_for_listener(host, int(port))
   elif not (_is_slurm() or _is_cloud_tpu()):
     return
+  hide_missing_tpu()
   import jax
 
   names = ('coordinator_address', 'num_processes', 'process_id')
+  # The runtime aborts where the others do not come: before that, say so.
+  give_up = threading.Timer(CONNECT_TIMEOUT, _give_up_connecting)
+  give_up.daemon = True
+  give_up.start()
   try:
     jax.distributed.initialize(
       **(dict(zip(names, explicit, strict=True)) if all(given) else {}),
-      initialization_timeout=CONNECT_TIMEOUT,
+      initialization_timeout=2 * CONNECT_TIMEOUT,
       heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
       shutdown_timeout_seconds=DISCONNECT_TIMEOUT,
     )
+    counts = Counter(device.process_index for device in jax.devices())
   except Exception as error:  # The runtime raises what its transport raises.
-    reason = ' '.join(str(error).split())[:200]
-    raise UserError(
-      f'the other processes could not be joined in {CONNECT_TIMEOUT} s '
-      f'({reason}). See that all of them are started.'
-    ) from error
+    raise UserError(_not_joined(' '.join(str(error).split())[:200])) from error
+  finally:
+    give_up.cancel()
   _Membership.index = jax.process_index()
   _Membership.count = jax.process_count()
+  if len({counts[index] for index in range(count())}) > 1:
+    devices = ', '.join(str(counts[index]) for index in range(count()))
+    raise Agreed(f'the processes have {devices} devices. Give each as many.')
+
+
+def _not_joined(reason: str) -> str:
+  return (
+    f'the other processes could not be joined in {CONNECT_TIMEOUT} s ({reason})'
+    '. See that all of them are started, and alike.'
+  )
+
+
+def _give_up_connecting() -> None:
+  print(f'error: {_not_joined("no answer")}', file=sys.stderr, flush=True)
+  os._exit(1)
 
 
 def _wait_for_listener(host: str, port: int) -> None:
@@ -113,8 +152,29 @@ def _is_slurm() -> bool:
 
 def _is_cloud_tpu() -> bool:
   """Whether this is a TPU VM, whose runtime knows the other hosts."""
-  chips = glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*')
-  return bool(chips) and importlib.util.find_spec('libtpu') is not None
+  wanted = 'tpu' in os.environ.get('JAX_PLATFORMS', 'tpu').split(',')
+  installed = importlib.util.find_spec('libtpu') is not None
+  return wanted and installed and _has_chips()
+
+
+def _has_chips() -> bool:
+  """Whether a TPU is on the PCI bus: Google's, and not its network card."""
+  for vendor in Path('/sys/bus/pci/devices').glob('*/vendor'):
+    if vendor.read_text().strip() == '0x1ae0':
+      device = (vendor.parent / 'device').read_text().strip()
+      if device != _NETWORK_CARD:
+        return True
+  return False
+
+
+def hide_missing_tpu() -> None:
+  """Keeps JAX from looking for a TPU where only its compiler is installed.
+
+  It would look for seconds, and complain. Call before JAX is imported.
+  """
+  if importlib.util.find_spec('libtpu') is not None and not _has_chips():
+    others = 'cuda,cpu' if os.path.exists('/dev/nvidiactl') else 'cpu'
+    os.environ.setdefault('JAX_PLATFORMS', others)
 
 
 def abandon() -> None:
@@ -152,6 +212,7 @@ def gather(text: str) -> list[str]:
   if count() == 1:
     return [text]
   from jax.experimental import multihost_utils
+  import numpy as np
 
   raw = np.frombuffer(text.encode(), np.uint8)
   lengths = multihost_utils.process_allgather(np.array(len(raw), np.int32))
@@ -168,7 +229,7 @@ def together(work: Callable[[], T]) -> T:
   """Does work on which all processes have to succeed.
 
   Raises:
-    UserError: if it failed here or elsewhere, on every process; with what was
+    Agreed: if it failed here or elsewhere, on every process; with what was
       wrong here, or where it was.
   """
   problems: Sequence[str] = ()
@@ -176,26 +237,35 @@ def together(work: Callable[[], T]) -> T:
     result = work()
   except UserError as error:
     problems = error.problems
+  except OSError as error:
+    problems = (str(error),)
   reports = gather(json.dumps([socket.gethostname(), *problems]))
   if problems:
-    raise UserError(*problems)
+    raise Agreed(*problems)
   for number, (host, *elsewhere) in enumerate(map(json.loads, reports)):
     if elsewhere:
-      raise UserError(f'process {number} on {host} has failed: {elsewhere[0]}')
+      raise Agreed(f'process {number} on {host} has failed: {elsewhere[0]}')
   return result
+
+
+def is_lost(error: Exception) -> bool:
+  """Whether an error says that another process is gone."""
+  # Where a call cannot even be started, JAX makes it a ValueError.
+  of_runtime = isinstance(error, ValueError | RuntimeError)
+  return count() > 1 and of_runtime and bool(_LOST.search(str(error)))
 
 
 def agree(facts: Mapping[str, str]) -> None:
   """Sees that these facts are the same in all processes.
 
   Raises:
-    UserError: on every process, with the first fact that differs.
+    Agreed: on every process, with the first fact that differs.
   """
   reports = [json.loads(report) for report in gather(json.dumps(dict(facts)))]
   for name, value in reports[0].items():
     for number, report in enumerate(reports):
       if report[name] != value:
-        raise UserError(
+        raise Agreed(
           f'process {number} has another {name} than process 0: '
           f'{report[name]}, not {value}. Start all processes alike.'
         )
@@ -211,16 +281,25 @@ def from_first(
     like: arrays of the same structure, shapes and types.
 
   Raises:
-    UserError: on every process, if the work raises it.
+    Agreed: on every process, if the work raises a UserError.
   """
   if count() == 1:
     return work()
+  import jax
   from jax.experimental import multihost_utils
 
   def first() -> Any:
     return work() if is_first() else None
 
   done = together(first)
-  tree = multihost_utils.broadcast_one_to_all(like if done is None else done[0])
+  # As integers: the broadcast is a sum, which would make 0 of -0.
+  bits = multihost_utils.broadcast_one_to_all(
+    jax.tree.map(_to_bits, like if done is None else done[0])
+  )
+  tree = jax.tree.map(lambda x, own: x.view(own.dtype), bits, like)
   facts = '' if done is None else json.dumps(done[1])
   return tree, json.loads(gather(facts)[0])
+
+
+def _to_bits(x: Any) -> Any:
+  return x.view(f'uint{8 * x.dtype.itemsize}')

@@ -78,20 +78,25 @@ def train_and_evaluate(
   Raises:
     UserError: if the workdir holds another run, or damaged checkpoints only.
   """
-  program = create_program(config, dataset)
-  identity = {
-    'config_digest': config_lib.digest(config),
-    'data_fingerprint': dataset.fingerprint(),
-    'compute_type': str(layers.compute_dtype(config.model)),
-    'images_per_statistic': provenance.images_per_statistic(program),
-  }
+  data_fingerprint = dataset.fingerprint()
+  compute_type = str(layers.compute_dtype(config.model))
   processes.agree(
     {
-      **{name: f'{value}' for name, value in identity.items()},
+      **_agreed_fields(config),
+      'data fingerprint': data_fingerprint,
+      'compute type': compute_type,
       **provenance.versions(),
     }
   )
   with contextlib.ExitStack() as stack:
+    watchdog = stack.enter_context(Watchdog(config.stuck_after, _give_up))
+    program = create_program(config, dataset)
+    identity = {
+      'config_digest': config_lib.digest(config),
+      'data_fingerprint': data_fingerprint,
+      'compute_type': compute_type,
+      'images_per_statistic': provenance.images_per_statistic(program),
+    }
     checkpoints = stack.enter_context(
       checkpoint_lib.Checkpoints(
         workdir.checkpoints,
@@ -122,7 +127,6 @@ def train_and_evaluate(
       interruption = AgreedInterruption(
         interruption, parallel.create_maximum(program.mesh)
       )
-    watchdog = stack.enter_context(Watchdog(config.stuck_after, _give_up))
     run = _Run(
       program,
       state,
@@ -136,22 +140,35 @@ def train_and_evaluate(
     )
     try:
       status, reason = run.train_until_stopped()
+      watchdog.stop()  # A last save may take as long as it likes.
       checkpoints.wait()
-    except jax.errors.JaxRuntimeError as error:
-      if processes.count() == 1 or 'RESOURCE_EXHAUSTED' in str(error):
+      # None leaves while another still saves: it would be ended with it.
+      processes.gather('saved')
+      step = run.step
+    except Exception as error:
+      line = f'{type(error).__name__}: {error}'.splitlines()[0]
+      if not processes.is_lost(error):
+        with contextlib.suppress(OSError):  # The disk may be what failed.
+          workdir.write_status(workdir_lib.FAILED, run.step, line)
         raise
       # Nothing more can be agreed on, nor saved.
       status, reason = workdir_lib.PREEMPTED, 'lost another process'
-      print(f'error: {reason}: {error}', file=sys.stderr)
+      print(f'error: {reason}: {line}', file=sys.stderr)
+      step = max(checkpoints.steps(), default=0)
       processes.abandon()
-    except Exception as error:
-      reason = f'{type(error).__name__}: {error}'.splitlines()[0]
-      with contextlib.suppress(OSError):  # The disk may be what failed.
-        workdir.write_status(workdir_lib.FAILED, run.step, reason)
-      raise
-  workdir.write_status(status, run.step, reason)
-  display.say(f'{status} at step {run.step}: {reason}')
+    display.say(run.goodput())
+  workdir.write_status(status, step, reason)
+  display.say(f'{status} at step {step}: {reason}')
   return status
+
+
+def _agreed_fields(config: ConfigDict) -> dict[str, str]:
+  """The fields that have to be the same in all processes."""
+  return {
+    f'config.{name}': f'{value}'
+    for name, value in config_lib.flatten(config).items()
+    if name not in ('data.data_dir', 'data.num_threads', 'data.num_workers')
+  }
 
 
 def _give_up() -> None:
@@ -326,7 +343,10 @@ class _Run:
         self._do_what_is_due()
         self._checkpoints.check()
         self._check()
-    self._display.say(self._clock.goodput())
+
+  def goodput(self) -> str:
+    """What the time since the start was spent on, in words."""
+    return self._clock.goodput()
 
   def _check(self) -> None:
     """Asked between the parts of the work: goes on, or is to stop?"""

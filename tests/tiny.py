@@ -4,7 +4,6 @@ The rest of the program is the real one: run it as
 `python tests/tiny.py --config=configs/bn_x5.py:mini --workdir=...`.
 """
 
-import os
 from pathlib import Path
 import sys
 
@@ -22,6 +21,4 @@ def rows(reading):
 
 if __name__ == '__main__':
   architecture.rows = rows
-  code = main.main()
-  sys.stdout.flush()
-  os._exit(code)
+  main.run_and_exit()

@@ -22,6 +22,8 @@ def clock(monkeypatch):
 
 def test_limit_is_a_multiple_of_the_median(clock):
   dog = Watchdog(20, lambda: None)
+  assert dog.limit() == watchdog.LEAST_SECONDS_TO_FIRST_STEP
+  dog.beat()
   assert dog.limit() == watchdog.LEAST_SECONDS
   for seconds in (60, 30, 30, 30, 500):
     clock.now += seconds
@@ -43,11 +45,24 @@ def test_gives_up_and_shows_the_stacks(monkeypatch, capfd):
   assert 'test_gives_up_and_shows_the_stacks' in error
 
 
-def test_waits_for_the_first_step(monkeypatch):
-  """Compiling may take as long as it likes."""
+def test_waits_longer_for_the_first_step(monkeypatch):
+  """Compiling takes long; but not for ever."""
   monkeypatch.setattr(watchdog, 'LEAST_SECONDS', 0)
+  monkeypatch.setattr(watchdog, 'LEAST_SECONDS_TO_FIRST_STEP', 4)
   given_up = threading.Event()
   with Watchdog(3, given_up.set):
+    assert not given_up.wait(2.5)
+    assert given_up.wait(10)
+
+
+def test_suspended_is_not_hung(monkeypatch):
+  """Of a jump of the clock it counts no more than a second."""
+  monkeypatch.setattr(watchdog, 'LEAST_SECONDS', 4)
+  given_up = threading.Event()
+  with Watchdog(1, given_up.set) as dog:
+    dog.beat()
+    real = time.monotonic
+    monkeypatch.setattr(watchdog.time, 'monotonic', lambda: real() + 1000)
     assert not given_up.wait(2.5)
 
 
