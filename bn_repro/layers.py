@@ -63,11 +63,16 @@ def classifier(num_classes: int, dtype: Any) -> nn.Dense:
   )
 
 
-def compute_dtype(model: ConfigDict) -> Any:
-  """The type that `config.model.dtype` stands for on these devices."""
+def compute_dtype(model: ConfigDict, platform: str | None = None) -> Any:
+  """The type that `config.model.dtype` stands for.
+
+  Args:
+    model: the `model` sub-tree of a config.
+    platform: cpu, gpu or tpu; None for the one there is.
+  """
   if model.dtype != 'auto':
     return jnp.dtype(model.dtype)
-  on_cpu = jax.default_backend() == 'cpu'
+  on_cpu = (platform or jax.default_backend()) == 'cpu'
   return jnp.dtype('float32' if on_cpu else 'bfloat16')
 
 

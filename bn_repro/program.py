@@ -21,7 +21,6 @@ from bn_repro import (
   splits,
   steps,
 )
-from bn_repro.config import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,20 +127,29 @@ class Program:
     Args:
       state: a state of this program, for its shapes and types.
     """
-    batch = self._abstract_batch()
-    batches = self._abstract_batch(self.config.steps_per_call)
-    state = parallel.replicate(self.mesh, state)
-    compiled = {
-      'train_steps': self.train_steps.lower(state, batches).compile(),
-      'eval_step': self.eval_step.lower(state, batch).compile(),
+    compiled: dict[str, Any] = {
+      name: step.compile() for name, step in self.lower(state).items()
     }
-    if self.config.bn.enabled and self.config.bn.population_batches:
-      compiled['statistics_step'] = self.statistics_step.lower(
-        state, batch
-      ).compile()
     return dataclasses.replace(self, **compiled)
 
-  def _abstract_batch(self, *steps: int) -> Any:
+  def lower(self, state: steps.TrainState) -> dict[str, jax.stages.Lowered]:
+    """The steps that the config will need, by name, before their compiler.
+
+    Args:
+      state: as for `compile`; the devices need not be there.
+    """
+    state = parallel.replicate_abstract(self.mesh, state)
+    batch = self.abstract_batch()
+    batches = self.abstract_batch(self.config.steps_per_call)
+    lowered = {
+      'train_steps': self.train_steps.lower(state, batches),
+      'eval_step': self.eval_step.lower(state, batch),
+    }
+    if self.config.bn.enabled and self.config.bn.population_batches:
+      lowered['statistics_step'] = self.statistics_step.lower(state, batch)
+    return lowered
+
+  def abstract_batch(self, *steps: int) -> Any:
     """Shapes and types of a batch, or of several steps' in one."""
     shape = (*steps, self.config.batch_size)
     batch = {
@@ -152,7 +160,7 @@ class Program:
       'mask': jax.ShapeDtypeStruct(shape, np.bool_),
       'replaced': jax.ShapeDtypeStruct(shape, np.bool_),
     }
-    return parallel.place_abstract(self.mesh, batch, batch_axis=len(steps))
+    return parallel.shard_abstract(self.mesh, batch, batch_axis=len(steps))
 
 
 def _share() -> input_pipeline.Share:
@@ -176,13 +184,7 @@ def create_program(
     UserError: if the devices cannot share the batch evenly.
   """
   mesh = parallel.create_mesh() if mesh is None else mesh
-  num_devices = mesh.devices.size
-  if config.batch_size % num_devices:
-    counts = [n for n in range(1, num_devices) if config.batch_size % n == 0]
-    raise UserError(
-      f'config.batch_size={config.batch_size}: not a multiple of the '
-      f'{num_devices} devices. Use one that is, or one of {counts} devices.'
-    )
+  config_lib.check_divides(config, mesh.devices.size)
   model = networks.create_model(config.model, config.bn, dataset.num_classes)
   batch_statistics_model = networks.create_model(
     config.model, config.bn, dataset.num_classes, momentum=0.0

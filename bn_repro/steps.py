@@ -54,9 +54,10 @@ def distorted_images(
   images: Array, seed: Any, step: Any, strength: str
 ) -> Array:
   """A training batch as this step distorts it; inside `data_parallel`."""
-  distortion_key, _ = _step_keys(seed, step)
-  keys = parallel.example_keys(distortion_key, images.shape[0])
-  return preprocess.distort(images, keys, strength)
+  with jax.named_scope('distortion'):
+    distortion_key, _ = _step_keys(seed, step)
+    keys = parallel.example_keys(distortion_key, images.shape[0])
+    return preprocess.distort(images, keys, strength)
 
 
 def _forward(
@@ -112,19 +113,22 @@ def create_train_step(
       state.params
     )
     gradients = parallel.mean(gradients)
-    updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
-    )
+    with jax.named_scope('optimizer'):
+      updates, opt_state = optimizer.update(
+        gradients, state.opt_state, state.params
+      )
+      params = optax.apply_updates(state.params, updates)
     state = state.replace(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       batch_stats=batch_stats,
       opt_state=opt_state,
     )
-    sums = metrics.classification_sums(logits, batch)
-    sums = parallel.total(sums).replace(
-      nonfinite=metrics.count_nonfinite((state.params, state.batch_stats))
-    )
+    with jax.named_scope('metrics'):
+      sums = metrics.classification_sums(logits, batch)
+      sums = parallel.total(sums).replace(
+        nonfinite=metrics.count_nonfinite((state.params, state.batch_stats))
+      )
     return state, sums
 
   return train_step
@@ -170,6 +174,17 @@ def create_eval_step(model: nn.Module) -> Step:
     return parallel.total(sums), parallel.gather(probes)
 
   return eval_step
+
+
+def create_residuals(model: nn.Module, config: ConfigDict) -> Step:
+  """What a forward pass keeps for the backward pass: `-> [array, ...]`."""
+
+  def residuals(state: TrainState, batch: Batch) -> list[Array]:
+    forward = _forward(model, config, state, batch)
+    _, pull_back = jax.vjp(forward, state.params)
+    return jax.tree.leaves(pull_back)
+
+  return residuals
 
 
 def create_statistics_step(model: nn.Module, config: ConfigDict) -> Step:

@@ -27,7 +27,7 @@ def program(variant, num_devices, *overrides):
 
 def lower(program):
   return program.train_steps.lower(
-    program.initial_state(), program._abstract_batch(1)
+    program.initial_state(), program.abstract_batch(1)
   )
 
 
@@ -108,7 +108,7 @@ def test_no_more_reductions_after_compiling_than_with_flax(small_network):
   )
   counts = [
     collectives.of_compiled(
-      step.lower(ours.initial_state(), ours._abstract_batch(1))
+      step.lower(ours.initial_state(), ours.abstract_batch(1))
       .compile()
       .as_text()
     )
