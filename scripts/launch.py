@@ -1,0 +1,467 @@
+"""Writes what it takes to train on rented hardware, and runs it if asked.
+
+What is written is meant to be read: the files of `scripts/launch/` with their
+settings filled in. What runs is a `Job`; a function for each place wraps it in
+a `Launch`. Mistakes are found before anything is written, and without JAX.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+from pathlib import Path
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+from ml_collections import ConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bn_repro import command_line, tpu  # noqa: E402
+from bn_repro import config as config_lib  # noqa: E402
+from bn_repro.config import UserError  # noqa: E402
+
+_DESCRIPTION = """\
+Write the scripts that train a config on rented hardware, for you to read and
+run; --run runs those that start the training.
+"""
+
+_EXAMPLES = {
+  'tpu-vm': """
+  python scripts/launch.py tpu-vm --name=bn-x30 --topology=v5e:4x4 --spot \\
+    --project=PROJECT --zone=us-west4-a --config=configs/bn_x30.py \\
+    --workdir=/mnt/runs/bn_x30 --workdir_mount=10.0.0.2:/runs \\
+    --config.data.data_dir=/mnt/data --data_disk=imagenet
+""",
+  'sky': """
+  python scripts/launch.py sky --name=bn-x30 --topology=v5e:4x4 \\
+    --config=configs/bn_x30.py \\
+    --workdir=/mnt/runs/bn_x30 --workdir_mount=10.0.0.2:/runs \\
+    --config.data.data_dir=/mnt/data --data_bucket=gs://BUCKET
+""",
+  'slurm': """
+  python scripts/launch.py slurm --name=bn-x30 --nodes=2 --gpus=8 \\
+    --config=configs/bn_x30.py --workdir=/shared/runs/bn_x30 \\
+    --config.data.data_dir=/shared/data --sbatch=--partition=gpu
+""",
+}
+
+_NOTES = """
+The training command is run again when it exits with 75 (stopped and saved) or
+was killed, and not after 0 (done), 1 (failed) or 3 (diverged): see
+scripts/train_loop.sh. Several hosts write into one workdir, which all of them
+have to see: on TPUs an NFS share such as Filestore, which --workdir_mount
+mounts on the folder above it.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What to run, on every host and in the repository."""
+
+  name: str
+  command: tuple[str, ...]
+  workdir: str
+  data_dir: str  # Empty where nobody says.
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+  """How to run it: files, and commands, of which the first few start it."""
+
+  files: Mapping[str, str]  # Name to content.
+  tools: Sequence[str]  # What has to be installed here.
+  commands: Sequence[tuple[str, str]]  # In this order, and what each does.
+  num_to_start: int
+
+
+def training_job(
+  name: str, config_spec: str, overrides: Sequence[str], workdir: str
+) -> tuple[Job, ConfigDict]:
+  """The job that trains from a config, and the config.
+
+  Raises:
+    UserError: with what is wrong with them.
+  """
+  if not re.fullmatch('[a-z]([-a-z0-9]{0,48}[a-z0-9])?', name):
+    raise UserError(
+      f'--name={name}: give at most 50 lower-case letters, digits and hyphens, '
+      'a letter first and no hyphen last.'
+    )
+  config = config_lib.load(config_spec, overrides)
+  path, colon, mode = config_spec.partition(':')
+  if not Path(path).resolve().is_relative_to(ROOT):
+    raise UserError(
+      f'--config={path}: lies outside of the repository, which is what the '
+      'hosts get. Put it into configs/.'
+    )
+  data_dir = config.data.data_dir
+  # With a folder above it, for something to be mounted on.
+  if not re.match('/[^/]+/+[^/]', workdir):
+    raise UserError(
+      f'--workdir={workdir}: give an absolute path on the hosts, such as '
+      f'/mnt/runs/{name}.'
+    )
+  if data_dir and not data_dir.startswith('/'):
+    raise UserError(
+      f'--config.data.data_dir={data_dir}: give an absolute path on the hosts.'
+    )
+  command = (
+    *('python', '-m', 'bn_repro.main'),
+    f'--config={Path(path).resolve().relative_to(ROOT)}{colon}{mode}',
+    f'--workdir={workdir}',
+    *(f'--config.{override}' for override in overrides),
+  )
+  return Job(name, command, workdir, data_dir), config
+
+
+def check_fits(config: ConfigDict, num_devices: int) -> None:
+  """Sees that a config can be trained on so many devices.
+
+  Raises:
+    UserError: if it cannot.
+  """
+  problems = []
+  if config.model.dtype == 'float64':
+    problems.append(
+      'config.model.dtype=float64: is for comparing numbers on CPUs; TPUs have '
+      'none, and GPUs are slow at it. Use auto.'
+    )
+  try:
+    config_lib.check_divides(config, num_devices)
+  except UserError as error:
+    problems += error.problems
+  if problems:
+    raise UserError(*problems)
+
+
+def _fill(template: str, render: Callable[[str], str]) -> str:
+  """A file of `scripts/launch/` with each of its `@marks@` filled in."""
+  text = (ROOT / 'scripts' / 'launch' / template).read_text()
+  return re.sub(r'@(\w+)@', lambda match: render(match[1]), text)
+
+
+def _script(template: str, values: Mapping[str, Any]) -> str:
+  """A shell script; tuples become the items of arrays, a line each."""
+
+  def render(mark: str) -> str:
+    value = values[mark]
+    if isinstance(value, tuple):
+      return ''.join(f'\n  {_quote(item)}' for item in value) + '\n'
+    return _quote(value)
+
+  return _fill(template, render)
+
+
+def _quote(value: Any) -> str:
+  return shlex.quote(str(value))
+
+
+def _of_slice(job: Job, flags: argparse.Namespace) -> dict[str, Any]:
+  """What both ways to a TPU fill in."""
+  url, _, revision = flags.source.rpartition('#')
+  return {
+    **vars(flags),
+    **vars(job),
+    'accelerator_type': flags.topology.accelerator_type,
+    'runtime_version': flags.topology.chip.runtime_version,
+    'num_hosts': str(flags.topology.num_hosts),
+    'url': url,
+    'revision': revision,
+  }
+
+
+def tpu_vm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
+  """Wraps a job for Cloud TPU VMs, asked for as a queued resource."""
+  values = {
+    **_of_slice(job, flags),
+    'source': 'git' if flags.source else 'local',
+    'spot': 'yes' if flags.spot else 'no',
+  }
+  script = f'bash {_quote(folder)}/slice.sh'
+  return Launch(
+    files={name: _script(name, values) for name in ('slice.sh', 'host.sh')},
+    tools=('gcloud',),
+    commands=(
+      (f'{script} create', 'asks for the slice and waits for it'),
+      (f'{script} set_up', 'copies, mounts and installs on all hosts'),
+      (f'{script} train', 'starts the training loop on all hosts'),
+      (f'{script} keep', 'watches, and makes a preempted slice anew'),
+      (f'{script} state', 'says how the slice and its hosts stand'),
+      (f'{script} logs', 'follows host 0'),
+      (f'{script} stop', 'saves and stops'),
+      (f'{script} delete', 'gives the slice back, which costs until then'),
+    ),
+    num_to_start=3,
+  )
+
+
+def sky(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
+  """Wraps a job for SkyPilot: a managed job on a spot slice."""
+  values = _of_slice(job, flags)
+  mount = {job.data_dir: {'source': flags.data, 'mode': 'MOUNT'}}
+  values |= {
+    'accelerators': f'tpu-{values["accelerator_type"]}',
+    'file_mounts': mount if flags.data else {},
+    'source': {'url': values['url'], 'ref': values['revision']}
+    if flags.source
+    else '.',
+  }
+  # YAML takes off the two spaces by which a block is indented.
+  command = ' \\\n    '.join(
+    _quote(item).replace('\n', '\n  ') for item in job.command
+  )
+
+  def render(mark: str) -> str:
+    # JSON is YAML.
+    return command if mark == 'command' else json.dumps(values[mark])
+
+  path = f'{_quote(folder)}/sky.yaml'
+  return Launch(
+    files={'sky.yaml': _fill('sky.yaml', render)},
+    tools=('sky', 'gcloud'),
+    commands=(
+      (f'sky jobs launch --yes --detach-run {path}', 'starts the managed job'),
+      ('sky jobs queue', 'says how it stands'),
+      (f'sky jobs logs --name {job.name}', 'follows it'),
+      (f'sky jobs cancel --yes --name {job.name}', 'ends it'),
+    ),
+    num_to_start=1,
+  )
+
+
+def slurm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
+  """Wraps a job for SLURM: a batch job on nodes with GPUs."""
+  tasks = 1 if flags.tasks == 'node' else flags.gpus
+  values = {
+    **vars(flags),
+    **vars(job),
+    'tasks_per_node': tasks,
+    'cpus_per_task': flags.cpus_per_gpu * flags.gpus // tasks,
+    'output': f'{folder}/%j.log',
+  }
+  submit = shlex.join(['sbatch', *flags.sbatch, f'{folder}/job.sh'])
+  return Launch(
+    files={'job.sh': _script('job.sh', values)},
+    tools=('sbatch',),
+    commands=(
+      (submit, 'puts the job into the queue'),
+      (f'squeue --name={job.name}', 'says how it stands'),
+      (f'tail -F {_quote(folder)}/*.log', 'follows it'),
+      (f'scancel --name={job.name}', 'ends it'),
+    ),
+    num_to_start=1,
+  )
+
+
+def create_launch(
+  flags: argparse.Namespace, overrides: Sequence[str], folder: str
+) -> Launch:
+  """What a command asks for.
+
+  Raises:
+    UserError: with what is wrong with it.
+  """
+  job, config = training_job(flags.name, flags.config, overrides, flags.workdir)
+  if flags.place == 'slurm':
+    check_fits(config, flags.nodes * flags.gpus)
+    return slurm(job, flags, folder)
+  check_fits(config, flags.topology.num_chips)
+  if flags.data and not job.data_dir:
+    raise UserError(
+      '--config.data.data_dir: say where the data are to be mounted on the '
+      'hosts, such as /mnt/data.'
+    )
+  return {'tpu-vm': tpu_vm, 'sky': sky}[flags.place](job, flags, folder)
+
+
+def check_tools(tools: Sequence[str]) -> None:
+  """Sees that commands are here, and that the cloud may be asked.
+
+  Raises:
+    UserError: if not.
+  """
+  for tool in tools:
+    if shutil.which(tool) is None:
+      raise UserError(
+        f'{tool}: not found. Install it, or leave --run off and run the '
+        'commands where it is.'
+      )
+  if 'gcloud' in tools:
+    asked = subprocess.run(
+      ['gcloud', 'auth', 'print-access-token'],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    if asked.returncode:
+      reason = ' '.join(asked.stderr.split())[:200]
+      raise UserError(f'gcloud has no credentials ({reason}). Use gcloud init.')
+
+
+def write(files: Mapping[str, str], out: Path) -> None:
+  """Writes the files of a launch.
+
+  Raises:
+    UserError: if the folder holds another launch.
+  """
+  for name in ('slice.sh', 'host.sh', 'sky.yaml', 'job.sh'):
+    path = out / name
+    if path.exists() and path.read_text() != files.get(name):
+      raise UserError(
+        f'--out={out}: its {name} is of another launch. Delete it, or name '
+        'another folder.'
+      )
+  out.mkdir(parents=True, exist_ok=True)
+  for name, text in files.items():
+    (out / name).write_text(text)
+
+
+def _positive(text: str) -> int:
+  if not text.isdecimal() or not int(text):
+    raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
+  return int(text)
+
+
+def _of_form(pattern: str, form: str) -> Callable[[str], str]:
+  """The type of an argument that has to match a pattern."""
+
+  def check(text: str) -> str:
+    if text and not re.fullmatch(pattern, text):
+      raise argparse.ArgumentTypeError(f"'{text}' is not {form}")
+    return text
+
+  return check
+
+
+def _create_parser() -> argparse.ArgumentParser:
+  options: dict[str, Any] = {
+    'formatter_class': argparse.RawDescriptionHelpFormatter,
+    'allow_abbrev': False,
+  }
+  parser = command_line.Parser(
+    description=_DESCRIPTION,
+    epilog=f'examples:{"".join(_EXAMPLES.values())}{_NOTES}',
+    **options,
+  )
+  places = parser.add_subparsers(dest='place', required=True, metavar='PLACE')
+  adders = {}
+  for place, what in (
+    ('tpu-vm', 'a slice of Cloud TPU VMs, by gcloud'),
+    ('sky', 'a spot slice, which SkyPilot makes anew when it is preempted'),
+    ('slurm', 'nodes with GPUs, by a batch job of SLURM'),
+  ):
+    one = places.add_parser(
+      place,
+      help=what,
+      description=f'Train on {what}.',
+      epilog=f'example:{_EXAMPLES[place]}{_NOTES}',
+      **options,
+    )
+    adders[place] = add = one.add_argument
+    add('--name', required=True, help='of this launch')
+    command_line.add_config_arguments(one)
+    add(
+      '--workdir', required=True, metavar='DIR', help='absolute, on the hosts'
+    )
+    add('--out', metavar='DIR', help='where to write; launch/NAME by default')
+    add('--run', action='store_true', help='also run what starts the training')
+  for place in ('tpu-vm', 'sky'):
+    add = adders[place]
+    add(
+      '--topology', required=True, type=tpu.parse_slice, help='such as v5e:4x4'
+    )
+    add(
+      '--source',
+      default='',
+      type=_of_form('[^#]+#[^#]+', 'URL#REVISION'),
+      metavar='URL#REVISION',
+      help='of a git repository for the hosts; by default a copy of this one',
+    )
+    add(
+      '--workdir_mount',
+      default='',
+      type=_of_form('[^:]+:/.*', 'SERVER:/SHARE'),
+      metavar='SERVER:/SHARE',
+      help='NFS share to mount on the folder above the workdir',
+    )
+  add = adders['tpu-vm']
+  add('--project', required=True)
+  add('--zone', required=True)
+  add('--spot', action='store_true', help='cheaper, and preempted at any time')
+  add(
+    '--data_disk',
+    dest='data',
+    default='',
+    metavar='DISK',
+    help='disk to mount read-only on config.data.data_dir',
+  )
+  add = adders['sky']
+  add('--infra', default='gcp', help='gcp (the default), or gcp/REGION/ZONE')
+  add(
+    '--data_bucket',
+    dest='data',
+    default='',
+    type=_of_form('gs://.+', 'gs://BUCKET'),
+    metavar='gs://BUCKET',
+    help='bucket to mount on config.data.data_dir',
+  )
+  add = adders['slurm']
+  add('--nodes', type=_positive, default=1, help='1 by default')
+  add('--gpus', type=_positive, default=1, help='of a node; 1 by default')
+  add(
+    '--tasks',
+    choices=('node', 'gpu'),
+    default='node',
+    help='a process for each',
+  )
+  add('--cpus_per_gpu', type=_positive, default=8, help='8 by default')
+  add(
+    '--sbatch',
+    action='append',
+    default=[],
+    metavar='OPTION',
+    help='a further option, such as --sbatch=--time=12:00:00',
+  )
+  return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
+  try:
+    flags, overrides = command_line.parse_arguments(
+      sys.argv[1:] if argv is None else argv, _create_parser()
+    )
+    out = Path(flags.out or ROOT / 'launch' / flags.name).absolute()
+    inside = out.is_relative_to(ROOT)
+    folder = str(out.relative_to(ROOT) if inside else out)
+    launch = create_launch(flags, overrides, folder)
+    if flags.run:
+      check_tools(launch.tools)
+    write(launch.files, out)
+  except UserError as error:
+    return command_line.report_errors(error.problems)
+  except OSError as error:
+    return command_line.report_errors([str(error)])
+  print(f'wrote {", ".join(f"{folder}/{name}" for name in launch.files)}')
+  print(f'Read them; then, in {ROOT}:')
+  width = max(len(command) for command, _ in launch.commands)
+  for command, what in launch.commands:
+    print(f'  {command:<{width}}  # {what}')
+  for command, _ in launch.commands[: launch.num_to_start] if flags.run else ():
+    print(f'+ {command}', flush=True)
+    code = subprocess.run(
+      ['bash', '-c', command], cwd=ROOT, check=False
+    ).returncode
+    if code:
+      return command_line.report_errors([f'{command}: exit code {code}.'])
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

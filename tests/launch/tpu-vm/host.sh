@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Written by scripts/launch.py, from scripts/launch/host.sh.
+# shellcheck disable=SC2016,SC2054,SC2089,SC2090  # Settings are no code.
+COMMAND=(
+  python
+  -m
+  bn_repro.main
+  --config=configs/bn_x30.py
+  --workdir=/mnt/runs/bn_x30
+  --config.data.data_dir=/mnt/data
+)
+SOURCE_URL=''
+SOURCE_REVISION=''
+# Every host has to see WORKDIR: see scripts/launch/prepare_host.sh.
+WORKDIR=/mnt/runs/bn_x30
+WORKDIR_MOUNT=10.0.0.2:/runs
+DATA_DIR=/mnt/data
+DATA_DISK=imagenet
+HOSTS=4
+SPOT=yes
+
+# What is done on each host of the slice; `slice.sh` copies it there and runs
+#
+#   bash NAME/host.sh set_up | train | state | logs | stop
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# Held by the training loop and by what it runs.
+training() {
+  [ -e lock ] && ! flock --nonblock lock true
+}
+
+case $1 in
+  set_up)
+    if [ -n "$SOURCE_URL" ]; then
+      [ -d source ] || git clone --quiet "$SOURCE_URL" source
+      git -C source checkout --quiet --detach "$SOURCE_REVISION"
+    else
+      mkdir -p source
+      tar --extract --gzip --file=source.tgz --directory=source
+    fi
+    cd source
+    export WORKDIR WORKDIR_MOUNT DATA_DIR DATA_DISK HOSTS SPOT
+    bash scripts/launch/prepare_host.sh
+    ;;
+  train)
+    exec 9>lock
+    if ! flock --nonblock 9; then
+      echo 'training already'
+      exit
+    fi
+    cd source
+    export PATH=$PWD/.venv/bin:$PATH
+    # Goes on when the connection ends.
+    nohup setsid bash scripts/train_loop.sh "${COMMAND[@]}" \
+      >>../train.log 2>&1 </dev/null &
+    echo $! >../pid
+    ;;
+  state)
+    last=$(grep -s '^train_loop: ' train.log | tail -n 1) || true
+    if training; then
+      echo "$(hostname): running: $(tail -n 1 train.log)"
+    elif [[ $last == *': ends' ]]; then
+      echo "$(hostname): ended: $last"
+    else
+      # Not started, or the host was.
+      echo "$(hostname): not running"
+    fi
+    ;;
+  logs)
+    tail -n 100 -F train.log
+    ;;
+  stop)
+    # The loop passes it on, and ends when all is saved.
+    ! training || kill -TERM "$(cat pid)"
+    flock --timeout 600 lock true
+    ;;
+esac
