@@ -32,6 +32,8 @@ CHANGEABLE = (
   'checkpoints_to_keep',
   'stuck_after',
   'tensorboard',
+  'profile_steps',
+  'profile_first_step',
   'data.data_dir',
   'data.num_threads',
   'data.num_workers',
@@ -234,6 +236,8 @@ RULES: Mapping[str, tuple[type, Rule]] = {
   'eval_split': (str, _one_of('train', 'validation', 'test')),
   'stuck_after': (float, _at_least(0)),
   'tensorboard': (bool, _anything),
+  'profile_steps': (int, _at_least(0)),
+  'profile_first_step': (int, _at_least(0)),
   'divergence_loss': (float, _above(0)),
   'init_from': (str, _anything),
   'data.name': (

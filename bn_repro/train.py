@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import math
 import os
+from pathlib import Path
 import sys
 import time
 from typing import Any
@@ -39,6 +40,7 @@ from bn_repro.interruption import (
   Interruption,
 )
 from bn_repro.metrics import Sums, check_replaced
+from bn_repro.profiling import Profile
 from bn_repro.program import Program, create_program
 from bn_repro.progress import ProgressDisplay
 from bn_repro.recorder import Recorder
@@ -137,6 +139,7 @@ def train_and_evaluate(
       interruption,
       watchdog,
       identity,
+      workdir.path / 'profile',
     )
     try:
       status, reason = run.train_until_stopped()
@@ -271,6 +274,7 @@ class _Run:
     interruption: Interruption,
     watchdog: Watchdog,
     identity: Mapping[str, Any],
+    profile_directory: Path,
   ):
     self._program = program
     self._config = program.config
@@ -288,6 +292,11 @@ class _Run:
     self._pending: Sums | None = None
     self._clock = _Clock(self.step)
     self._device = _Device()
+    self._profile = Profile(
+      profile_directory,
+      self._config.profile_first_step,
+      self._config.profile_steps,
+    )
     self._advised = False
     self._differing_replicas = parallel.create_replica_check(program.mesh)
 
@@ -327,9 +336,13 @@ class _Run:
     self._do_what_is_due()
     total_steps = self._program.total_steps
     stream = self._program.stacked_batches(self.step, total_steps)
-    with contextlib.closing(stream):
+    with contextlib.closing(stream), contextlib.closing(self._profile):
       while self.step < total_steps:
-        with self._clock.spending('step'):
+        self._profile.before_step(self.step)
+        with (
+          self._clock.spending('step'),
+          jax.profiler.StepTraceAnnotation('train', step_num=self.step),
+        ):
           asked = time.monotonic()
           batches = next(stream)
           idle = self._device.idle_seconds(asked)

@@ -43,6 +43,10 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.stuck_after = 100.0
   # Also write TensorBoard event files into the workdir.
   config.tensorboard = False
+  # Steps to trace with XLA's profiler into the workdir, and the first of them;
+  # TensorBoard's XProf shows them. 0 traces none.
+  config.profile_steps = 0
+  config.profile_first_step = 100
   # A loss above this ends the run as diverged. Our choice: 15 times ln(1000).
   config.divergence_loss = 100.0
   # Start from the parameters and statistics of another run's newest checkpoint.

@@ -405,6 +405,8 @@ CHANGEABLE = {
   'checkpoints_to_keep',
   'stuck_after',
   'tensorboard',
+  'profile_steps',
+  'profile_first_step',
   'data.data_dir',
   'data.num_threads',
   'data.num_workers',

@@ -382,3 +382,15 @@ def test_indivisible_batch_is_refused_and_leaves_nothing(tmp_path):
   with pytest.raises(UserError, match='not a multiple of the 8 devices'):
     train_once(tmp_path / 'run', 'batch_size=36')
   assert not (tmp_path / 'run').exists()
+
+
+def test_profile_of_a_window_of_steps(tmp_path):
+  """Steps have their numbers in it, and operations their layers' names."""
+  train_once(tmp_path, 'profile_steps=2', 'profile_first_step=3')
+  (trace,) = (tmp_path / 'profile').rglob('*.xplane.pb')
+  content = trace.read_bytes()
+  assert b'inception_3a' in content and b'step_num' in content
+  plain = tmp_path / 'plain'
+  train_once(plain)
+  assert not (plain / 'profile').exists()
+  assert_equal_trees(variables(tmp_path), variables(plain))
