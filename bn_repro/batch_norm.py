@@ -118,28 +118,33 @@ def batch_norm_gradients(
   mask: Array | None,
   sharing: Sharing,
   epsilon: float,
-) -> tuple[Array, Array, Array]:
+  pooled: Array | None = None,
+) -> tuple[Array, Array, Array, Array | None]:
   """The gradients of section 3, in the compact form.
 
   The six equations of the paper collapse, because the sum of xhat is zero, to
   dx = gamma / sqrt(var + eps) * (dy - mean(dy) - xhat * mean(dy * xhat)).
 
   Returns:
-    `(dx, dgamma, dbeta)`. `dx` contains what the other devices' losses
+    `(dx, dgamma, dbeta, dpooled)`. `dx` contains what the other devices' losses
     contribute through the shared statistics; `dgamma` and `dbeta` are this
     device's sums alone, to be averaged with all other gradients, and keep the
-    reduced axes with length 1.
+    reduced axes with length 1. Where it is `pooled` that was normalised, `dx`
+    is what goes through the statistics alone, and `dpooled` the rest.
   """
   inverse_std = lax.rsqrt(var + epsilon)
-  xhat = (x - mu) * inverse_std
+  normalized = ((x if pooled is None else pooled) - mu) * inverse_std
   dbeta = jnp.sum(dy, axis=sharing.axes, keepdims=True)
-  dgamma = jnp.sum(dy * xhat, axis=sharing.axes, keepdims=True)
+  dgamma = jnp.sum(dy * normalized, axis=sharing.axes, keepdims=True)
   sum_dy, sum_dy_xhat = sharing.total(dbeta, dgamma)
+  xhat = (x - mu) * inverse_std
   through_statistics = (sum_dy + xhat * sum_dy_xhat) / m
   if mask is not None:
     through_statistics = jnp.where(mask, through_statistics, 0)
-  dx = gamma * inverse_std * (dy - through_statistics)
-  return dx, dgamma, dbeta
+  scale = gamma * inverse_std
+  if pooled is not None:
+    return -scale * through_statistics, dgamma, dbeta, scale * dy
+  return scale * (dy - through_statistics), dgamma, dbeta, None
 
 
 class Settings(NamedTuple):
@@ -156,13 +161,14 @@ class Settings(NamedTuple):
   one_reduction: bool = True
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def batch_norm(
   x: Array,
   gamma: Array,
   beta: Array,
   pivot: Array,
   mask: Array | None,
+  pooled: Array | None,
   settings: Settings,
 ) -> tuple[Array, Array, Array, Array | int]:
   """Algorithm 1: the batch normalising transform, differentiable.
@@ -173,13 +179,14 @@ def batch_norm(
     beta: shift, likewise.
     pivot: see `batch_moments`.
     mask: see `batch_moments`; masked values are normalised all the same.
+    pooled: what is normalised with the statistics of `x`; None for `x` itself.
     settings: what is reduced, and how.
 
   Returns:
     `(y, mu, var, m)`, `y` in at least float32. `mu` and `var` serve the running
     averages; no gradient flows out of them.
   """
-  return _forward(x, gamma, beta, pivot, mask, settings)[0]
+  return _forward(x, gamma, beta, pivot, mask, pooled, settings)[0]
 
 
 def _at_least_float32(x: Array) -> Array:
@@ -192,6 +199,7 @@ def _forward(
   beta: Array,
   pivot: Array,
   mask: Array | None,
+  pooled: Array | None,
   settings: Settings,
 ) -> tuple[Any, Any]:
   values = _at_least_float32(x)
@@ -202,13 +210,14 @@ def _forward(
     settings.sharing,
     one_reduction=settings.one_reduction,
   )
-  y = gamma * lax.rsqrt(var + settings.epsilon) * (values - mu) + beta
-  return (y, mu, var, m), (x, gamma, beta, mu, var, m, mask)
+  normalized = values if pooled is None else _at_least_float32(pooled)
+  y = gamma * lax.rsqrt(var + settings.epsilon) * (normalized - mu) + beta
+  return (y, mu, var, m), (x, gamma, beta, mu, var, m, mask, pooled)
 
 
 def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
-  x, gamma, beta, mu, var, m, mask = residuals
-  dx, dgamma, dbeta = batch_norm_gradients(
+  x, gamma, beta, mu, var, m, mask, pooled = residuals
+  dx, dgamma, dbeta, dpooled = batch_norm_gradients(
     _at_least_float32(x),
     gamma,
     mu,
@@ -218,6 +227,7 @@ def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
     mask,
     settings.sharing,
     settings.epsilon,
+    None if pooled is None else _at_least_float32(pooled),
   )
   return (
     dx.astype(x.dtype),
@@ -225,6 +235,7 @@ def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
     _sum_to(dbeta, beta.shape).astype(beta.dtype),
     None,
     None,
+    None if dpooled is None else dpooled.astype(x.dtype),
   )
 
 
@@ -319,8 +330,19 @@ class BatchNorm(nn.Module):
     use_running_average: bool | None = None,  # noqa: FBT001 As in flax.
     *,
     mask: Array | None = None,
+    max_pool: Callable[[Array], Array] | None = None,
   ) -> Array:
-    """Normalises `x`; `mask` is True where a value enters the statistics."""
+    """Normalises `x`, and pools the result.
+
+    Args:
+      x: values.
+      use_running_average: see the attribute.
+      mask: True where a value enters the statistics.
+      max_pool: max pooling of the result, if any. In training it is done before
+        normalising, which gives the same (the largest value stays the largest,
+        or, where gamma is negative, the smallest becomes it) and leaves out a
+        pass over the larger array, forward and backward.
+    """
     use_running_average = nn.merge_param(
       'use_running_average', self.use_running_average, use_running_average
     )
@@ -367,7 +389,8 @@ class BatchNorm(nn.Module):
         running_var.value.reshape(broadcast_shape),
         self.epsilon,
       )
-      return (a * _at_least_float32(x) + c).astype(dtype)
+      y = (a * _at_least_float32(x) + c).astype(dtype)
+      return y if max_pool is None else max_pool(y)
 
     num_groups, sharing = self._sharing(x.shape, axes)
     values_per_statistic = sharing.num_values(x.shape) // num_groups
@@ -377,16 +400,25 @@ class BatchNorm(nn.Module):
         f'training (input of shape {x.shape}). Use more examples for each '
         'statistic.'
       )
-    grouped_shape = (num_groups, x.shape[0] // num_groups, *x.shape[1:])
-    if mask is not None:
-      mask = jnp.broadcast_to(mask, x.shape).reshape(grouped_shape)
+
+    def grouped(values: Array) -> Array:
+      examples = values.shape[0] // num_groups
+      return values.reshape(num_groups, examples, *values.shape[1:])
+
     pivot = lax.stop_gradient(running_mean.value).reshape(broadcast_shape)
+    sign: Array | int = 1
+    if max_pool is not None:
+      # BN of -x with -gamma is BN of x with gamma.
+      sign = lax.stop_gradient(jnp.where(gamma < 0, -1, 1).astype(gamma.dtype))
+      x, gamma, pivot = x * sign.astype(x.dtype), gamma * sign, pivot * sign
+    pooled = x if max_pool is None else max_pool(x)
     y, mu, var, m = batch_norm(
-      x.reshape(grouped_shape),
+      grouped(x),
       gamma[None],
       beta[None],
       pivot[None],
-      mask,
+      None if mask is None else grouped(jnp.broadcast_to(mask, x.shape)),
+      None if max_pool is None else grouped(pooled),
       Settings(
         sharing._replace(axes=tuple(axis + 1 for axis in axes)),
         self.epsilon,
@@ -396,11 +428,14 @@ class BatchNorm(nn.Module):
     if self.unbiased:
       var = unbiased_variance(var, m)
     if not self.is_initializing():
-      for running, batch in ((running_mean, mu), (running_var, var)):
+      for running, batch in (
+        (running_mean, mu.mean(0) * sign),
+        (running_var, var.mean(0)),
+      ):
         running.value = moving_average(
-          running.value, batch.mean(0).reshape(feature_shape), self.momentum
+          running.value, batch.reshape(feature_shape), self.momentum
         )
-    return y.reshape(x.shape).astype(dtype)
+    return y.reshape(pooled.shape).astype(dtype)
 
   def _sharing(
     self, shape: tuple[int, ...], axes: tuple[int, ...]

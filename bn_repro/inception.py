@@ -41,7 +41,11 @@ def local_response_norm(x: Array) -> Array:
 
 
 class ConvUnit(nn.Module):
-  """Convolution, normalisation, nonlinearity: z = g(BN(Wu)), section 3.2."""
+  """Convolution, normalisation, nonlinearity: z = g(BN(Wu)), section 3.2.
+
+  Max pooling of z, if any, goes through the nonlinearities, which increase, and
+  is done with the normalisation.
+  """
 
   features: int
   kernel: int
@@ -50,6 +54,7 @@ class ConvUnit(nn.Module):
   nonlinearity: Callable[[Array], Array]
   strides: int = 1
   depth_multiplier: int = 0
+  max_pool: Callable[[Array], Array] | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -67,7 +72,7 @@ class ConvUnit(nn.Module):
       )(x)
       window, strides = (1, 1), (1, 1)
     x = self.conv(self.features, window, strides, name='conv')(x)
-    x = self.norm(name='bn')(x)
+    x = self.norm(name='bn')(x, max_pool=self.max_pool)
     return self.nonlinearity(x)
 
 
@@ -202,12 +207,14 @@ class Inception(nn.Module):
       self.stem_kernel,
       strides=2,
       depth_multiplier=depth_multiplier if self.separable_stem else 0,
+      max_pool=max_pool if self.stem_pool else None,
       name='conv1',
     )(jnp.broadcast_to(images.astype(self.dtype), (*images.shape[:3], 3)))
-    if self.stem_pool:
-      x = max_pool(x)
     x = unit(reduce, 1, name='conv2_reduce')(lrn(x))
-    x = max_pool(lrn(unit(second, 3, name='conv2')(x)))
+    if self.lrn:
+      x = max_pool(lrn(unit(second, 3, name='conv2')(x)))
+    else:
+      x = unit(second, 3, max_pool=max_pool, name='conv2')(x)
 
     aux_logits = None
     for row in self.rows:

@@ -1,5 +1,6 @@
 """What the networks share: their outputs, and the layers without weights."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,9 +28,11 @@ class NoNorm(nn.Module):
   use_running_average: bool
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Returns its input."""
-    return x
+  def __call__(
+    self, x: Array, *, max_pool: Callable[[Array], Array] | None = None
+  ) -> Array:
+    """Returns its input, pooled if asked."""
+    return x if max_pool is None else max_pool(x)
 
 
 class Dropout(nn.Module):

@@ -76,7 +76,11 @@ def layers(
   order = [row for row in outputs if row in parameters]
   return [
     Layer(
-      '/'.join(row), outputs[row], parameters[row], multiply_adds.get(row, 0)
+      '/'.join(row),
+      # Of a convolution before the max pooling that follows it.
+      outputs.get((*row, 'conv'), outputs[row]),
+      parameters[row],
+      multiply_adds.get(row, 0),
     )
     for row in sorted(order, key=_forward_order)
   ]

@@ -310,3 +310,88 @@ def test_statistics_move_in_training_alone():
     )
     moved = updated['batch_stats']['mean'] != variables['batch_stats']['mean']
     assert bool(moved.all()) is not average
+
+
+def max_pool(x):
+  return nn.max_pool(x, (3, 3), (2, 2), padding='SAME')
+
+
+@pytest.mark.parametrize('group', [None, 2])
+@pytest.mark.parametrize('train', [True, False])
+def test_max_pooling_before_is_as_after(train, group, x64):
+  """Also where gamma is negative, and the smallest value becomes the largest.
+
+  Values are equal to the last bit, because rounding keeps an order; gradients
+  but for the order in which they are added up.
+  """
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(3, 2, (4, 8, 8, 6)))
+  weights = jnp.asarray(rng.normal(size=(4, 4, 4, 6)))
+  layer = BatchNorm(
+    use_running_average=not train, virtual_batch_size=group, dtype=jnp.float64
+  )
+  variables = layer.init(jax.random.key(0), x)
+  variables['params']['scale'] = jnp.asarray([1.5, -0.5, 2, -1, 0.3, 0.1])
+  variables['params']['bias'] = jnp.asarray(rng.normal(size=6))
+  variables['batch_stats']['mean'] = jnp.asarray(rng.normal(3, 1, 6))
+
+  def outcome(params, x, *, inside):
+    variables_here = {**variables, 'params': params}
+    y, updated = layer.apply(
+      variables_here,
+      x,
+      max_pool=max_pool if inside else None,
+      mutable=['batch_stats'],
+    )
+    y = y if inside else max_pool(y)
+    return (y * weights).sum(), (y, updated['batch_stats'])
+
+  def both(inside):
+    return jax.value_and_grad(
+      lambda params, x: outcome(params, x, inside=inside),
+      argnums=(0, 1),
+      has_aux=True,
+    )(variables['params'], x)
+
+  ((_, (y, stats)), gradients) = both(inside=True)
+  ((_, (y_after, stats_after)), gradients_after) = both(inside=False)
+  np.testing.assert_array_equal(y, y_after)
+  for a, b in zip(
+    jax.tree.leaves((gradients, stats)),
+    jax.tree.leaves((gradients_after, stats_after)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_max_pooling_before_over_devices(x64):
+  """Statistics of the whole batch, gradients of the whole loss."""
+  x = jnp.asarray(np.random.default_rng(1).normal(3, 2, (8, 8, 8, 5)))
+  layer = BatchNorm(
+    use_running_average=False, axis_name='data', dtype=jnp.float64
+  )
+  scale = jnp.asarray([1.0, -1.0, 0.5, -2.0, 3.0])
+  variables = layer.init(jax.random.key(0), x)
+  variables['params']['scale'] = scale
+
+  def gradient(num_devices, *, inside):
+    mesh = parallel.create_mesh(jax.devices()[:num_devices])
+
+    def local(variables, x):
+      def loss(x):
+        y, _ = layer.apply(
+          variables,
+          x,
+          max_pool=max_pool if inside else None,
+          mutable=['batch_stats'],
+        )
+        y = y if inside else max_pool(y)
+        return jnp.sin(y).sum()
+
+      return parallel.gather(jax.grad(loss)(x))
+
+    return parallel.data_parallel(local, mesh, donate_state=False)(variables, x)
+
+  np.testing.assert_allclose(
+    gradient(8, inside=True), gradient(1, inside=False), rtol=1e-10, atol=1e-12
+  )

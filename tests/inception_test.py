@@ -324,7 +324,7 @@ def test_places_of_local_response_norm(lrn, monkeypatch):
     rtol=1e-3,
     atol=1e-2,
   )
-  x = norm(output('conv2'))[0]
+  x = norm(np.maximum(output('conv2/conv'), 0))[0]
   pooled = pool(x, lambda window: window.max((0, 1)))[1::2, 1::2]
   name = 'inception_3a/conv_1x1'
   np.testing.assert_allclose(
@@ -446,7 +446,7 @@ def pool(x, reduce):
   'padding, before_conv1, before_3c', [('same', 1, 0), ('torch', 2, 1)]
 )
 def test_borders(padding, before_conv1, before_3c, monkeypatch):
-  """Every convention of paper.md 3.5, from one layer's output to the next."""
+  """Every convention of padding, from one layer's output to the next."""
   few_rows(monkeypatch, '3a', '3c')
   images = np.random.default_rng(0).normal(size=(1, 32, 32, 3))
   kernel, outputs = traced(
@@ -485,7 +485,8 @@ def test_borders(padding, before_conv1, before_3c, monkeypatch):
   expected = pool(module, lambda window: window.max((0, 1)))[1::2, 1::2]
   np.testing.assert_allclose(passed, expected, rtol=1e-6)
   # At the border Caffe and PyTorch divide by 9, TensorFlow by what is there.
-  x = pool(output('conv2'), lambda window: window.max((0, 1)))[1::2, 1::2]
+  x = np.maximum(output('conv2/conv'), 0)
+  x = pool(x, lambda window: window.max((0, 1)))[1::2, 1::2]
   if padding == 'torch':
     averages = pool(x, lambda window: window.sum((0, 1)) / 9)
   else:

@@ -59,7 +59,7 @@ def optimise(config, batch_size):
 
 
 def expected_history(scale, weight_decay, momentum=0.9):
-  """Leaf by leaf: g + wd * w, then v, then w (paper.md A11)."""
+  """Leaf by leaf: g + wd * w, then v, then w (A11 of docs/reading_guide.md)."""
   history = []
   weights = {
     (module, name): value.copy()
