@@ -260,7 +260,9 @@ class Cost:
   """What a compiled step takes of one device.
 
   Attributes:
-    memory: bytes, of arguments, results and temporary arrays at their peak.
+    memory: bytes, of arguments, results, temporary arrays at their peak, and
+      the program.
+    code: bytes of the program.
     flops: floating-point operations.
     bytes_accessed: read and written, as XLA counts them: wherever they lie.
     by_kind: bytes of main memory, by what they are for; empty before a
@@ -270,6 +272,7 @@ class Cost:
   """
 
   memory: int
+  code: int
   flops: float
   bytes_accessed: float
   by_kind: Mapping[str, int]
@@ -299,6 +302,7 @@ def of_compiled(compiled: Any) -> Cost:
     - sizes.alias_size_in_bytes
     + sizes.temp_size_in_bytes
     + sizes.generated_code_size_in_bytes,
+    code=sizes.generated_code_size_in_bytes,
     flops=analysis['flops'],
     bytes_accessed=analysis['bytes accessed'],
     by_kind=dict(bytes_by_kind(text)),
@@ -320,3 +324,9 @@ def least_seconds(cost: Cost, chip: Chip, num_chips: int) -> dict[str, float]:
     'memory': cost.main_memory / chip.memory_bandwidth,
     'links': share * cost.collective_bytes / (chip.link_bandwidth / 2),
   }
+
+
+def least_step_seconds(step: Cost, chip: Chip, num_chips: int) -> float:
+  """Computing or moving data, whichever takes longer, and then messages."""
+  parts = least_seconds(step, chip, num_chips)
+  return max(parts['computing'], parts['memory']) + parts['links']

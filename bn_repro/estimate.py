@@ -56,16 +56,10 @@ class Estimate:
     """Hours at the least that a whole run spends in each kind of step."""
     return {
       name: self.calls[name]
-      * least_step_seconds(self.steps[name], chip, self.num_devices)
+      * cost.least_step_seconds(self.steps[name], chip, self.num_devices)
       / 3600
       for name in self.steps
     }
-
-
-def least_step_seconds(step: Cost, chip: tpu.Chip, num_chips: int) -> float:
-  """Computing or moving data, whichever takes longer, and then messages."""
-  parts = cost.least_seconds(step, chip, num_chips)
-  return max(parts['computing'], parts['memory']) + parts['links']
 
 
 def slice_devices(tpu_slice: tpu.Slice) -> list[Any]:
@@ -141,6 +135,7 @@ def without_compiling(program: Program) -> Estimate:
     {
       'train_steps': Cost(
         memory=_held_bytes(program, state),
+        code=0,
         flops=analysis['flops'],
         bytes_accessed=analysis['bytes accessed'],
         by_kind={},

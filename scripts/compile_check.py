@@ -27,6 +27,7 @@ import argparse
 from collections.abc import Sequence
 import dataclasses
 import datetime
+from importlib import metadata
 import importlib.util
 import json
 import os
@@ -110,8 +111,10 @@ def _check_tpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
   if tpu_slice.chip.name == 'v6e':
     _take_large_stack()
-  # Another process may have it open as well.
+  # Another process may have it open as well; and there is no TPU to ask.
   os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
+  os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+  os.environ['TPU_WORKER_HOSTNAMES'] = 'localhost'
   os.environ['JAX_PLATFORMS'] = 'cpu'
   command_line.set_up_jax(config)
   from bn_repro import estimate
@@ -221,7 +224,7 @@ def _cpu_devices(
       f'--platform={flags.platform}: --topology and --find_batch_size are for '
       'TPUs; give --num_devices.'
     )
-  num_devices = flags.num_devices or 1
+  num_devices = 1 if flags.num_devices is None else flags.num_devices
   if num_devices < 1:
     raise UserError(f'--num_devices={num_devices}: must be at least 1.')
   config = config_lib.load(flags.config, overrides)
@@ -262,6 +265,7 @@ def _write_json(
     'topology': str(tpu_slice) if tpu_slice else flags.platform,
     'date': datetime.date.today().isoformat(),
     'versions': provenance.versions(),
+    'libtpu': metadata.version('libtpu') if tpu_slice else None,
     **dataclasses.asdict(found),
   }
   try:
