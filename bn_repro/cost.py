@@ -17,8 +17,8 @@ from bn_repro.tpu import Chip
 CONVOLUTION = 'convolutions'
 POOLING = 'pooling'
 COLLECTIVES = 'collectives'
-BN = 'BN'
 OPTIMIZER = 'optimiser'
+BN = 'BN'
 DISTORTION = 'distortion'
 OTHER = 'other'
 KINDS = (
@@ -176,13 +176,14 @@ def bytes_by_kind(text: str) -> Counter[str]:
   for each in entry.values():
     for operand in each.operands:
       users.setdefault(operand, []).append(each.name)
-  opcodes = {
-    name: {each.opcode for each in _all_of(name, program)} for name in program
-  }
+  contents = {name: list(_all_of(name, program)) for name in program}
 
   def kind(each: Instruction) -> str:
-    inside = {each.opcode}.union(*(opcodes.get(c, ()) for c in each.calls))
-    return _kind(inside, each.op_name)
+    inside = [each, *(i for called in each.calls for i in contents[called])]
+    return _kind(
+      {i.opcode for i in inside},
+      {scope for i in inside for scope in i.op_name.split('/')},
+    )
 
   def kind_of_user(name: str) -> str:
     for user in users.get(name, ()):
@@ -238,18 +239,18 @@ def _all_of(
       yield from _all_of(called, program)
 
 
-def _kind(opcodes: set[str], op_name: str) -> str:
+def _kind(opcodes: set[str], scopes: set[str]) -> str:
+  """What an instruction is for, by what is fused into it."""
   if opcodes & {'convolution', 'dot'}:
     return CONVOLUTION
   if opcodes & {'reduce-window', 'select-and-scatter'}:
     return POOLING
   if any(opcode.startswith(('all-', 'collective-')) for opcode in opcodes):
     return COLLECTIVES
-  scopes = op_name.split('/')
-  if 'bn' in scopes:
-    return BN
   if 'optimizer' in scopes:
     return OPTIMIZER
+  if 'bn' in scopes:
+    return BN
   if 'distortion' in scopes:
     return DISTORTION
   return OTHER
