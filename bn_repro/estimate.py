@@ -4,13 +4,15 @@ The real steps are compiled ahead of time, for shapes and types alone: on a TPU
 slice by the compiler of `libtpu`, which takes no TPU.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import math
 from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from bn_repro import collectives, cost, datasets, layers, parallel, tpu
@@ -111,7 +113,8 @@ def of_program(
   for name in [name for name in lowered if name in names]:
     say(f'compiling {name} ...')
     try:
-      steps[name] = cost.of_compiled(lowered[name].compile())
+      with without_cache():
+        steps[name] = cost.of_compiled(lowered[name].compile())
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
@@ -177,6 +180,20 @@ def _estimate(
     steps=steps,
     calls=_calls(program),
   )
+
+
+@contextlib.contextmanager
+def without_cache() -> Iterator[None]:
+  """Compiles anew: what is compiled for a TPU cannot be loaded without one."""
+  enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+  jax.config.update('jax_enable_compilation_cache', False)  # noqa: FBT003
+  # JAX asks the setting once.
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', enabled)
+    compilation_cache.reset_cache()
 
 
 def _what_exceeds(message: str) -> str:
