@@ -22,6 +22,8 @@ from bn_repro.config import UserError
 
 T = TypeVar('T')
 
+# Where Linux shows what is on the PCI bus.
+_PCI_DEVICES = Path('/sys/bus/pci/devices')
 # gVNIC, which every VM of Google's may have.
 _NETWORK_CARD = '0x0042'
 
@@ -159,7 +161,7 @@ def _is_cloud_tpu() -> bool:
 
 def _has_chips() -> bool:
   """Whether a TPU is on the PCI bus: Google's, and not its network card."""
-  for vendor in Path('/sys/bus/pci/devices').glob('*/vendor'):
+  for vendor in _PCI_DEVICES.glob('*/vendor'):
     if vendor.read_text().strip() == '0x1ae0':
       device = (vendor.parent / 'device').read_text().strip()
       if device != _NETWORK_CARD:

@@ -12,6 +12,9 @@ bn     time of a BN layer, forward and forward + backward, beside those of flax
 checkpoint
        time for which saving a checkpoint holds up the loop, as a share of a
        step of BN-x5 at full width and 224 pixels, 8 images.
+devices
+       accuracy of BN-x5 in `mini`, float32, on one fake CPU device and on
+       eight, for three seeds; a round is 100 of its steps.
 distortion
        time of distorting and normalising a batch, as a share of the whole step
        of BN-x5 and Inception at full width and 224 pixels, 8 images.
@@ -456,6 +459,56 @@ def _distortion_of(variant: str, rounds: int) -> None:
   show_ratio(results, 'distortion', 'step')
 
 
+def devices(rounds: int) -> None:
+  """Final accuracies with population statistics, and their difference."""
+  from bn_repro.workdir import read_metrics
+
+  config = f'{ROOT}/configs/bn_x5.py:mini'
+  steps = min(100 * rounds, config_lib.load(config).total_steps)
+
+  def accuracy(number: int, seed: int) -> float:
+    flags = f'--xla_force_host_platform_device_count={number}'
+    with tempfile.TemporaryDirectory() as workdir:
+      subprocess.run(
+        [
+          sys.executable,
+          '-m',
+          'bn_repro.main',
+          f'--config={config}',
+          f'--workdir={workdir}',
+          f'--config.seed={seed}',
+          f'--config.total_steps={steps}',
+          f'--config.eval_every={steps}',
+          f'--config.checkpoint_every={steps}',
+          '--config.model.dtype=float32',
+        ],
+        cwd=ROOT,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
+        stdout=subprocess.DEVNULL,
+        check=True,
+      )
+      (found,) = (
+        line['accuracy']
+        for line in read_metrics(Path(workdir, 'metrics.jsonl'))
+        if line['split'] == 'validation' and line['statistics'] == 'population'
+      )
+    return found
+
+  found: dict[int, list[float]] = {1: [], 8: []}
+  for seed in range(3):
+    for number, accuracies in found.items():
+      accuracies.append(accuracy(number, seed))
+    latest = ', '.join(f'{a[-1]:.4f} on {n}' for n, a in found.items())
+    print(f'seed {seed}, {steps} steps: {latest}', flush=True)
+  one, eight = map(statistics.mean, found.values())
+  by_seed = [b - a for a, b in zip(*found.values(), strict=True)]
+  print(
+    f'accuracy_difference={eight - one:+.4f} (mean on 8 devices, {eight:.4f}, '
+    f'less that on 1, {one:.4f}; by seed {min(by_seed):+.4f} to '
+    f'{max(by_seed):+.4f})'
+  )
+
+
 def input_pipelines(rounds: int) -> None:
   """Images per second of processors and of the clock, and PSNR."""
   import benchmark_input
@@ -699,6 +752,7 @@ BENCHMARKS = {
   'fig1': fig1,
   'bn': bn,
   'checkpoint': checkpoint,
+  'devices': devices,
   'distortion': distortion,
   'input': input_pipelines,
   'step': step,

@@ -6,6 +6,7 @@ python tests/collectives_test.py writes the text anew.
 import functools
 from pathlib import Path
 
+import conftest  # noqa: F401 Eight devices, also where pytest does not run it.
 import flax.linen as nn
 import jax
 import pytest
@@ -16,12 +17,29 @@ from bn_repro import config as config_lib
 from bn_repro.program import create_program
 
 WRITTEN = Path(__file__).with_name('collectives.txt')
-VARIANTS = ('inception', 'bn_baseline', 'bn_x5')
+# What is written down, with what sets it apart; 4 images a device.
+STEPS = {
+  'inception': ('inception',),
+  'bn_baseline': ('bn_baseline',),
+  'bn_x5': ('bn_x5',),
+  'bn_x5, statistics of each device': ('bn_x5', 'bn.statistics=device'),
+  'bn_x5, groups of 2 images, within a device': (
+    'bn_x5',
+    'bn.statistics=group',
+    'bn.virtual_batch_size=2',
+  ),
+  'bn_x5, groups of 8 images, across devices': (
+    'bn_x5',
+    'bn.statistics=group',
+    'bn.virtual_batch_size=8',
+  ),
+}
 
 
 def program(variant, num_devices, *overrides):
   config = config_lib.load(f'configs/{variant}.py:mini', overrides)
   mesh = parallel.create_mesh(jax.devices()[:num_devices])
+  assert mesh.devices.size == num_devices
   return create_program(config, datasets.check(config), mesh)
 
 
@@ -36,11 +54,23 @@ def found(variant, num_devices, *overrides):
   return collectives.of_lowered(lowered.as_text())
 
 
+def found_in_evaluation(variant, num_devices):
+  created = program(variant, num_devices)
+  lowered = created.eval_step.lower(
+    created.initial_state(), created.abstract_batch()
+  )
+  return collectives.of_lowered(lowered.as_text())
+
+
 def text():
+  tables = {
+    title: found(variant, 8, *overrides)
+    for title, (variant, *overrides) in STEPS.items()
+  }
+  tables['bn_x5, evaluation'] = found_in_evaluation('bn_x5', 8)
   lines = []
-  for variant in VARIANTS:
-    lines += [f'{variant}, mini, 8 devices', '']
-    lines += [*collectives.table(found(variant, 8)), '']
+  for title, table in tables.items():
+    lines += [f'{title}, mini, 8 devices', '', *collectives.table(table), '']
   return '\n'.join(lines)
 
 
@@ -86,7 +116,26 @@ def small_network(monkeypatch):
   monkeypatch.setattr(architecture, 'rows', rows)
 
 
-def test_no_more_reductions_after_compiling_than_with_flax(small_network):
+@pytest.fixture(params=['tiny', pytest.param('whole', marks=pytest.mark.slow)])
+def network(request):
+  if request.param == 'tiny':
+    request.getfixturevalue('small_network')
+
+
+@pytest.mark.parametrize('statistics', ['global', 'group', 'device'])
+def test_bfloat16_is_reduced_in_float32(statistics, small_network):
+  """Gradients, statistics, and what goes back through them."""
+  kinds = {
+    array.split('x')[-1]
+    for each in found(
+      'bn_x5', 8, 'model.dtype=bfloat16', f'bn.statistics={statistics}'
+    )
+    for array in each.arrays
+  }
+  assert kinds == {'f32', 'i32'}
+
+
+def test_no_more_reductions_after_compiling_than_with_flax(network):
   ours = program('bn_baseline', 8)
   config = ours.config
   model = ours.model.clone(
@@ -117,7 +166,7 @@ def test_no_more_reductions_after_compiling_than_with_flax(small_network):
   assert 0 < counts[0] <= counts[1]
 
 
-def test_a_device_does_the_same_whatever_their_number(small_network):
+def test_a_device_does_the_same_whatever_their_number(network):
   """FLOPs and memory of a device at 8 images each, for 1, 2, 4, 8 devices."""
   flops, memory = [], []
   for number in (1, 2, 4, 8):

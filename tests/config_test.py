@@ -4,10 +4,11 @@ import argparse
 import json
 from pathlib import Path
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from bn_repro import command_line
+from bn_repro import batch_norm, command_line
 from bn_repro import config as config_lib
 from bn_repro.config import UserError
 
@@ -113,6 +114,8 @@ BOUNDS = [
   ('checkpoints_to_keep', 1, 0),
   ('divergence_loss', 1e-9, 0),
   ('stuck_after', 0, -1),
+  ('profile_steps', 0, -1),
+  ('profile_first_step', 0, -1),
   ('data.image_size', 32, 31),
   ('data.holdout', 0, -1),
   ('data.num_threads', 0, -1),
@@ -380,6 +383,57 @@ def test_steps_from_epochs_fill_the_last_call():
   config = load('total_steps=0', 'total_epochs=0.1', 'steps_per_call=5')
   # 400 of 4,000 images are 12.5 batches of 32.
   assert config_lib.total_steps(config, 4000) == 15
+
+
+def test_devices_that_cannot_share_groups():
+  config = load(
+    'batch_size=12', 'bn.statistics=group', 'bn.virtual_batch_size=4'
+  )
+  with pytest.raises(UserError) as caught:
+    config_lib.check_divides(config, 2)
+  (problem,) = caught.value.problems
+  assert problem.startswith('config.bn.virtual_batch_size=4: ')
+  assert 'the 6 images of each of 2 devices' in problem
+  assert problem.endswith('Use one of [2, 3, 6, 12].')
+
+
+def fits_layer(num_devices, share, group):
+  """Whether a layer itself takes groups of that size."""
+  layer = SimpleNamespace(
+    is_initializing=lambda: False,
+    virtual_batch_size=group,
+    axis_name='data',
+    axis_index_groups=None,
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(batch_norm.lax, 'axis_size', lambda name: num_devices)
+    try:
+      batch_norm.BatchNorm._sharing(layer, (share, 1), (0,))
+    except ValueError:
+      return False
+  return True
+
+
+@pytest.mark.parametrize('num_devices', range(1, 9))
+def test_groups_fit_as_the_layers_have_it(num_devices):
+  """So do all sizes that a refusal names, and no others."""
+  for share in range(1, 9):
+    batch_size = num_devices * share
+    sizes = range(1, batch_size + 1)
+    fit = [n for n in sizes if fits_layer(num_devices, share, n)]
+    for size in sizes:
+      config = SimpleNamespace(
+        batch_size=batch_size,
+        bn=SimpleNamespace(statistics='group', virtual_batch_size=size),
+      )
+      if size in fit:
+        config_lib.check_divides(config, num_devices)
+        continue
+      with pytest.raises(UserError) as caught:
+        config_lib.check_divides(config, num_devices)
+      (problem,) = caught.value.problems
+      # One image has no variance of its own in the last layers.
+      assert problem.endswith(f'Use one of {[n for n in fit if n > 1]}.')
 
 
 def test_networks_have_what_they_are_asked_for():

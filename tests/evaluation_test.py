@@ -9,13 +9,20 @@ from tiny import rows
 
 from bn_repro import (
   architecture,
+  checkpoint,
+  command_line,
   datasets,
+  evaluate,
   evaluation,
+  metrics,
   networks,
   parallel,
   preprocess,
+  provenance,
+  workdir,
 )
 from bn_repro import config as config_lib
+from bn_repro.config import UserError
 from bn_repro.program import create_program
 
 
@@ -28,14 +35,19 @@ def small_network(monkeypatch):
   monkeypatch.setattr(architecture, 'rows', rows)
 
 
-def trained(*overrides, variant='bn_baseline', num_devices=8):
-  """A program and its state after three steps."""
+def untrained(*overrides, variant='bn_baseline', num_devices=8):
+  """A program and its initial state."""
   config = config_lib.load(
     f'configs/{variant}.py:mini', ('bn.population_batches=4', *overrides)
   )
   mesh = parallel.create_mesh(jax.devices()[:num_devices])
   program = create_program(config, datasets.check(config), mesh)
-  state = parallel.replicate(mesh, program.initial_state())
+  return program, parallel.replicate(mesh, program.initial_state())
+
+
+def trained(*overrides, **options):
+  """A program and its state after three steps."""
+  program, state = untrained(*overrides, **options)
   for batches in program.stacked_batches(0, 3):
     state, _ = program.train_steps(state, batches)
   return program, state
@@ -78,6 +90,56 @@ def test_a_lost_example_is_an_error():
   )
   with pytest.raises(RuntimeError, match='counted 484 examples, not 500'):
     evaluation.evaluate(lossy, state, 'validation', never_stop)
+
+
+@pytest.mark.parametrize('limit, fails', [(0.032, False), (0.031, True)])
+def test_replaced_examples_are_limited(limit, fails):
+  """One of each of 16 batches, of 500 images in all."""
+  program, state = untrained(f'data.max_replaced={limit}', num_devices=1)
+
+  def eval_step(state, batch):
+    del state
+    replaced = batch['replaced'].at[0].set(True)
+    logits = np.zeros((32, 10), np.float32)
+    sums = metrics.classification_sums(logits, {**batch, 'replaced': replaced})
+    return sums, {}
+
+  replacing = dataclasses.replace(program, eval_step=eval_step)
+  if not fails:
+    sums, _ = evaluation.evaluate(replacing, state, 'validation', never_stop)
+    assert (sums.replaced, sums.count) == (16, 500)
+    return
+  with pytest.raises(UserError, match='validation images: 16 of 500 images'):
+    evaluation.evaluate(replacing, state, 'validation', never_stop)
+
+
+def test_statistics_of_each_device_are_evaluated_on_as_many(
+  tmp_path, monkeypatch, capsys
+):
+  program, state = untrained(
+    'bn.statistics=device', 'bn.population_batches=0', num_devices=4
+  )
+  run = workdir.Workdir(str(tmp_path))
+  run.write_config(program.config)
+  with checkpoint.Checkpoints(run.checkpoints, keep=1) as checkpoints:
+    images = provenance.images_per_statistic(program)
+    checkpoints.save(0, state, {'step': 0, 'images_per_statistic': images})
+    checkpoints.wait()
+  monkeypatch.setattr(command_line, 'set_up_jax', lambda config: None)
+  create_mesh = parallel.create_mesh
+
+  def evaluate_on(num_devices):
+    devices = jax.devices()[:num_devices]
+    monkeypatch.setattr(parallel, 'create_mesh', lambda: create_mesh(devices))
+    code = evaluate.main([f'--workdir={tmp_path}'])
+    return code, capsys.readouterr()
+
+  code, said = evaluate_on(1)
+  assert code == 1 and said.err.count('\n') == 1
+  assert 'of 8 images, and here they would be of 32' in said.err
+  assert 'Evaluate on as many devices' in said.err
+  code, said = evaluate_on(4)
+  assert code == 0 and '(500 images)' in said.out
 
 
 def test_population_statistics_are_algorithm_2(x64):

@@ -43,7 +43,17 @@ def replicas(copies):
 
 @pytest.mark.parametrize('dtype', [np.float32, np.int32, jax.numpy.bfloat16])
 @pytest.mark.parametrize(
-  'change', ['one value', 'one bit', 'places', 'sign of zero', None]
+  'change',
+  [
+    'one value',
+    'one bit',
+    'sign of zero',
+    'two signs',
+    'all signs',
+    'two values',
+    'two rows',
+    None,
+  ],
 )
 def test_replicas_that_differ_are_named(change, dtype):
   array = np.arange(1000).astype(dtype).reshape(10, 100)
@@ -52,7 +62,13 @@ def test_replicas_that_differ_are_named(change, dtype):
     other[0, 5] += 1
   elif change == 'one bit':
     other.view(np.uint8)[7, 3] ^= 1
-  elif change == 'places':
+  elif change == 'two signs':
+    other[[2, 5], [3, 7]] *= -1
+  elif change == 'all signs':
+    other = -other
+  elif change == 'two values':
+    other[[2, 5], [3, 7]] = other[[5, 2], [7, 3]]
+  elif change == 'two rows':
     other[[2, 3]] = other[[3, 2]]
   elif change == 'sign of zero':
     other.view(np.uint8).reshape(-1)[other.itemsize - 1] ^= 0x80
@@ -62,6 +78,28 @@ def test_replicas_that_differ_are_named(change, dtype):
   }
   check = parallel.create_replica_check(parallel.create_mesh())
   assert check(tree) == ([] if change is None else ['params/kernel'])
+
+
+@pytest.mark.parametrize('num_processes', [1, 2])
+def test_replicate(num_processes, monkeypatch):
+  """Each way of placing them gives every device all bits, and the types."""
+  monkeypatch.setattr(jax, 'process_count', lambda: num_processes)
+  mesh = parallel.create_mesh()
+  tree = {
+    'a': np.array([-0.0, np.nan, 1.5], np.float32),
+    'b': (np.int32(7), np.arange(6).astype(jax.numpy.bfloat16).reshape(2, 3)),
+  }
+  placed = parallel.replicate(mesh, tree)
+  again = parallel.replicate(mesh, placed)
+  for result in (placed, again):
+    assert jax.tree.structure(result) == jax.tree.structure(tree)
+    for x, like in zip(
+      jax.tree.leaves(result), jax.tree.leaves(tree), strict=True
+    ):
+      assert x.is_fully_replicated and x.dtype == like.dtype
+      copies = [np.asarray(shard.data) for shard in x.addressable_shards]
+      assert [copy.tobytes() for copy in copies] == [like.tobytes()] * 8
+      assert copies[0].shape == like.shape
 
 
 def test_replica_check_in_float64(x64):

@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 
 import numpy as np
@@ -18,6 +19,8 @@ from resume_test import (
   status,
 )
 
+from bn_repro import processes as processes_lib
+
 # In float64, so that the sums of two processes are those of one but for their
 # last digits.
 CONFIG = (
@@ -29,15 +32,31 @@ CONFIG = (
   '--config.checkpoint_every=15',
   '--config.bn.population_batches=4',
 )
-SHORT_TIMES = (
-  'import sys; sys.path[:0] = ["tests"];'
-  'import tiny;'
-  'from bn_repro import architecture, main, processes, watchdog;'
-  'architecture.rows = tiny.rows;'
-  'processes.CONNECT_TIMEOUT = 20; processes.SHARED_TIMEOUT = 2;'
-  'watchdog.LEAST_SECONDS = 15;'
-  'main.run_and_exit()'
-)
+# What a process may end with when it has lost another: JAX aborts it where the
+# lost one had the coordinator.
+LEFT_BEHIND = (75, -signal.SIGABRT)
+
+
+def patched(changes):
+  """Python's arguments for the tiny program with changes made to it."""
+  return (
+    '-c',
+    'import sys, time\n'
+    'sys.path[:0] = ["tests"]\n'
+    'import tiny\n'
+    'from bn_repro import architecture, main, processes, watchdog\n'
+    'architecture.rows = tiny.rows\n'
+    'number = int("--process_id=1" in sys.argv)\n'
+    f'{textwrap.dedent(changes)}\n'
+    'main.run_and_exit()',
+  )
+
+
+SHORT_TIMES = patched("""
+  processes.CONNECT_TIMEOUT = 20
+  processes.SHARED_TIMEOUT = 2
+  watchdog.LEAST_SECONDS = 15
+""")
 
 
 def free_port():
@@ -58,7 +77,7 @@ def start(*arguments, program=('tests/tiny.py',), devices=1):
   )
 
 
-def start_pair(workdir, *arguments, second=(), **options):
+def start_pair(workdir, *arguments, second=(), devices=(1, 1), **options):
   """Both processes; the second with further arguments."""
   shared = (f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2')
   return [
@@ -68,6 +87,7 @@ def start_pair(workdir, *arguments, second=(), **options):
       f'--process_id={number}',
       *arguments,
       *(second if number else ()),
+      devices=devices[number],
       **options,
     )
     for number in (0, 1)
@@ -174,6 +194,173 @@ def test_a_killed_process_ends_the_other(number, of_one, of_two, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('said', ['compiling', 'step 7/'])
+@pytest.mark.parametrize('number', [0, 1])
+def test_a_process_killed_early_is_no_failure_of_the_other(
+  number, said, tmp_path
+):
+  """Whatever it was about to do together with the one that is gone."""
+  pair = start_pair(tmp_path / 'run')
+  wait_for(pair[0], said)
+  pair[number].kill()
+  codes, errors = finish(pair, timeout=200)
+  assert codes[1 - number] in LEFT_BEHIND, errors
+  assert status(tmp_path / 'run')['status'] != 'failed'
+
+
+@pytest.mark.parametrize(
+  'error, number, expected',
+  [
+    (RuntimeError('INTERNAL: Gloo all-reduce failed'), 2, True),
+    (ValueError('UNKNOWN: [..] Connection closed by peer'), 2, True),
+    (RuntimeError('UNAVAILABLE: the coordination service'), 2, True),
+    (RuntimeError('INTERNAL: Mosaic failed to compile'), 2, False),
+    (RuntimeError('RESOURCE_EXHAUSTED: out of memory'), 2, False),
+    (OSError('Connection reset by peer'), 2, False),
+    (RuntimeError('INTERNAL: Gloo all-reduce failed'), 1, False),
+  ],
+)
+def test_what_tells_of_a_lost_process(error, number, expected, monkeypatch):
+  monkeypatch.setattr(processes_lib._Membership, 'count', number)
+  assert processes_lib.is_lost(error) == expected
+
+
+def test_a_crash_of_all_is_no_lost_process(tmp_path):
+  """It would come again: 75 would have it started for ever."""
+  pair = start_pair(
+    tmp_path / 'run',
+    program=patched("""
+      import dataclasses
+      from bn_repro import program
+      def crash(state, batches):
+        time.sleep(3 - 3 * number)  # With process 0 goes the coordinator.
+        raise RuntimeError('INTERNAL: Mosaic failed to compile')
+      program.Program.compile = lambda self, state: dataclasses.replace(
+        self, train_steps=crash
+      )
+    """),
+  )
+  codes, errors = finish(pair, timeout=300)
+  assert codes == [1, 1], errors
+  assert all('Mosaic failed' in error for error in errors)
+  ended = status(tmp_path / 'run')
+  assert ended['status'] == 'failed'
+  assert 'Mosaic failed' in ended['reason']
+
+
+@pytest.mark.slow
+def test_a_slow_last_save_is_waited_for(tmp_path):
+  pair = start_pair(
+    tmp_path / 'run',
+    '--config.total_steps=7',
+    '--config.bn.population_batches=0',
+    program=patched("""
+      from bn_repro import checkpoint
+      processes.DISCONNECT_TIMEOUT = 4
+      wait = checkpoint.Checkpoints.wait
+      def wait_long(self):
+        wait(self)
+        time.sleep(15 - 15 * number)
+      checkpoint.Checkpoints.wait = wait_long
+    """),
+  )
+  codes, errors = finish(pair, timeout=300)
+  assert codes == [0, 0], errors
+  assert status(tmp_path / 'run')['status'] == 'done'
+  assert newest_state(tmp_path / 'run')[0] == 7
+
+
+def test_an_error_of_one_alone_ends_the_other(tmp_path):
+  pair = start_pair(
+    tmp_path / 'run',
+    program=patched("""
+      from bn_repro import config, splits
+      batches = []
+      load = splits.ArraySplit.training_batch
+      def load_or_fail(self, indices, draws):
+        batches.append(indices)
+        if number and len(batches) > 12:
+          raise config.UserError('example 7 cannot be read')
+        return load(self, indices, draws)
+      splits.ArraySplit.training_batch = load_or_fail
+    """),
+  )
+  wait_for(pair[0], 'step 7/')
+  codes, errors = finish(pair, timeout=200)
+  assert codes[0] in LEFT_BEHIND and codes[1] == 1, errors
+  lines = [e for e in errors[1].splitlines() if e.startswith('error: ')]
+  assert lines == ['error: example 7 cannot be read']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'statistics, group',
+  [('global', 32), ('device', 32), ('group', 4), ('group', 16)],
+)
+def test_one_step_of_two_processes_is_that_of_one(statistics, group, tmp_path):
+  """With four devices either way; after one step momentum is the gradient."""
+  step = (
+    '--config.total_steps=1',
+    f'--config.bn.statistics={statistics}',
+    f'--config.bn.virtual_batch_size={group}',
+    '--config.bn.population_batches=0',
+  )
+  pair = start_pair(tmp_path / 'two', *step, devices=(2, 2))
+  codes, errors = finish(pair)
+  assert codes == [0, 0], errors
+  codes, errors = finish(
+    [start(f'--workdir={tmp_path / "one"}', *step, devices=4)]
+  )
+  assert codes == [0], errors
+  assert_close(tmp_path / 'two', tmp_path / 'one', 1e-10)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_as_two(of_one, tmp_path):
+  process = start(f'--workdir={tmp_path / "run"}')
+  wait_for(process, 'step 21/')
+  process.send_signal(signal.SIGTERM)
+  codes, errors = finish([process])
+  assert codes == [75], errors
+  codes, errors = finish(start_pair(tmp_path / 'run'))
+  assert codes == [0, 0], errors
+  assert_close(tmp_path / 'run', of_one, 1e-6)
+
+
+# Says on each process whether it has got process 0's bits, on all devices.
+_BITS = """
+import argparse, sys
+import ml_dtypes
+import numpy as np
+from bn_repro import parallel, processes
+parser = argparse.ArgumentParser(allow_abbrev=False)
+processes.add_arguments(parser)
+processes.connect(parser.parse_known_args()[0])
+types = (np.float32, ml_dtypes.bfloat16, np.int32)
+own = [np.array([-0.0, 0.0, 1.5], dtype) for dtype in types]
+own.append(np.array([np.nan, -np.inf], np.float32))
+found, facts = processes.from_first(
+  lambda: (own, {'step': 7}), [np.zeros_like(x) for x in own]
+)
+assert facts == {'step': 7}
+placed = parallel.replicate(parallel.create_mesh(), found)
+for expected, x, copies in zip(own, found, placed, strict=True):
+  assert x.dtype == expected.dtype and x.tobytes() == expected.tobytes()
+  assert copies.is_fully_replicated
+  for copy in copies.addressable_shards:
+    assert np.asarray(copy.data).tobytes() == expected.tobytes()
+processes.disconnect()
+"""
+
+
+def test_process_0_gives_its_bits_to_all(tmp_path):
+  """Also those of -0.0, and of NaN, which is not equal to itself."""
+  pair = start_pair(tmp_path, program=('-c', _BITS), devices=(2, 2))
+  codes, errors = finish(pair, timeout=200)
+  assert codes == [0, 0], errors
+
+
+@pytest.mark.slow
 def test_elastic(of_one, tmp_path):
   """Stopped on eight devices, gone on with on four, two, one and eight."""
   workdir = tmp_path / 'run'
@@ -211,13 +398,30 @@ def errors_of(processes, timeout=300):
   ]
 
 
-def test_processes_of_different_configs(tmp_path):
-  for lines in errors_of(
-    start_pair(tmp_path / 'run', second=('--config.seed=1',))
-  ):
+@pytest.mark.parametrize(
+  'override, expected',
+  [
+    ('seed=1', 'seed than process 0: 1, not 0'),
+    # What does not change a run's past, but when its processes meet.
+    ('total_steps=61', 'total_steps than process 0: 61, not 60'),
+    ('eval_every=10', 'eval_every than process 0: 10, not 20'),
+    # What one process alone would refuse.
+    ('batch_size=33', 'batch_size than process 0: 33, not 32'),
+  ],
+)
+def test_processes_of_different_configs(override, expected, tmp_path):
+  pair = start_pair(tmp_path / 'run', second=(f'--config.{override}',))
+  for lines in errors_of(pair, timeout=200):
     (line,) = lines
-    assert 'process 1 has another config.seed than process 0: 1, not 0' in line
+    assert f'process 1 has another config.{expected}' in line
   assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def test_processes_of_different_numbers_of_devices(tmp_path):
+  pair = start_pair(tmp_path / 'run', devices=(1, 3))
+  for lines in errors_of(pair, timeout=200):
+    (line,) = lines
+    assert 'the processes have 1, 3 devices' in line
 
 
 def test_one_process_without_the_data(tmp_path):
@@ -244,7 +448,8 @@ def test_a_run_that_is_done_is_done_for_all(of_two):
 
 def test_a_workdir_of_one_host_alone(tmp_path):
   second = (f'--workdir={tmp_path / "elsewhere"}',)
-  (first,), (own,) = errors_of(start_pair(tmp_path / 'run', second=second))
+  pair = start_pair(tmp_path / 'run', second=second, program=SHORT_TIMES)
+  (first,), (own,) = errors_of(pair)
   assert 'does not see what process 0' in own
   assert first.startswith('error: process 1 on ')
 
@@ -255,7 +460,7 @@ def test_a_coordinator_that_cannot_be_reached(tmp_path):
     f'--coordinator=127.0.0.1:{free_port()}',
     '--num_processes=2',
     '--process_id=1',
-    program=('-c', SHORT_TIMES),
+    program=SHORT_TIMES,
   )
   ((line,),) = errors_of([process])
   assert 'could not be reached in 20 s' in line
@@ -286,7 +491,7 @@ def test_a_process_that_hangs_ends_the_other(tmp_path):
     tmp_path / 'run',
     '--config.total_steps=100000',
     '--config.stuck_after=10',
-    program=('-c', SHORT_TIMES),
+    program=SHORT_TIMES,
   )
   wait_for(pair[0], 'step 21/')
   pair[1].send_signal(signal.SIGSTOP)
@@ -299,3 +504,34 @@ def test_a_process_that_hangs_ends_the_other(tmp_path):
   assert 'no step for' in error
   # The stacks show where.
   assert 'train.py' in error
+
+
+@pytest.mark.parametrize(
+  'device, platforms, installed, expected',
+  [
+    ('0x0063', None, True, True),
+    ('0x0063', 'tpu,cpu', True, True),
+    ('0x0063', 'cpu', True, False),
+    ('0x0063', None, False, False),
+    # The network card of any VM of Google's.
+    ('0x0042', None, True, False),
+  ],
+)
+def test_a_cloud_tpu_is_told_from_a_network_card(
+  device, platforms, installed, expected, tmp_path, monkeypatch
+):
+  for place, vendor, number in (
+    ('0000:00:01.0', '0x8086', '0x0063'),
+    ('0000:00:04.0', '0x1ae0', device),
+  ):
+    (tmp_path / place).mkdir()
+    (tmp_path / place / 'vendor').write_text(f'{vendor}\n')
+    (tmp_path / place / 'device').write_text(f'{number}\n')
+  monkeypatch.setattr(processes_lib, '_PCI_DEVICES', tmp_path)
+  monkeypatch.setattr(
+    processes_lib.importlib.util, 'find_spec', lambda name: installed or None
+  )
+  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+  if platforms is not None:
+    monkeypatch.setenv('JAX_PLATFORMS', platforms)
+  assert processes_lib._is_cloud_tpu() == expected

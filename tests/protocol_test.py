@@ -17,6 +17,7 @@ from bn_repro import config as config_lib
 from bn_repro import ilsvrc2012, paper, tpu
 
 TEXT = protocol.DOCUMENT.read_text()
+README = (protocol.ROOT / 'README.md').read_text()
 
 
 def test_tables_are_those_of_the_code():
@@ -26,10 +27,11 @@ def test_tables_are_those_of_the_code():
   assert protocol.written(TEXT) == TEXT
 
 
-def command_lines():
-  """The commands of the document, each in a line of its own."""
-  blocks = re.findall(r'```\n(.*?)```', TEXT, re.DOTALL)
-  return [line for block in blocks for line in block.splitlines() if line]
+def command_lines(text=TEXT):
+  """The commands of a document that take a config, a line each."""
+  blocks = re.findall(r'```\n(.*?)```', text, re.DOTALL)
+  lines = [line for block in blocks for line in block.splitlines()]
+  return [line for line in lines if '--config=' in line]
 
 
 def options(line):
@@ -43,21 +45,34 @@ def options(line):
 
 
 def test_commands_can_be_typed():
-  lines = [line for line in command_lines() if '--config=' in line]
-  assert len(lines) == len(protocol.VARIANTS) + 2
-  for line in lines:
+  assert len(command_lines()) == len(protocol.VARIANTS) + 2
+  of_readme = command_lines(README)
+  assert len(of_readme) > 6
+  for line in [*command_lines(), *of_readme]:
     config_lib.load(*options(line))
 
 
-def test_the_launch_is_that_of_the_table(tmp_path):
-  """The same fields, and a launch that is accepted."""
+@pytest.mark.parametrize('text', [TEXT, README], ids=['protocol', 'README'])
+def test_launches_are_accepted(text, tmp_path, capsys):
+  """And what they print to be run is what the README says."""
+  (line,) = (line for line in command_lines(text) if 'launch.py' in line)
+  arguments = shlex.split(line)[2:]
+  assert launch.main([*arguments, f'--out={tmp_path / "out"}']) == 0
+  printed = capsys.readouterr().out
+  words = re.findall(r'slice\.sh (\w+)', printed)
+  of_readme = README[README.index('slice.sh ...') :]
+  assert re.findall(r'`(\w+)`', of_readme)[: len(words)] == words
+  script = (tmp_path / 'out' / 'slice.sh').read_text()
+  for word in words:
+    assert re.search(rf'^  ([a-z_]+ \| )*{word}( \| [a-z_]+)*\)', script, re.M)
+
+
+def test_the_launch_is_that_of_the_table():
   (line,) = (line for line in command_lines() if 'launch.py' in line)
   path, overrides = options(line)
   expected = {*protocol.overrides('bn_x30'), 'data.data_dir=/mnt/data'}
   assert path == 'configs/bn_x30.py'
   assert set(overrides) == expected
-  arguments = shlex.split(line)[2:]
-  assert launch.main([*arguments, f'--out={tmp_path / "out"}']) == 0
 
 
 @pytest.mark.parametrize('variant', protocol.VARIANTS)
