@@ -305,19 +305,23 @@ def step(rounds: int) -> None:
   batch = next(program.train_batches(0, 1))
   plain = config_lib.load(str(ROOT / 'configs/inception.py:mini'))
   model = program.model
+
+  class FlaxBatchNorm(nn.BatchNorm):
+    """Called as the networks call theirs, which pools as well."""
+
+    def __call__(self, x: Any, max_pool: Any = None) -> Any:
+      y = super().__call__(x)
+      return y if max_pool is None else max_pool(y)
+
+  flax_norm = functools.partial(
+    FlaxBatchNorm,
+    momentum=config.bn.momentum,
+    epsilon=config.bn.epsilon,
+    axis_name=parallel.AXIS,
+  )
   models = {
     'ours': (config, model),
-    'flax': (
-      config,
-      model.clone(
-        norm=functools.partial(
-          nn.BatchNorm,
-          momentum=config.bn.momentum,
-          epsilon=config.bn.epsilon,
-          axis_name=parallel.AXIS,
-        )
-      ),
-    ),
+    'flax': (config, model.clone(norm=flax_norm)),
     'without': (plain, create_program(plain, dataset).model),
   }
 

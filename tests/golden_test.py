@@ -40,7 +40,8 @@ STEPS = {1: 1e-12, 10: 1e-5}
 def losses(name):
   """Mean training loss of the batch of each of `STEPS`, on one device."""
   config = config_lib.load(
-    f'{ROOT}/configs/{name}.py:mini', ['model.dtype=float64']
+    f'{ROOT}/configs/{name}.py:mini',
+    ['model.dtype=float64', 'steps_per_call=1'],
   )
   mesh = parallel.create_mesh(jax.devices()[:1])
   program = create_program(config, datasets.check(config), mesh)

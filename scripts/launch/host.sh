@@ -50,10 +50,13 @@ case $1 in
     echo $! >../pid
     ;;
   state)
-    last=$(grep -s '^train_loop: ' train.log | tail -n 1) || true
     if training; then
       echo "$(hostname): running: $(tail -n 1 train.log)"
-    elif [[ $last == *': ends' ]]; then
+      exit
+    fi
+    # Read now: the loop may just have ended.
+    last=$(grep -s '^train_loop: ' train.log | tail -n 1) || true
+    if [[ $last == *': ends' ]]; then
       echo "$(hostname): ended: $last"
     else
       # Not started, or the host was.
