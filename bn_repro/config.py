@@ -63,27 +63,61 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
   Raises:
     UserError: with every problem that was found.
   """
-  path, _, mode = spec.partition(':')
-  mode = mode or MODES[0]
-  if mode not in MODES:
-    raise UserError(
-      f"--config={spec}: no mode '{mode}'. Modes are {' and '.join(MODES)}."
-    )
-  config = _read(path, mode)
-  config.lock()
+  return override(read(spec), overrides)
+
+
+def read(spec: str) -> ConfigDict:
+  """Loads and locks a config as its file has it, its values not checked.
+
+  Raises:
+    UserError: if there is none, or it lacks fields, or has others.
+  """
+  config = read_file('--config', spec, default_mode='full')
+  path, _, _ = spec.partition(':')
   problems = [f'{path}: config.{problem}' for problem in _misfits(config)]
-  if not problems:
-    problems = [
-      *_override(config, overrides),
-      *(f'config.{problem}' for problem in _problems(config)),
-    ]
+  if problems:
+    raise UserError(*problems)
+  return config.lock()
+
+
+def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+  """A config with other values, checked and locked; the given one stays.
+
+  Args:
+    config: from `read`.
+    overrides: assignments such as 'optim.learning_rate=0.1'.
+
+  Raises:
+    UserError: with every problem that was found.
+  """
+  # Locked, as it was.
+  config = config.copy_and_resolve_references()
+  problems = [
+    *_override(config, overrides),
+    *(f'config.{problem}' for problem in _problems(config)),
+  ]
   if problems:
     raise UserError(*dict.fromkeys(problems))
   return config
 
 
-def _read(path: str, mode: str) -> ConfigDict:
-  """What `get_config(mode)` of a config file returns."""
+def read_file(flag: str, spec: str, default_mode: str) -> ConfigDict:
+  """What `get_config(mode)` of a Python file returns, not checked.
+
+  Args:
+    flag: that names the file, for complaints.
+    spec: path of the file, with `:mini` or `:full` after it if wanted.
+    default_mode: where it is not.
+
+  Raises:
+    UserError: if there is no such file, or it does not return a config.
+  """
+  path, _, mode = spec.partition(':')
+  mode = mode or default_mode
+  if mode not in MODES:
+    raise UserError(
+      f"{flag}={spec}: no mode '{mode}'. Modes are {' and '.join(MODES)}."
+    )
   if not os.path.isfile(path):
     folder = os.path.dirname(path) or '.'
     there = []
@@ -94,7 +128,7 @@ def _read(path: str, mode: str) -> ConfigDict:
         if name.endswith('.py') and not name.startswith('_')
       )
     hint = f' There are: {", ".join(there)}.' if there else ''
-    raise UserError(f'--config={path}: no such file.{hint}')
+    raise UserError(f'{flag}={path}: no such file.{hint}')
   # Config files import one another as `configs.NAME`, wherever they are
   # started from.
   root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -102,13 +136,13 @@ def _read(path: str, mode: str) -> ConfigDict:
     sys.path.insert(0, root)
   module_spec = importlib.util.spec_from_file_location('run_config', path)
   if module_spec is None or module_spec.loader is None:
-    raise UserError(f'--config={path}: not a Python file.')
+    raise UserError(f'{flag}={path}: not a Python file.')
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
     function = getattr(module, 'get_config', None)
     if not callable(function) or not inspect.signature(function).parameters:
-      raise UserError(f'--config={path}: the file defines no get_config(mode).')
+      raise UserError(f'{flag}={path}: the file defines no get_config(mode).')
     config = function(mode)
   except UserError:
     raise
@@ -116,10 +150,10 @@ def _read(path: str, mode: str) -> ConfigDict:
     # Some messages have several lines.
     message = ' '.join(str(error).split())
     raise UserError(
-      f'--config={path}: {type(error).__name__} while loading it: {message}'
+      f'{flag}={path}: {type(error).__name__} while loading it: {message}'
     ) from error
   if not isinstance(config, ConfigDict):
-    raise UserError(f'--config={path}: get_config() must return a ConfigDict.')
+    raise UserError(f'{flag}={path}: get_config() must return a ConfigDict.')
   return config
 
 

@@ -1,0 +1,1 @@
+"""Sweeps: what varies between runs, and what is compared."""
