@@ -23,16 +23,25 @@ def parse_arguments(
   Raises:
     UserError: for an argument that is no flag.
   """
+  rest, overrides = take_overrides(argv, '--config.')
+  return parser.parse_args(rest), overrides
+
+
+def take_overrides(
+  argv: Sequence[str], prefix: str
+) -> tuple[list[str], list[str]]:
+  """Parts arguments from the `key=value` of those with a prefix."""
   # `--config.key value` is taken as `--config.key=value`.
   joined: list[str] = []
   for argument in argv:
-    if joined and joined[-1].startswith('--config.') and '=' not in joined[-1]:
+    if joined and joined[-1].startswith(prefix) and '=' not in joined[-1]:
       joined[-1] += f'={argument}'
     else:
       joined.append(argument)
-  overrides = [a for a in joined if a.startswith('--config.')]
-  known = parser.parse_args([a for a in joined if a not in overrides])
-  return known, [a.removeprefix('--config.') for a in overrides]
+  return (
+    [a for a in joined if not a.startswith(prefix)],
+    [a.removeprefix(prefix) for a in joined if a.startswith(prefix)],
+  )
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,6 +1,6 @@
 """The pictures of the report. The only module that imports Matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ mpl.use('Agg')
 from matplotlib import pyplot as plt
 import numpy as np
 
+from bn_repro import comparison as comparison_lib
 from bn_repro import ledger, paper
+from bn_repro.comparison import Comparison
 from bn_repro.results import Group, Run, Section
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
@@ -208,21 +210,7 @@ def rates(section: Section, out: Path, name: str) -> None:
     x = [g.runs[0].config['optim']['learning_rate'] for g in groups]
     best = [[run.best() or 0.0 for run in group.runs] for group in groups]
     style = _style(index)
-    axes.fill_between(
-      x,
-      [min(values) for values in best],
-      [max(values) for values in best],
-      color=style['color'],
-      alpha=0.12,
-      lw=0,
-    )
-    axes.plot(
-      x,
-      [float(np.median(values)) for values in best],
-      marker='o',
-      label=_plain_text(paper.label(variant)),
-      **style,
-    )
+    _draw_spread(axes, x, best, style, _plain_text(paper.label(variant)))
   axes.axhline(section.runs[0].chance, color='#999', lw=0.8, ls=':')
   axes.set_xscale('log')
   ticks = sorted({r.config['optim']['learning_rate'] for r in section.runs})
@@ -233,3 +221,102 @@ def rates(section: Section, out: Path, name: str) -> None:
   axes.grid(alpha=0.3)
   axes.legend(frameon=False)
   _save(figure, out, name)
+
+
+def sweep(comparison: Comparison, out: Path, name: str) -> None:
+  """Accuracy, and steps to the target, over what varies; a line a net."""
+  figure, (above, below) = plt.subplots(
+    2, 1, figsize=(9, 9), layout='constrained', sharex=True
+  )
+  values = list(comparison.sweep.axis(comparison.sweep.x).values)
+  if comparison.is_numeric:
+    above.set_xscale('log')
+    places = {value: float(value) for value in values}
+  else:
+    places = {value: float(place) for place, value in enumerate(values)}
+  for index, (line, settings) in enumerate(comparison.lines().items()):
+    style = _style(index)
+    x = [places[setting.x] for setting in settings]
+    best = [[r.best or 0.0 for r in s.results] for s in settings]
+    label = _plain_text(comparison.label(line)) or 'all'
+    _draw_spread(above, x, best, style, label)
+    reached = [
+      (place, [v for v in setting.steps_to_target().values if v is not None])
+      for place, setting in zip(x, settings, strict=True)
+      if None not in setting.steps_to_target().values
+    ]
+    steps = [values for _, values in reached]
+    _draw_spread(below, [place for place, _ in reached], steps, style, label)
+    for place, setting in zip(x, settings, strict=True):
+      for result in setting.results:
+        marker = _ENDINGS.get(
+          comparison_lib.state(result).partition(' at step')[0]
+        )
+        if marker:
+          above.plot(place, result.best or 0.0, color=style['color'], **marker)
+        if result.steps_to_target is None:
+          below.plot(
+            place,
+            0.97,
+            marker='^',
+            mfc='none',
+            color=style['color'],
+            transform=below.get_xaxis_transform(),
+          )
+  above.axhline(comparison.chance, color='#999', lw=0.8, ls=':')
+  above.set_ylim(0, 1)
+  above.set_title(
+    f'Best accuracy on {comparison.eval_split} images; dotted: chance; '
+    'x: diverged; square: at chance',
+    loc='left',
+    fontsize=10,
+  )
+  below.set_title(
+    'Steps of 32 images to the best of the first setting; triangle: never',
+    loc='left',
+    fontsize=10,
+  )
+  below.set_xlabel(comparison.sweep.x)
+  below.set_xticks(
+    list(places.values()),
+    [f'{v:g}' if not isinstance(v, str) else v for v in places],
+    rotation=0 if comparison.is_numeric else 60,
+  )
+  for axes in (above, below):
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+  if comparison.sweep.lines:
+    figure.legend(
+      *above.get_legend_handles_labels(),
+      loc='outside lower center',
+      ncols=3,
+      frameon=False,
+    )
+  _save(figure, out, name)
+
+
+# How the points of trials that came to nothing are marked.
+_ENDINGS: Mapping[str, Mapping[str, Any]] = {
+  'diverged': {'marker': 'x', 'ms': 10, 'mew': 2},
+  'at chance': {'marker': 's', 'ms': 10, 'mfc': 'none'},
+}
+
+
+def _draw_spread(
+  axes: Any,
+  x: Sequence[float],
+  values: Sequence[Sequence[float]],
+  style: Mapping[str, Any],
+  label: str,
+) -> None:
+  """A line through medians, in a band of the range."""
+  axes.fill_between(
+    x,
+    [min(v) for v in values],
+    [max(v) for v in values],
+    color=style['color'],
+    alpha=0.12,
+    lw=0,
+  )
+  medians = [float(np.median(v)) for v in values]
+  axes.plot(x, medians, marker='o', ms=4, label=label, **style)

@@ -177,7 +177,7 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
         continue
       seen.add(workdir.resolve())
       try:
-        runs.append(_read_run(workdir))
+        runs.append(read_run(workdir))
       except KeyError as error:
         problems.append(f'{workdir}: cannot be read (it has no {error}).')
       except (UserError, TypeError, AttributeError) as error:
@@ -187,7 +187,13 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
   return runs, problems
 
 
-def _read_run(workdir: Path) -> Run:
+def read_run(workdir: Path) -> Run:
+  """Reads a run.
+
+  Raises:
+    UserError: if a file of it is damaged.
+    KeyError: if it lacks something.
+  """
   facts = workdir_lib.read_json(workdir / 'run.json') or {}
   config_file = facts.get('config_file', workdir.name)
   run = Run(

@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 import math
 import os
-from pathlib import Path
 import re
 from typing import Any
 
@@ -59,9 +58,7 @@ class Trial:
     values: by axis.
     config_spec: of `--config`.
     overrides: of `--config.KEY`, with all multiples worked out.
-    config_json: the resolved config as its workdir has it.
-    digest: of what its results depend on.
-    batch_size: images in a step.
+    config: checked and locked.
     total_steps: of the whole run.
   """
 
@@ -69,10 +66,13 @@ class Trial:
   values: Mapping[str, Value]
   config_spec: str
   overrides: tuple[str, ...]
-  config_json: str
-  digest: str
-  batch_size: int
+  config: ConfigDict
   total_steps: int
+
+  @property
+  def images(self) -> int:
+    """That it trains on, each as often as it is seen."""
+    return self.total_steps * self.config.batch_size
 
   def command(self, workdir: str) -> tuple[str, ...]:
     """The ordinary command that trains it, after the name of Python."""
@@ -307,7 +307,7 @@ def _clashes(trials: Sequence[Trial]) -> list[str]:
   """Trials of one name, or trials that would be the same run."""
   for what, key in (
     ('have one name', lambda trial: trial.name),
-    ('are the same run', lambda trial: trial.config_json),
+    ('are the same run', lambda trial: config_lib.to_json(trial.config)),
   ):
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -388,9 +388,7 @@ class _Expansion:
       values=values,
       config_spec=spec,
       overrides=tuple(overrides),
-      config_json=config_lib.to_json(config),
-      digest=config_lib.digest(config),
-      batch_size=config.batch_size,
+      config=config,
       total_steps=config_lib.total_steps(config, self._train_images(config)),
     )
 

@@ -4,10 +4,11 @@ Nothing is remembered but what the trials write into their directories, so that
 a runner which was killed is simply started again.
 """
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 import ctypes
 import dataclasses
+import datetime
 import fcntl
 import json
 import os
@@ -296,3 +297,23 @@ def last_lines(workdir: Path) -> list[dict[str, Any]]:
 def last_step(workdir: Path) -> int:
   """How far a run is known to have got."""
   return max((line['step'] for line in last_lines(workdir)), default=0)
+
+
+def seconds_taken(workdir: Path) -> float | None:
+  """Wall time of a run that is done and was never interrupted."""
+  try:
+    facts = workdir_lib.read_json(workdir / 'run.json') or {}
+    status = workdir_lib.read_json(workdir / 'status.json') or {}
+    if status.get('status') != workdir_lib.DONE or facts['earlier_starts']:
+      return None
+    started = datetime.datetime.fromisoformat(facts['started'])
+    ended = (workdir / 'status.json').stat().st_mtime
+  except (KeyError, ValueError):
+    return None
+  return ended - started.timestamp()
+
+
+def last_words(trial: Trial) -> str:
+  """The last line that a trial has said."""
+  lines = trial.log.read_text(errors='replace').splitlines()
+  return lines[-1] if lines else 'it said nothing.'

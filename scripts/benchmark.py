@@ -309,7 +309,7 @@ def step(rounds: int) -> None:
   class FlaxBatchNorm(nn.BatchNorm):
     """Called as the networks call theirs, which pools as well."""
 
-    def __call__(self, x: Any, max_pool: Any = None) -> Any:
+    def __call__(self, x: Any, *, max_pool: Any = None) -> Any:  # type: ignore[override]
       y = super().__call__(x)
       return y if max_pool is None else max_pool(y)
 

@@ -32,7 +32,7 @@ def get_config(mode: str = 'mini') -> ConfigDict:
   sweep.overrides = (f'total_steps={before["total_steps"]}',)
   del sweep.axes.variant, sweep.axes.multiplier
 
-  nets = {}
+  nets: dict[str, tuple[str, ...]] = {}
   for start, word, values in (
     ('bn_baseline', 'with', after),
     ('bn_x5', 'without', before),

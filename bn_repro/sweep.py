@@ -1,0 +1,303 @@
+"""Trains every combination of what a sweep varies, and compares.
+
+Each trial is the ordinary command of `bn_repro.main` in a process and a
+directory of its own. Running the same command again goes on: what is done is
+left alone, what was stopped is resumed, what failed is tried again.
+"""
+
+import argparse
+from collections.abc import Sequence
+import json
+import os
+from pathlib import Path
+import sys
+import time
+
+from bn_repro import command_line, sweep_config, trials
+from bn_repro import config as config_lib
+from bn_repro import workdir as workdir_lib
+from bn_repro.config import UserError
+from bn_repro.interruption import Interruption
+from bn_repro.progress import duration
+from bn_repro.sweep_config import Sweep
+
+_DESCRIPTION = """\
+Train every combination of what a sweep varies, and compare. The same command
+goes on after an interruption: done trials are left alone, stopped ones resume,
+failed ones are tried again; one that diverged is a result.
+"""
+
+_EPILOG = """\
+sweeps (mini, the default, is CPU scale; :full after the file is the paper's):
+  lr_multipliers  rates of x1 to x60, with BN and without
+  batch_size      batches of 32 to 512, the rate scaled with them
+  section_421     each item of section 4.2.1 by itself
+  init_scale      initial weights of 0.001 to 1
+
+examples:
+  python -m bn_repro.sweep --sweep=configs/sweeps/lr_multipliers.py \\
+    --workdir=runs/lr --dry_run
+  python -m bn_repro.sweep --sweep=configs/sweeps/lr_multipliers.py \\
+    --workdir=runs/lr
+  python -m bn_repro.sweep --sweep=configs/sweeps/lr_multipliers.py \\
+    --workdir=runs/short --sweep.variant=bn_x5 --sweep.multiplier=0.5,1,2 \\
+    --sweep.seed=0,1,2 --config.total_steps=200
+
+writes into the workdir:
+  a directory a trial, named by what varies, and what it said in a .log;
+  trials.csv, summary.md, sweep.png and .svg; sweep.json
+
+exit code:
+  0 all trials are done or diverged; 75 stopped by SIGTERM or Ctrl-C and saved,
+  run it again; 1 a trial failed, or nothing was started.
+
+On a cluster or a cloud: python scripts/launch.py --help. Every field of a sweep
+stands, explained, in configs/sweeps/lr_multipliers.py.
+"""
+
+
+def _create_parser() -> command_line.Parser:
+  parser = command_line.Parser(
+    prog='python -m bn_repro.sweep',
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add('--sweep', required=True, metavar='FILE[:MODE]', help='file of the sweep')
+  add('--workdir', required=True, metavar='DIR', help='of all its trials')
+  add(
+    '--sweep.AXIS',
+    dest='ignored_axis',
+    metavar='VALUES',
+    help="replaces an axis's values, such as --sweep.seed=0,1,2",
+  )
+  command_line.add_config_arguments(parser, required=False)
+  add(
+    '--jobs',
+    type=_positive,
+    metavar='N',
+    help='trials at a time: by default one a GPU, one on a TPU, or one a core',
+  )
+  add('--dry_run', action='store_true', help='list the trials and their cost')
+  add(
+    '--trial',
+    metavar='NAME',
+    help='be this trial alone, by name or number from 0: for clusters',
+  )
+  return parser
+
+
+def _positive(text: str) -> int:
+  if not text.isdecimal() or not int(text):
+    raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
+  return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
+  interruption = Interruption()
+  interruption.listen()
+  try:
+    rest, axes = command_line.take_overrides(
+      sys.argv[1:] if argv is None else argv, '--sweep.'
+    )
+    flags, overrides = command_line.parse_arguments(rest, _create_parser())
+    sweep = sweep_config.load(flags.sweep, axes, flags.config or '', overrides)
+    folder = workdir_lib.Workdir(flags.workdir)
+    _check(folder.path, sweep)
+    if flags.dry_run:
+      _list(folder.path, sweep, len(trials.slots(flags.jobs)))
+      return 0
+    if flags.trial:
+      _become(folder.path, sweep, flags.trial)
+    slots = trials.slots(flags.jobs)
+    folder.claim()
+    _freeze(folder.path, sweep)
+    return _run(folder.path, sweep, slots, interruption)
+  except UserError as error:
+    return command_line.report_errors(error.problems)
+  except OSError as error:
+    return command_line.report_errors([str(error)])
+
+
+def _check(folder: Path, sweep: Sweep) -> None:
+  """Finds out, without writing, whether a sweep can live in a directory.
+
+  It may add trials to those that are there.
+
+  Raises:
+    UserError: if it holds something else.
+  """
+  if (folder / 'config.json').exists():
+    raise UserError(
+      f'--workdir={folder}: holds a run, not a sweep. Name another directory.'
+    )
+  saved = workdir_lib.read_json(folder / 'sweep.json') or {'trials': {}}
+  names = {trial.name for trial in sweep.trials}
+  missing = [name for name in saved['trials'] if name not in names]
+  if missing:
+    raise UserError(
+      f'--workdir={folder}: holds another sweep: {len(missing)} of its trials '
+      f'are not in this one, such as {missing[0]}. Name another directory.'
+    )
+  problems: list[str] = []
+  for trial in sweep.trials:
+    try:
+      workdir_lib.Workdir(str(folder / trial.name)).check(trial.config)
+    except UserError as error:
+      problems += error.problems
+  if problems:
+    raise UserError(*problems)
+
+
+def _freeze(folder: Path, sweep: Sweep) -> None:
+  """Writes down what each trial is; its run sees to it that it stays so."""
+  for trial in sweep.trials:
+    path = folder / trial.name / 'config.json'
+    if not path.exists():
+      path.parent.mkdir(exist_ok=True)
+      workdir_lib.replace_file(path, config_lib.to_json(trial.config))
+  content = {
+    'x': sweep.x,
+    'repeat': sweep.repeat,
+    'trials': {
+      trial.name: {
+        'values': trial.values,
+        'config_file': trial.config_spec,
+        'overrides': trial.overrides,
+      }
+      for trial in sweep.trials
+    },
+  }
+  workdir_lib.replace_file(
+    folder / 'sweep.json', json.dumps(content, indent=2) + '\n'
+  )
+
+
+def _become(folder: Path, sweep: Sweep, name: str) -> None:
+  """Becomes the process that trains a trial.
+
+  Raises:
+    UserError: if there is none of that name or number.
+  """
+  by_name = {trial.name: trial for trial in sweep.trials}
+  by_number = dict(enumerate(sweep.trials))
+  trial = by_name.get(name) or by_number.get(
+    int(name) if name.isdecimal() else -1
+  )
+  if trial is None:
+    raise UserError(
+      f'--trial={name}: no such trial. See --dry_run for their names; their '
+      f'numbers are 0 to {len(by_number) - 1}.'
+    )
+  os.execv(
+    sys.executable, [sys.executable, *trial.command(str(folder / trial.name))]
+  )
+
+
+def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
+  """Prints the trials, a line each, with what they cost and how they stand."""
+  seconds = _seconds_an_image(folder, sweep)
+  width = max(len(trial.name) for trial in sweep.trials)
+  print(
+    f'{"trial":<{width}}  {"steps":>10}  {"images":>14}  {"time":>9}  state'
+  )
+  remaining = 0.0
+  unknown = False
+  for trial in sweep.trials:
+    path = folder / trial.name
+    state = trials.has_ended(path, trial.total_steps)
+    rate = seconds.get(trial.config_spec)
+    time_text = '?' if rate is None else duration(rate * trial.images)
+    if state is None:
+      left = 1 - trials.last_step(path) / trial.total_steps
+      unknown = unknown or rate is None
+      remaining += (rate or 0.0) * trial.images * left
+      state = (workdir_lib.read_json(path / 'status.json') or {}).get(
+        'status', trials.WAITING
+      )
+    print(
+      f'{trial.name:<{width}}  {trial.total_steps:>10,}  {trial.images:>14,}  '
+      f'{time_text:>9}  {state}'
+    )
+  images = sum(trial.images for trial in sweep.trials)
+  cost = (
+    'for times see it again when a trial of each config has ended'
+    if unknown
+    else f'about {duration(remaining / jobs)} to go with {jobs} at a time'
+  )
+  print(f'{len(sweep.trials)} trials, {images:,} images; {cost}')
+
+
+def _seconds_an_image(folder: Path, sweep: Sweep) -> dict[str, float]:
+  """By config file, from trials that have trained here in one go."""
+  found: dict[str, float] = {}
+  for trial in sweep.trials:
+    seconds = trials.seconds_taken(folder / trial.name)
+    if seconds is not None and trial.config_spec not in found:
+      found[trial.config_spec] = seconds / trial.images
+  return found
+
+
+def _run(
+  folder: Path,
+  sweep: Sweep,
+  slots: Sequence[dict[str, str]],
+  interruption: Interruption,
+) -> int:
+  """Runs what is left of a sweep, compares, and returns the exit code."""
+  from bn_repro import comparison
+  from bn_repro.sweep_progress import SweepProgress
+
+  left = [
+    trials.Trial(
+      name=trial.name,
+      workdir=folder / trial.name,
+      command=[sys.executable, *trial.command(str(folder / trial.name))],
+      images=trial.images,
+      total_steps=trial.total_steps,
+    )
+    for trial in sweep.trials
+    if not trials.has_ended(folder / trial.name, trial.total_steps)
+  ]
+  print(
+    f'{folder}: {len(sweep.trials)} trials, {len(left)} of them left, '
+    f'{len(slots)} at a time',
+    flush=True,
+  )
+  finished = True
+  if left:
+    start = time.monotonic()
+    progress = SweepProgress(left)
+    runner = trials.Runner(left, slots, sweep.retries, progress)
+    try:
+      finished = runner.run(interruption)
+    finally:
+      progress.close()
+    own, wall = sum(t.seconds for t in left), time.monotonic() - start
+    print(
+      f"{duration(wall)} of wall time; the trials' own {duration(own)} over "
+      f'{len(slots)} at a time: {wall * len(slots) / own:.2f} times as long'
+    )
+  found = comparison.read(sweep, folder)
+  comparison.write(found)
+  for line in comparison.conclusions(found):
+    print(line)
+  print(f'wrote {folder / "trials.csv"}, summary.md and sweep.png beside it')
+  if not finished:
+    print('stopped; the same command goes on')
+    return workdir_lib.EXIT_CODES[workdir_lib.PREEMPTED]
+  failed = [t for t in left if t.state == workdir_lib.FAILED]
+  return (
+    command_line.report_errors(
+      [f'{t.name}: failed. See {t.log}: {trials.last_words(t)}' for t in failed]
+    )
+    if failed
+    else 0
+  )
+
+
+if __name__ == '__main__':
+  sys.exit(main())
