@@ -83,6 +83,21 @@ def read_config(workdir_path: str) -> ConfigDict:
   return config_lib.from_json(saved, str(path))
 
 
+def duration(
+  total_steps: int, batch_size: int, num_examples: int | None
+) -> str:
+  """How much a run trains, in words.
+
+  Args:
+    total_steps: of the run.
+    batch_size: images in a step.
+    num_examples: in an epoch, if that is known.
+  """
+  images = total_steps * batch_size
+  epochs = f', {images / num_examples:,.1f} epochs' if num_examples else ''
+  return f'{total_steps:,} steps of {batch_size}: {images:,} images{epochs}'
+
+
 def report_errors(problems: Sequence[str]) -> int:
   """Prints a line a problem on standard error; returns the exit code."""
   for problem in problems:

@@ -253,11 +253,18 @@ def sweep(comparison: Comparison, out: Path, name: str) -> None:
           comparison_lib.state(result).partition(' at step')[0]
         )
         if marker:
-          above.plot(place, result.best or 0.0, color=style['color'], **marker)
+          above.plot(
+            place,
+            result.best or 0.0,
+            color=style['color'],
+            clip_on=False,
+            **marker,
+          )
         if result.steps_to_target is None:
           below.plot(
             place,
-            0.97,
+            # Of several lines, below one another.
+            0.97 - 0.04 * index,
             marker='^',
             mfc='none',
             color=style['color'],
@@ -265,6 +272,7 @@ def sweep(comparison: Comparison, out: Path, name: str) -> None:
           )
   above.axhline(comparison.chance, color='#999', lw=0.8, ls=':')
   above.set_ylim(0, 1)
+  below.set_ylim(bottom=0)
   above.set_title(
     f'Best accuracy on {comparison.eval_split} images; dotted: chance; '
     'x: diverged; square: at chance',

@@ -144,8 +144,11 @@ def _check(folder: Path, sweep: Sweep) -> None:
     )
   problems: list[str] = []
   for trial in sweep.trials:
+    workdir = folder / trial.name
+    if not (workdir / 'config.json').exists():
+      continue
     try:
-      workdir_lib.Workdir(str(folder / trial.name)).check(trial.config)
+      workdir_lib.Workdir(str(workdir)).check(trial.config())
     except UserError as error:
       problems += error.problems
   if problems:
@@ -158,7 +161,7 @@ def _freeze(folder: Path, sweep: Sweep) -> None:
     path = folder / trial.name / 'config.json'
     if not path.exists():
       path.parent.mkdir(exist_ok=True)
-      workdir_lib.replace_file(path, config_lib.to_json(trial.config))
+      workdir_lib.replace_file(path, config_lib.to_json(trial.config()))
   content = {
     'x': sweep.x,
     'repeat': sweep.repeat,
@@ -277,10 +280,11 @@ def _run(
     finally:
       progress.close()
     own, wall = sum(t.seconds for t in left), time.monotonic() - start
-    print(
-      f"{duration(wall)} of wall time; the trials' own {duration(own)} over "
-      f'{len(slots)} at a time: {wall * len(slots) / own:.2f} times as long'
-    )
+    if own:
+      print(
+        f"{duration(wall)} of wall time; the trials' own {duration(own)} over "
+        f'{len(slots)} at a time: {wall * len(slots) / own:.2f} times as long'
+      )
   found = comparison.read(sweep, folder)
   comparison.write(found)
   for line in comparison.conclusions(found):

@@ -7,6 +7,7 @@ of them are reported at once. Imports no JAX.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import hashlib
 import itertools
 import math
 import os
@@ -58,7 +59,8 @@ class Trial:
     values: by axis.
     config_spec: of `--config`.
     overrides: of `--config.KEY`, with all multiples worked out.
-    config: checked and locked.
+    fingerprint: of its whole config.
+    batch_size: images in a step.
     total_steps: of the whole run.
   """
 
@@ -66,13 +68,18 @@ class Trial:
   values: Mapping[str, Value]
   config_spec: str
   overrides: tuple[str, ...]
-  config: ConfigDict
+  fingerprint: str
+  batch_size: int
   total_steps: int
 
   @property
   def images(self) -> int:
     """That it trains on, each as often as it is seen."""
-    return self.total_steps * self.config.batch_size
+    return self.total_steps * self.batch_size
+
+  def config(self) -> ConfigDict:
+    """Its config, read again: a thousand of them take some room."""
+    return config_lib.load(self.config_spec, self.overrides)
 
   def command(self, workdir: str) -> tuple[str, ...]:
     """The ordinary command that trains it, after the name of Python."""
@@ -279,7 +286,9 @@ def _axis_problems(
     if not axis.values:
       problems.append(f'sweep.axes.{axis.name}: has no values.')
     for value in dict.fromkeys(axis.values):
-      if not _PLAIN.fullmatch(text(value).replace('_', '-')):
+      if isinstance(value, str) and not _PLAIN.fullmatch(
+        value.replace('_', '-')
+      ):
         problems.append(
           f"sweep.axes.{axis.name}: '{value}' becomes a part of the names of "
           'folders. Use letters, digits, and ._+-.'
@@ -307,7 +316,7 @@ def _clashes(trials: Sequence[Trial]) -> list[str]:
   """Trials of one name, or trials that would be the same run."""
   for what, key in (
     ('have one name', lambda trial: trial.name),
-    ('are the same run', lambda trial: config_lib.to_json(trial.config)),
+    ('are the same run', lambda trial: trial.fingerprint),
   ):
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -388,7 +397,10 @@ class _Expansion:
       values=values,
       config_spec=spec,
       overrides=tuple(overrides),
-      config=config,
+      fingerprint=hashlib.sha256(
+        config_lib.to_json(config).encode()
+      ).hexdigest(),
+      batch_size=config.batch_size,
       total_steps=config_lib.total_steps(config, self._train_images(config)),
     )
 

@@ -23,8 +23,6 @@ from bn_repro import workdir as workdir_lib
 from bn_repro.config import UserError
 from bn_repro.interruption import Interruption
 
-ROOT = Path(__file__).resolve().parent.parent
-
 # Seconds between two looks at the processes.
 _INTERVAL = 0.1
 # Of a `metrics.jsonl`, as much of its end as has the last evaluation in it.
@@ -134,11 +132,6 @@ class Runner:
         return not stopping
       time.sleep(_INTERVAL)
 
-  def kill(self) -> None:
-    """Ends all processes at once, for when this one cannot go on."""
-    for process in self._running:
-      process.kill()
-
   def _start_next(self) -> bool:
     """Starts the first trial that can be; False if there is none."""
     for _ in range(len(self._waiting)):
@@ -192,7 +185,6 @@ def _start(
   with trial.log.open('ab') as log:
     return subprocess.Popen(
       trial.command,
-      cwd=ROOT,
       env={**os.environ, **environment},
       stdin=subprocess.DEVNULL,
       stdout=log,

@@ -24,16 +24,11 @@ fig1_settings  both at other initial weights and rates, seed 0: how much of
 
 import argparse
 from collections.abc import Iterator
-from concurrent import futures
 import dataclasses
 import itertools
 import os
 from pathlib import Path
-import signal
-import subprocess
 import sys
-import time
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -42,11 +37,13 @@ from bn_repro import (  # noqa: E402
   command_line,
   report,
   results,
+  trials,
   workdir,
 )
 from bn_repro import config as config_lib  # noqa: E402
 from bn_repro.config import UserError  # noqa: E402
-from bn_repro.progress import duration  # noqa: E402
+from bn_repro.interruption import Interruption  # noqa: E402
+from bn_repro.sweep_progress import SweepProgress  # noqa: E402
 
 # Fixed before any of these runs was looked at.
 SEEDS = (0, 1, 2)
@@ -196,72 +193,43 @@ PARTS = {
 }
 
 
-class Stopped(Exception):
-  """A signal has come; the runs under way have been told."""
+def train(
+  part: str, out: Path, jobs: int | None, interruption: Interruption
+) -> list[str] | None:
+  """Trains what is left of a part's runs.
 
-
-class Pool:
-  """Trains several runs at a time, and can be stopped."""
-
-  def __init__(self, out: Path, jobs: int):
-    self._out = out
-    self._executor = futures.ThreadPoolExecutor(jobs)
-    self._processes: set[subprocess.Popen[bytes]] = set()
-
-  def stop(self, number: int, frame: object) -> NoReturn:
-    """A signal handler: starts no more runs, and lets those there save."""
-    del number, frame
-    self._executor.shutdown(wait=False, cancel_futures=True)
-    for process in self._processes:
-      process.terminate()
-    raise Stopped
-
-  def run(self, trial: Trial) -> futures.Future[tuple[Trial, int]]:
-    """Starts a run as soon as there is room."""
-    return self._executor.submit(self._train, trial)
-
-  def _train(self, trial: Trial) -> tuple[Trial, int]:
-    log = self._out / trial.part / f'{trial.name}.log'
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with (
-      log.open('w') as file,
-      # In a session of its own: Ctrl-C reaches it through `stop` alone.
-      subprocess.Popen(
-        trial.command(self._out),
-        cwd=ROOT,
-        stdout=file,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-      ) as process,
-    ):
-      self._processes.add(process)
-      code = process.wait()
-      self._processes.discard(process)
-    return trial, code
-
-
-def train(part: str, out: Path, pool: Pool) -> list[str]:
-  """Trains a part's runs; returns what went wrong."""
-  trials = list(PARTS[part](out))
-  fine = (
-    workdir.EXIT_CODES[workdir.DONE],
-    workdir.EXIT_CODES[workdir.DIVERGED],
-  )
-  problems = []
-  start = time.monotonic()
-  tasks = [pool.run(trial) for trial in trials]
-  for done, task in enumerate(futures.as_completed(tasks), start=1):
-    trial, code = task.result()
-    elapsed = time.monotonic() - start
-    remaining = duration(elapsed / done * (len(trials) - done))
-    print(
-      f'{part} {done}/{len(trials)}  {trial.name}: exit {code}  '
-      f'ETA of this part {remaining}',
-      flush=True,
+  Returns:
+    What went wrong; None if it was stopped.
+  """
+  todo = []
+  for trial in PARTS[part](out):
+    path = out / part / trial.name
+    config = config_lib.load(
+      f'configs/{trial.variant}.py:mini', trial.overrides
     )
-    if code not in fine:
-      problems.append(f'{out / part / trial.name}.log: exit {code}')
-  return problems
+    if not trials.has_ended(path, config.total_steps):
+      todo.append(
+        trials.Trial(
+          name=trial.name,
+          workdir=path,
+          command=trial.command(out),
+          images=config.total_steps * config.batch_size,
+          total_steps=config.total_steps,
+        )
+      )
+  print(f'{part}: {len(todo)} runs', flush=True)
+  progress = SweepProgress(todo)
+  try:
+    slots = trials.slots(jobs)
+    if not trials.Runner(todo, slots, 0, progress).run(interruption):
+      return None
+  finally:
+    progress.close()
+  return [
+    f'{trial.log}: {trials.last_words(trial)}'
+    for trial in todo
+    if trial.state == workdir.FAILED
+  ]
 
 
 KEPT = ('config.json', 'run.json', 'status.json', 'metrics.jsonl')
@@ -288,7 +256,7 @@ def main() -> int:
   )
   parser.add_argument('parts', nargs='*', metavar='PART', help='all by default')
   parser.add_argument('--out', default='runs/study', metavar='DIR')
-  parser.add_argument('--jobs', type=int, default=os.cpu_count())
+  parser.add_argument('--jobs', type=int, metavar='N', help='runs at a time')
   parser.add_argument(
     '--publish', action='store_true', help='then copy the runs into results/'
   )
@@ -297,21 +265,23 @@ def main() -> int:
   if unknown:
     parser.error(f'{", ".join(unknown)}: no such part of {", ".join(PARTS)}')
   out = Path(flags.out).resolve()
-  pool = Pool(out, flags.jobs)
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, pool.stop)
+  # Trials name their configs from here.
+  os.chdir(ROOT)
+  interruption = Interruption()
+  interruption.listen()
   problems = []
   try:
     for part in flags.parts or PARTS:
-      problems += train(part, out, pool)
+      found = train(part, out, flags.jobs, interruption)
+      if found is None:
+        print('stopped; the same command goes on')
+        return workdir.EXIT_CODES[workdir.PREEMPTED]
+      problems += found
     problems += report.write_report([str(out)], out / 'report')
     if flags.publish:
       problems += publish(out)
   except UserError as error:
     problems += error.problems
-  except Stopped:
-    print('stopped; the same command goes on')
-    return workdir.EXIT_CODES[workdir.PREEMPTED]
   return command_line.report_errors(problems) if problems else 0
 
 
