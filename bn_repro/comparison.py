@@ -14,6 +14,7 @@ import statistics
 from typing import Any
 
 from bn_repro import ledger, paper, results
+from bn_repro import trials as trials_lib
 from bn_repro import workdir as workdir_lib
 from bn_repro.results import Spread
 from bn_repro.sweep_config import Sweep, Value, text
@@ -95,6 +96,7 @@ class Comparison:
     chance: accuracy of guessing.
     eval_split: what accuracies are of.
     folder: where the trials are.
+    searched: whether values were looked for, and not all of them tried.
   """
 
   sweep: Sweep
@@ -103,6 +105,7 @@ class Comparison:
   chance: float
   eval_split: str
   folder: Path
+  searched: bool = False
 
   def lines(self) -> dict[tuple[Value, ...], list[Setting]]:
     """The settings of each line of the picture, by x."""
@@ -136,8 +139,15 @@ class Comparison:
     )
 
 
-def read(sweep: Sweep, folder: Path) -> Comparison:
+def read(
+  sweep: Sweep, folder: Path, pruned: Sequence[str] | None = None
+) -> Comparison:
   """Reads what the trials of a sweep have written.
+
+  Args:
+    sweep: what was run.
+    folder: where the trials are.
+    pruned: names of trials that a search has ended early; None without one.
 
   Raises:
     UserError: if a file of theirs is damaged.
@@ -162,12 +172,14 @@ def read(sweep: Sweep, folder: Path) -> Comparison:
   # One run at a time: a sweep may have a thousand.
   for trial in trials:
     run = results.read_run(folder / trial.name)
-    target = targets[trial.values[sweep.repeat]]
+    target = targets.get(trial.values[sweep.repeat])
     found.append(
       Result(
         name=trial.name,
         values=trial.values,
-        status=run.status.get('status', 'not started'),
+        status=trials_lib.PRUNED
+        if trial.name in (pruned or ())
+        else run.status.get('status', 'not started'),
         step=run.step,
         total_steps=trial.total_steps,
         best=run.best(),
@@ -177,7 +189,13 @@ def read(sweep: Sweep, folder: Path) -> Comparison:
       )
     )
   return Comparison(
-    sweep, found, targets, run.chance, run.config['eval_split'], folder
+    sweep=sweep,
+    results=found,
+    targets=targets,
+    chance=run.chance,
+    eval_split=run.config['eval_split'],
+    folder=folder,
+    searched=pruned is not None,
   )
 
 
@@ -229,13 +247,14 @@ def usable_range(settings: Sequence[Setting]) -> list[Value]:
 def conclusions(comparison: Comparison) -> list[str]:
   """What follows, a line each."""
   found = []
-  if comparison.is_numeric:
+  if comparison.is_numeric and not comparison.searched:
     found += _ranges(comparison)
   found.append(_best(comparison))
   unfinished = [
     r.name
     for r in comparison.results
-    if r.status not in (workdir_lib.DONE, workdir_lib.DIVERGED)
+    if r.status
+    not in (workdir_lib.DONE, workdir_lib.DIVERGED, trials_lib.PRUNED)
   ]
   if unfinished:
     found.append(
@@ -315,23 +334,24 @@ def summary(comparison: Comparison) -> str:
     sweep.x,
     'runs',
     f'best {comparison.eval_split} accuracy, %',
-    'steps of 32 to the target',
     'state',
   ]
+  if not comparison.searched:
+    heads.insert(-1, 'steps of 32 to the target')
   rows = [heads, ['---'] * len(heads)]
   for line, settings in comparison.lines().items():
     for setting in settings:
       states = dict.fromkeys(map(state, setting.results))
-      rows.append(
-        [
-          *map(text, line),
-          text(setting.x),
-          str(len(setting.results)),
-          setting.best().show(lambda value: f'{100 * value:.1f}'),
-          setting.steps_to_target().show('{:,.0f}'.format),
-          ', '.join(states),
-        ]
-      )
+      row = [
+        *map(text, line),
+        text(setting.x),
+        str(len(setting.results)),
+        setting.best().show(lambda value: f'{100 * value:.1f}'),
+        ', '.join(states),
+      ]
+      if not comparison.searched:
+        row.insert(-1, setting.steps_to_target().show('{:,.0f}'.format))
+      rows.append(row)
   targets = ', '.join(
     f'{text(repeat)}: {"none" if target is None else f"{100 * target:.1f} %"}'
     for repeat, target in comparison.targets.items()
@@ -341,11 +361,16 @@ def summary(comparison: Comparison) -> str:
     f'![{sweep.x}](sweep.png)',
     '\n'.join(f'| {" | ".join(row)} |' for row in rows),
     f'Best is the best mean of {results.WINDOW} evaluations in a row; the '
-    f'lower median, and the range over {sweep.repeat}. The target is the best '
-    f'of the first setting ({first.name} and its like), by {sweep.repeat}: '
-    f'{targets}. A trial learns that gets to twice chance.',
+    f'lower median, and the range over {sweep.repeat}. A trial learns that '
+    'gets to twice chance.',
     '\n'.join(f'- {line}' for line in conclusions(comparison)),
   ]
+  if not comparison.searched:
+    notes.insert(
+      3,
+      f'The target is the best of the first setting ({first.name} and its '
+      f'like), by {sweep.repeat}: {targets}.',
+    )
   return '\n\n'.join(notes) + '\n'
 
 

@@ -33,6 +33,10 @@ KINDS = (
 
 # Of the least time.
 PARTS = ('computing', 'memory', 'links')
+# How many times the least time to expect. A chip rarely does better than a half
+# of its roofline on a network of small convolutions, nor worse than a quarter;
+# our guess, not measured.
+SLOWER = (2, 4)
 
 _ITEM_BYTES = {
   'pred': 1,

@@ -78,15 +78,21 @@ def slice_devices(tpu_slice: tpu.Slice) -> list[Any]:
 
 
 def resolve(config: ConfigDict, platform: str) -> ConfigDict:
-  """The config as it is on another platform: `auto` types are decided."""
+  """The config whose steps are looked at one by one on another platform.
+
+  `auto` types are decided. A call is of one step: XLA counts the body of a loop
+  once, however often it runs. What is left out is the room for the images of a
+  call's other steps.
+  """
   resolved = config.copy_and_resolve_references()
   with resolved.unlocked():
     resolved.model.dtype = str(layers.compute_dtype(config.model, platform))
+    resolved.steps_per_call = 1
   return resolved
 
 
 def abstract_program(config: ConfigDict, devices: Sequence[Any]) -> Program:
-  """The program of a config on these devices, with no data to train on."""
+  """The program of a config from `resolve`, with no data to train on."""
   return create_program(
     config, datasets.without_images(config), parallel.create_mesh(devices)
   )
@@ -206,14 +212,15 @@ def _calls(program: Program) -> dict[str, int]:
   """How often a run calls each step, evaluations and Algorithm 2 included."""
   config = program.config
   evaluations = math.ceil(program.total_steps / config.eval_every)
-  forms = 2 if config.bn.enabled and config.bn.population_batches else 1
+  population = config.bn.population_batches if config.bn.enabled else 0
+  forms = 2 if population else 1
   batches = math.ceil(
     len(program.dataset.splits[config.eval_split]) / config.batch_size
   )
   return {
-    'train_steps': program.total_steps // config.steps_per_call,
+    'train_steps': program.total_steps,
     'eval_step': evaluations * forms * batches,
-    'statistics_step': evaluations * config.bn.population_batches,
+    'statistics_step': evaluations * population,
   }
 
 

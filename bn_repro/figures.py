@@ -223,79 +223,49 @@ def rates(section: Section, out: Path, name: str) -> None:
   _save(figure, out, name)
 
 
+# How the points of trials that came to nothing are marked.
+_ENDINGS: Mapping[str, Mapping[str, Any]] = {
+  'diverged': {'marker': 'x', 'ms': 10, 'mew': 2},
+  'at chance': {'marker': 's', 'ms': 10, 'mfc': 'none'},
+  'pruned': {'marker': '^', 'ms': 9, 'mfc': 'none'},
+}
+
+
 def sweep(comparison: Comparison, out: Path, name: str) -> None:
   """Accuracy, and steps to the target, over what varies; a line a net."""
-  figure, (above, below) = plt.subplots(
-    2, 1, figsize=(9, 9), layout='constrained', sharex=True
+  number = 1 if comparison.searched else 2
+  figure, panels = plt.subplots(
+    number,
+    1,
+    figsize=(9, 4.5 * number),
+    layout='constrained',
+    sharex=True,
+    squeeze=False,
   )
-  values = list(comparison.sweep.axis(comparison.sweep.x).values)
+  values = comparison.sweep.axis(comparison.sweep.x).values
   if comparison.is_numeric:
-    above.set_xscale('log')
     places = {value: float(value) for value in values}
   else:
     places = {value: float(place) for place, value in enumerate(values)}
-  for index, (line, settings) in enumerate(comparison.lines().items()):
-    style = _style(index)
-    x = [places[setting.x] for setting in settings]
-    best = [[r.best or 0.0 for r in s.results] for s in settings]
-    label = _plain_text(comparison.label(line)) or 'all'
-    _draw_spread(above, x, best, style, label)
-    reached = [
-      (place, [v for v in setting.steps_to_target().values if v is not None])
-      for place, setting in zip(x, settings, strict=True)
-      if None not in setting.steps_to_target().values
-    ]
-    steps = [values for _, values in reached]
-    _draw_spread(below, [place for place, _ in reached], steps, style, label)
-    for place, setting in zip(x, settings, strict=True):
-      for result in setting.results:
-        marker = _ENDINGS.get(
-          comparison_lib.state(result).partition(' at step')[0]
-        )
-        if marker:
-          above.plot(
-            place,
-            result.best or 0.0,
-            color=style['color'],
-            clip_on=False,
-            **marker,
-          )
-        if result.steps_to_target is None:
-          below.plot(
-            place,
-            # Of several lines, below one another.
-            0.97 - 0.04 * index,
-            marker='^',
-            mfc='none',
-            color=style['color'],
-            transform=below.get_xaxis_transform(),
-          )
-  above.axhline(comparison.chance, color='#999', lw=0.8, ls=':')
-  above.set_ylim(0, 1)
-  below.set_ylim(bottom=0)
-  above.set_title(
-    f'Best accuracy on {comparison.eval_split} images; dotted: chance; '
-    'x: diverged; square: at chance',
-    loc='left',
-    fontsize=10,
-  )
-  below.set_title(
-    'Steps of 32 images to the best of the first setting; triangle: never',
-    loc='left',
-    fontsize=10,
-  )
-  below.set_xlabel(comparison.sweep.x)
-  below.set_xticks(
-    list(places.values()),
-    [f'{v:g}' if not isinstance(v, str) else v for v in places],
-    rotation=0 if comparison.is_numeric else 60,
-  )
-  for axes in (above, below):
-    axes.minorticks_off()
+  _sweep_accuracies(panels[0, 0], comparison, places)
+  if not comparison.searched:
+    _sweep_steps(panels[1, 0], comparison, places)
+  last = panels[-1, 0]
+  last.set_xlabel(comparison.sweep.x)
+  if comparison.is_numeric:
+    last.set_xscale('log')
+  if not comparison.searched:
+    last.set_xticks(
+      list(places.values()),
+      [value if isinstance(value, str) else f'{value:g}' for value in places],
+      rotation=0 if comparison.is_numeric else 60,
+    )
+    last.minorticks_off()
+  for axes in panels[:, 0]:
     axes.grid(alpha=0.3)
   if comparison.sweep.lines:
     figure.legend(
-      *above.get_legend_handles_labels(),
+      *panels[0, 0].get_legend_handles_labels(),
       loc='outside lower center',
       ncols=3,
       frameon=False,
@@ -303,11 +273,76 @@ def sweep(comparison: Comparison, out: Path, name: str) -> None:
   _save(figure, out, name)
 
 
-# How the points of trials that came to nothing are marked.
-_ENDINGS: Mapping[str, Mapping[str, Any]] = {
-  'diverged': {'marker': 'x', 'ms': 10, 'mew': 2},
-  'at chance': {'marker': 's', 'ms': 10, 'mfc': 'none'},
-}
+def _sweep_accuracies(
+  axes: Any, comparison: Comparison, places: Mapping[Any, float]
+) -> None:
+  for index, (line, settings) in enumerate(comparison.lines().items()):
+    style = _style(index)
+    _draw_spread(
+      axes,
+      [places[setting.x] for setting in settings],
+      [[r.best or 0.0 for r in setting.results] for setting in settings],
+      style,
+      _plain_text(comparison.label(line)),
+    )
+    for setting in settings:
+      for result in setting.results:
+        ending = comparison_lib.state(result).partition(' at step')[0]
+        if ending in _ENDINGS:
+          axes.plot(
+            places[setting.x],
+            result.best or 0.0,
+            color=style['color'],
+            clip_on=False,
+            **_ENDINGS[ending],
+          )
+  axes.axhline(comparison.chance, color='#999', lw=0.8, ls=':')
+  axes.set_ylim(0, 1)
+  axes.set_title(
+    f'Best accuracy on {comparison.eval_split} images; dotted: chance; '
+    'x: diverged; square: at chance'
+    + ('; triangle: ended early' if comparison.searched else ''),
+    loc='left',
+    fontsize=10,
+  )
+
+
+def _sweep_steps(
+  axes: Any, comparison: Comparison, places: Mapping[Any, float]
+) -> None:
+  for index, (line, settings) in enumerate(comparison.lines().items()):
+    style = _style(index)
+    reached = [
+      (places[setting.x], [s for s in steps if s is not None])
+      for setting in settings
+      for steps in [setting.steps_to_target().values]
+      if None not in steps
+    ]
+    _draw_spread(
+      axes,
+      [place for place, _ in reached],
+      [steps for _, steps in reached],
+      style,
+      _plain_text(comparison.label(line)),
+    )
+    for setting in settings:
+      if None in setting.steps_to_target().values:
+        axes.plot(
+          places[setting.x],
+          # Of several lines, below one another.
+          0.97 - 0.04 * index,
+          marker='^',
+          mfc='none',
+          color=style['color'],
+          transform=axes.get_xaxis_transform(),
+        )
+  axes.set_ylim(bottom=0)
+  axes.set_title(
+    'Steps of 32 images to the best of the first setting; triangle: not all '
+    'get there',
+    loc='left',
+    fontsize=10,
+  )
 
 
 def _draw_spread(

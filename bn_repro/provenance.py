@@ -84,7 +84,7 @@ def _facts(program: Program) -> dict[str, Any]:
     # Where the interpreter lies is of no use elsewhere.
     'command': shlex.join(['python', *sys.orig_argv[1:]]),
     'started': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
-    'git_revision': _git_revision(),
+    'git_revision': git_revision(),
     'versions': versions(),
     # The same numbers to the last bit take the same of these.
     'cpu_count': os.cpu_count(),
@@ -113,9 +113,15 @@ def images_per_statistic(program: Program) -> int:
   }[config.bn.statistics]
 
 
-def _git_revision() -> str:
-  """The revision of the code, '-dirty' if changed, '' outside a checkout."""
+def git_revision() -> str:
+  """The revision of the code, '-dirty' if changed, '' if nobody knows.
+
+  A copy without its history, as a rented host gets it, has it in a file.
+  """
   root = Path(__file__).resolve().parent.parent
+  written = root / 'REVISION'
+  if written.is_file():
+    return written.read_text().strip()
   try:
     result = subprocess.run(
       [

@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 import sys
-import time
+from typing import Any
 
 from bn_repro import command_line, sweep_config, trials
 from bn_repro import config as config_lib
@@ -82,6 +82,19 @@ def _create_parser() -> command_line.Parser:
   )
   add('--dry_run', action='store_true', help='list the trials and their cost')
   add(
+    '--search',
+    choices=('optuna',),
+    default='',
+    help='look for the best instead of trying all (requirements-search.txt)',
+  )
+  add(
+    '--trials',
+    type=_positive,
+    default=20,
+    metavar='N',
+    help='that a search makes; 20 by default',
+  )
+  add(
     '--trial',
     metavar='NAME',
     help='be this trial alone, by name or number from 0: for clusters',
@@ -106,15 +119,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags, overrides = command_line.parse_arguments(rest, _create_parser())
     sweep = sweep_config.load(flags.sweep, axes, flags.config or '', overrides)
     folder = workdir_lib.Workdir(flags.workdir)
-    _check(folder.path, sweep)
+    _check(folder.path, sweep, flags.search)
+    if flags.search and (flags.dry_run or flags.trial):
+      raise UserError(
+        '--search: its trials are not known beforehand. Leave --dry_run and '
+        '--trial off.'
+      )
     if flags.dry_run:
       _list(folder.path, sweep, len(trials.slots(flags.jobs)))
       return 0
     if flags.trial:
       _become(folder.path, sweep, flags.trial)
     slots = trials.slots(flags.jobs)
+    if flags.search:
+      from bn_repro import search  # noqa: F401 Says so if Optuna is missing.
     folder.claim()
-    _freeze(folder.path, sweep)
+    _freeze(folder.path, sweep, flags.search)
+    if flags.search:
+      return _search(folder.path, sweep, flags.trials, slots, interruption)
     return _run(folder.path, sweep, slots, interruption)
   except UserError as error:
     return command_line.report_errors(error.problems)
@@ -122,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command_line.report_errors([str(error)])
 
 
-def _check(folder: Path, sweep: Sweep) -> None:
+def _check(folder: Path, sweep: Sweep, search: str) -> None:
   """Finds out, without writing, whether a sweep can live in a directory.
 
   It may add trials to those that are there.
@@ -134,7 +156,15 @@ def _check(folder: Path, sweep: Sweep) -> None:
     raise UserError(
       f'--workdir={folder}: holds a run, not a sweep. Name another directory.'
     )
-  saved = workdir_lib.read_json(folder / 'sweep.json') or {'trials': {}}
+  empty = {'search': search, 'trials': _written(sweep) if search else {}}
+  saved = workdir_lib.read_json(folder / 'sweep.json') or empty
+  if saved['search'] != search or (
+    search and saved['trials'] != _written(sweep)
+  ):
+    raise UserError(
+      f'--workdir={folder}: holds another '
+      f'{"search" if saved["search"] else "sweep"}. Name another directory.'
+    )
   names = {trial.name for trial in sweep.trials}
   missing = [name for name in saved['trials'] if name not in names]
   if missing:
@@ -155,28 +185,34 @@ def _check(folder: Path, sweep: Sweep) -> None:
     raise UserError(*problems)
 
 
-def _freeze(folder: Path, sweep: Sweep) -> None:
+def _freeze(folder: Path, sweep: Sweep, search: str) -> None:
   """Writes down what each trial is; its run sees to it that it stays so."""
-  for trial in sweep.trials:
+  for trial in () if search else sweep.trials:
     path = folder / trial.name / 'config.json'
     if not path.exists():
       path.parent.mkdir(exist_ok=True)
       workdir_lib.replace_file(path, config_lib.to_json(trial.config()))
   content = {
+    'search': search,
     'x': sweep.x,
     'repeat': sweep.repeat,
-    'trials': {
-      trial.name: {
-        'values': trial.values,
-        'config_file': trial.config_spec,
-        'overrides': trial.overrides,
-      }
-      for trial in sweep.trials
-    },
+    'trials': _written(sweep),
   }
   workdir_lib.replace_file(
     folder / 'sweep.json', json.dumps(content, indent=2) + '\n'
   )
+
+
+def _written(sweep: Sweep) -> dict[str, Any]:
+  """The trials of a grid, as `sweep.json` has them."""
+  return {
+    trial.name: {
+      'values': dict(trial.values),
+      'config_file': trial.config_spec,
+      'overrides': list(trial.overrides),
+    }
+    for trial in sweep.trials
+  }
 
 
 def _become(folder: Path, sweep: Sweep, name: str) -> None:
@@ -251,7 +287,6 @@ def _run(
   interruption: Interruption,
 ) -> int:
   """Runs what is left of a sweep, compares, and returns the exit code."""
-  from bn_repro import comparison
   from bn_repro.sweep_progress import SweepProgress
 
   left = [
@@ -272,34 +307,58 @@ def _run(
   )
   finished = True
   if left:
-    start = time.monotonic()
-    progress = SweepProgress(left)
+    progress = SweepProgress(left, len(slots))
     runner = trials.Runner(left, slots, sweep.retries, progress)
-    try:
-      finished = runner.run(interruption)
-    finally:
-      progress.close()
-    own, wall = sum(t.seconds for t in left), time.monotonic() - start
-    if own:
-      print(
-        f"{duration(wall)} of wall time; the trials' own {duration(own)} over "
-        f'{len(slots)} at a time: {wall * len(slots) / own:.2f} times as long'
-      )
-  found = comparison.read(sweep, folder)
-  comparison.write(found)
-  for line in comparison.conclusions(found):
-    print(line)
-  print(f'wrote {folder / "trials.csv"}, summary.md and sweep.png beside it')
+    finished = runner.run(interruption)
+  return _conclude(sweep, folder, left, finished=finished)
+
+
+def _search(
+  folder: Path,
+  sweep: Sweep,
+  number: int,
+  slots: Sequence[dict[str, str]],
+  interruption: Interruption,
+) -> int:
+  """Runs what is left of a search, compares, and returns the exit code."""
+  from bn_repro import search
+
+  print(
+    f'{folder}: {number} trials are searched, {len(slots)} at a time',
+    flush=True,
+  )
+  found = search.Search(sweep, folder, len(slots), number)
+  runner = trials.Runner(found.suggestions(), slots, sweep.retries, found)
+  finished = runner.run(interruption)
+  tried, pruned = found.sweep()
+  return _conclude(tried, folder, found.trials, pruned, finished=finished)
+
+
+def _conclude(
+  sweep: Sweep,
+  folder: Path,
+  run: Sequence[trials.Trial],
+  pruned: Sequence[str] | None = None,
+  *,
+  finished: bool,
+) -> int:
+  """Compares, says what has failed, and returns the exit code."""
+  from bn_repro import comparison
+
+  if sweep.trials:
+    found = comparison.read(sweep, folder, pruned)
+    comparison.write(found)
+    for line in comparison.conclusions(found):
+      print(line)
+    print(f'wrote {folder / "trials.csv"}, summary.md and sweep.png beside it')
   if not finished:
     print('stopped; the same command goes on')
     return workdir_lib.EXIT_CODES[workdir_lib.PREEMPTED]
-  failed = [t for t in left if t.state == workdir_lib.FAILED]
-  return (
-    command_line.report_errors(
-      [f'{t.name}: failed. See {t.log}: {trials.last_words(t)}' for t in failed]
-    )
-    if failed
-    else 0
+  failed = [t for t in run if t.state == workdir_lib.FAILED]
+  if not failed:
+    return 0
+  return command_line.report_errors(
+    [f'{t.name}: failed. See {t.log}: {trials.last_words(t)}' for t in failed]
   )
 
 

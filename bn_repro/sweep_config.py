@@ -5,14 +5,15 @@ its fields. Every mistake in one is found here, before the first trial, and all
 of them are reported at once. Imports no JAX.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
 import os
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -33,6 +34,7 @@ _PLAIN = re.compile(r'[A-Za-z0-9][A-Za-z0-9.+-]*')
 _ASSIGNMENT = re.compile(r'(?P<key>[\w.]+)(?P<operator>[*/]?)=(?P<value>.*)')
 
 Value = int | float | str
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Sweep:
     x: name of the axis below the picture.
     repeat: name of the axis whose values repeat a setting.
     retries: how often a trial that failed is started again.
+    expansion: what makes trials of values.
   """
 
   axes: tuple[Axis, ...]
@@ -108,6 +111,7 @@ class Sweep:
   x: str
   repeat: str
   retries: int
+  expansion: 'Expansion'
 
   def axis(self, name: str) -> Axis:
     """An axis by its name."""
@@ -152,24 +156,29 @@ def load(
   problems += _axis_problems(sweep, axes, config_overrides)
   # A ConfigDict has no order of its own. As in names: lines, x, repeat.
   axes.sort(key=lambda axis: (axis.name == sweep.repeat, axis.name == sweep.x))
-  expansion = _Expansion(
+  expansion = Expansion(
     config_spec or sweep.config, (*sweep.overrides, *config_overrides)
   )
-  expansion.read_base()
+  found = _Problems()
+  # No trial may start from it.
+  found.attempt('', expansion.base)
   if problems:
     # What all trials are overridden with can be told all the same.
-    expansion.trial((), {})
-    raise UserError(*problems, *expansion.problems())
+    found.attempt('', lambda: expansion.trial((), {}))
+    raise UserError(*problems, *found.lines())
   # Lines change fastest: comparisons are whole early, and trials that start
   # together compile different programs.
   outermost_first = [axes[-1], axes[-2], *axes[:-2]]
   trials = []
-  for values in itertools.product(*(axis.values for axis in outermost_first)):
+  for combination in itertools.product(*(a.values for a in outermost_first)):
     names = (axis.name for axis in outermost_first)
-    trial = expansion.trial(axes, dict(zip(names, values, strict=True)))
+    values = dict(zip(names, combination, strict=True))
+    trial = found.attempt(
+      _name(axes, values), functools.partial(expansion.trial, axes, values)
+    )
     if trial is not None:
       trials.append(trial)
-  problems = expansion.problems() + _clashes(trials)
+  problems = found.lines() + _clashes(trials)
   if problems:
     raise UserError(*problems)
   return Sweep(
@@ -178,6 +187,7 @@ def load(
     x=sweep.x,
     repeat=sweep.repeat,
     retries=sweep.retries,
+    expansion=expansion,
   )
 
 
@@ -213,6 +223,16 @@ def _misfits(sweep: ConfigDict) -> list[str]:
 def text(value: Value) -> str:
   """A value as it stands in names and on the command line."""
   return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+def _name(axes: Sequence[Axis], values: Mapping[str, Value]) -> str:
+  """The name of a trial: texts as they are, numbers after their axis."""
+  return '_'.join(
+    text(values[axis.name])
+    if isinstance(values[axis.name], str)
+    else f'{axis.name}{text(values[axis.name])}'
+    for axis in axes
+  )
 
 
 def _assignments(axis: ConfigDict) -> dict[str, tuple[str, ...]]:
@@ -329,77 +349,93 @@ def _clashes(trials: Sequence[Trial]) -> list[str]:
   return []
 
 
-class _Expansion:
-  """Makes trials, and collects what is wrong with them."""
+class _Problems:
+  """What is wrong, and with which trials."""
 
-  def __init__(self, config_spec: str, overrides: Sequence[str]):
-    self._spec = config_spec
-    self._path, _, self._mode = config_spec.partition(':')
-    self._overrides = overrides
-    self._bases: dict[str, ConfigDict] = {}
-    self._num_examples: dict[str, int] = {}
-    # The trials that have each problem.
-    self._problems: dict[str, list[str]] = {}
+  def __init__(self) -> None:
+    self._trials: dict[str, list[str]] = {}
 
-  def read_base(self) -> None:
-    """Reads the base, which may be of no trial."""
+  def attempt(self, name: str, work: Callable[[], T]) -> T | None:
+    """What some work for a trial returns; None if it found problems."""
     try:
-      self._bases[self._spec] = config_lib.read(self._spec)
-    except UserError as error:
-      self._problems |= {problem: [''] for problem in error.problems}
-
-  def trial(
-    self, axes: Sequence[Axis], values: Mapping[str, Value]
-  ) -> Trial | None:
-    """The trial of a combination of values; None if it has problems."""
-    name = '_'.join(
-      text(values[axis.name])
-      if isinstance(values[axis.name], str)
-      else f'{axis.name}{text(values[axis.name])}'
-      for axis in axes
-    )
-    assignments = [
-      a for axis in axes for a in assigned(axis, values[axis.name])
-    ]
-    try:
-      return self._trial(name, values, assignments)
+      return work()
     except UserError as error:
       for problem in error.problems:
-        self._problems.setdefault(problem, []).append(name)
+        self._trials.setdefault(problem, []).append(name)
       return None
 
-  def problems(self) -> list[str]:
-    """A line for each problem, with the trials that have it."""
+  def lines(self) -> list[str]:
+    """A line for each problem; those of no trial in particular name none."""
     lines = []
-    for problem, (first, *others) in self._problems.items():
+    for problem, (first, *others) in self._trials.items():
       more = f' and {len(others)} more' if others else ''
       lines.append(f'{problem} (trial {first}{more})' if first else problem)
     return lines
 
-  def _trial(
-    self, name: str, values: Mapping[str, Value], assignments: Sequence[str]
-  ) -> Trial:
-    path = self._path
-    for assignment in assignments:
-      key, _, file = assignment.partition('=')
-      if key == 'config':
-        path = os.path.join(os.path.dirname(self._path), f'{file}.py')
-    spec = f'{path}:{self._mode}' if self._mode else path
+
+class Expansion:
+  """Makes trials of values."""
+
+  def __init__(self, config_spec: str, overrides: Sequence[str]):
+    """Takes what all trials start from.
+
+    Args:
+      config_spec: of the base config.
+      overrides: assignments for all.
+    """
+    self._spec = config_spec
+    self._overrides = overrides
+    self._bases: dict[str, ConfigDict] = {}
+    self._num_examples: dict[str, int] = {}
+
+  def base(self, file: str = '') -> tuple[str, ConfigDict]:
+    """The base, or the config of a file beside it, in its mode; and its spec.
+
+    Raises:
+      UserError: if there is none.
+    """
+    path, colon, mode = self._spec.partition(':')
+    if file:
+      path = os.path.join(os.path.dirname(path), f'{file}.py')
+    spec = f'{path}{colon}{mode}'
     if spec not in self._bases:
       self._bases[spec] = config_lib.read(spec)
-    base = self._bases[spec]
-    overrides = _worked_out(
-      base, [*self._overrides, *(a for a in assignments if a[:7] != 'config=')]
-    )
+    return spec, self._bases[spec]
+
+  def is_continuous(self, axis: Axis) -> bool:
+    """Whether any positive number can be a value of an axis."""
+    _, base = self.base()
+    fields = config_lib.flatten(base)
+    matches = map(_ASSIGNMENT.fullmatch, axis.assignments.get('{}', ('',)))
+    return all(
+      match is not None and isinstance(fields.get(match['key']), float)
+      for match in matches
+    ) and all(not isinstance(v, str) and v > 0 for v in axis.values)
+
+  def trial(self, axes: Sequence[Axis], values: Mapping[str, Value]) -> Trial:
+    """The trial of a combination of values.
+
+    Raises:
+      UserError: with every problem that it has.
+    """
+    file, assignments = '', list(self._overrides)
+    for axis in axes:
+      for assignment in assigned(axis, values[axis.name]):
+        key, _, value = assignment.partition('=')
+        if key == 'config':
+          file = value
+        else:
+          assignments.append(assignment)
+    spec, base = self.base(file)
+    overrides = _worked_out(base, assignments)
     config = config_lib.override(base, overrides)
+    text_of_it = config_lib.to_json(config)
     return Trial(
-      name=name,
+      name=_name(axes, values),
       values=values,
       config_spec=spec,
       overrides=tuple(overrides),
-      fingerprint=hashlib.sha256(
-        config_lib.to_json(config).encode()
-      ).hexdigest(),
+      fingerprint=hashlib.sha256(text_of_it.encode()).hexdigest(),
       batch_size=config.batch_size,
       total_steps=config_lib.total_steps(config, self._train_images(config)),
     )

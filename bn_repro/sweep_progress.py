@@ -1,7 +1,7 @@
 """What a person sees while a sweep goes on."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 import sys
 import time
 from typing import Any
@@ -26,11 +26,22 @@ class SweepProgress(trials_lib.Progress):
   """A table on a terminal, plain lines elsewhere; both on standard output.
 
   The time that remains is an estimate from what has been trained in this start.
+
+  Attributes:
+    trials: all that it has been told of.
   """
 
-  def __init__(self, trials: Sequence[Trial]):
-    """Shows these trials, which all have something left to do."""
-    self._trials = trials
+  def __init__(self, trials: Iterable[Trial], jobs: int, number: int = 0):
+    """Shows trials.
+
+    Args:
+      trials: those that are known of, all with something left to do.
+      jobs: how many run at a time.
+      number: how many there will be, if others may come.
+    """
+    self.trials = list(trials)
+    self._jobs = jobs
+    self._number = number
     self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
     self._begin = time.monotonic()
     self._next_look = self._begin
@@ -43,6 +54,8 @@ class SweepProgress(trials_lib.Progress):
 
   def started(self, trial: Trial) -> None:
     """Says so, where there is no table."""
+    if trial not in self.trials:
+      self.trials.append(trial)
     self._begun[trial.name] = time.monotonic(), trial.step
     if self._live is None:
       self._say(f'{trial.name}: runs, from step {trial.step}')
@@ -61,14 +74,14 @@ class SweepProgress(trials_lib.Progress):
       f'{self._counts()}, ETA {self._remaining()}'
     )
 
-  def tick(self) -> None:
+  def tick(self) -> Iterable[Trial]:
     """Draws the table, or says how the running trials stand."""
     now = time.monotonic()
     if now < self._next_look:
-      return
+      return ()
     interval = _LINE_INTERVAL if self._live is None else _TABLE_INTERVAL
     self._next_look = now + interval
-    running = [t for t in self._trials if t.state == workdir_lib.RUNNING]
+    running = [t for t in self.trials if t.state == workdir_lib.RUNNING]
     for trial in running:
       self._looks[trial.name] = _Look(trial)
     if self._live is not None:
@@ -80,23 +93,38 @@ class SweepProgress(trials_lib.Progress):
           f'{trial.name}: step {look.step}/{trial.total_steps}{look.facts}, '
           f'ETA {self._remaining_of(trial)}'
         )
+    return ()
 
   def stopping(self) -> None:
     """Says that it may take a moment."""
     self._say('stopping: the running trials save')
 
   def close(self) -> None:
-    """Leaves the last table as it is."""
+    """Leaves the last table as it is, and says how long all took."""
     if self._live is not None:
       self._live.update(self._table(), refresh=True)
       self._live.stop()
+    wall = time.monotonic() - self._begin
+    own = sum(trial.seconds for trial in self.trials)
+    if own:
+      self._say(
+        f"{duration(wall)} of wall time; the trials' own {duration(own)} over "
+        f'{self._jobs} at a time: {wall * self._jobs / own:.2f} times as long'
+      )
 
   def _say(self, text: str) -> None:
     self._console.print(text, markup=False)
 
   def _counts(self) -> str:
-    counts = Counter(trial.state for trial in self._trials)
+    counts = Counter(trial.state for trial in self.trials)
+    if self._missing:
+      counts['to come'] = self._missing
     return ', '.join(f'{number} {state}' for state, number in counts.items())
+
+  @property
+  def _missing(self) -> int:
+    """Trials that nobody knows of yet."""
+    return max(self._number - len(self.trials), 0)
 
   def _table(self) -> Table:
     room = max(self._console.height - _MARGIN, 3)
@@ -104,7 +132,7 @@ class SweepProgress(trials_lib.Progress):
     # Those that have ended last stand next to those that run.
     ended = list(self._looks)
     rows = sorted(
-      self._trials,
+      self.trials,
       key=lambda trial: (
         order.get(trial.state, 1),
         -ended.index(trial.name) if trial.name in ended else 0,
@@ -140,7 +168,7 @@ class SweepProgress(trials_lib.Progress):
   def _remaining(self) -> str:
     """From images seen in this start; a trial that has ended has seen all."""
     seen = total = 0.0
-    for trial in self._trials:
+    for trial in self.trials:
       _, first = self._begun.get(trial.name, (0.0, trial.step))
       look = self._looks.get(trial.name)
       step = look.step if look else first
@@ -148,13 +176,17 @@ class SweepProgress(trials_lib.Progress):
         workdir_lib.DONE,
         workdir_lib.DIVERGED,
         workdir_lib.FAILED,
+        trials_lib.PRUNED,
       ):
         step = trial.total_steps
       images = trial.images / trial.total_steps
       seen += max(step - first, 0) * images
       total += (trial.total_steps - first) * images
+    if not seen:
+      return '?'
+    total += total / len(self.trials) * self._missing
     elapsed = time.monotonic() - self._begin
-    return duration(elapsed / seen * (total - seen)) if seen else '?'
+    return duration(elapsed / seen * (total - seen))
 
 
 class _Look:

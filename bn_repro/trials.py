@@ -5,7 +5,7 @@ a runner which was killed is simply started again.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import ctypes
 import dataclasses
 import datetime
@@ -29,6 +29,8 @@ _INTERVAL = 0.1
 _TAIL_BYTES = 20_000
 
 WAITING = 'waiting'
+# Ended early, for others do better.
+PRUNED = 'pruned'
 # Another process has its workdir: one that a killed runner left, or one of
 # another runner.
 ELSEWHERE = 'runs elsewhere'
@@ -47,7 +49,7 @@ class Trial:
     command: what trains it, and resumes it.
     images: that it sees in all, as a measure of its length.
     total_steps: in which it sees them.
-    state: of `workdir.EXIT_CODES`, or waiting, or runs elsewhere.
+    state: of `workdir.EXIT_CODES`, or waiting, or runs elsewhere, or pruned.
     seconds: for which its processes have run, in this runner.
     failures: how often in a row it has ended without having got further.
     step: the furthest that it is known to have got.
@@ -78,11 +80,15 @@ class Progress:
   def ended(self, trial: Trial, code: int) -> None:
     """A trial's process has ended, with the state that the trial is in now."""
 
-  def tick(self) -> None:
-    """Called several times a second."""
+  def tick(self) -> Iterable[Trial]:
+    """Called several times a second; returns trials to end early."""
+    return ()
 
   def stopping(self) -> None:
     """All have been told to save and stop."""
+
+  def close(self) -> None:
+    """No process runs any more."""
 
 
 class Runner:
@@ -90,7 +96,7 @@ class Runner:
 
   def __init__(
     self,
-    trials: Sequence[Trial],
+    trials: Iterable[Trial],
     slots: Sequence[Mapping[str, str]],
     retries: int,
     progress: Progress,
@@ -98,12 +104,14 @@ class Runner:
     """Prepares to run.
 
     Args:
-      trials: in the order in which they are started.
+      trials: in the order in which they are started; each is taken when there
+        is room for it.
       slots: one for each trial at a time; what it adds to the environment.
       retries: how often a trial that failed is started again.
       progress: is told.
     """
-    self._waiting = deque(trials)
+    self._source = iter(trials)
+    self._waiting: deque[Trial] = deque()
     self._free = deque(slots)
     self._retries = retries
     self._progress = progress
@@ -115,27 +123,39 @@ class Runner:
     Returns:
       Whether it was not told to stop.
     """
+    try:
+      return self._run(interruption)
+    finally:
+      self._progress.close()
+
+  def _run(self, interruption: Interruption) -> bool:
     stopping = False
     while True:
       if interruption.signal and not stopping:
         stopping = True
+        self._source = iter(())
         self._waiting.clear()
         for process in self._running:
           process.terminate()
         self._progress.stopping()
       for process in [p for p in self._running if p.poll() is not None]:
         self._end(process, stopping=stopping)
-      while self._waiting and self._free and self._start_next():
+      while self._free and self._start_next():
         pass
-      self._progress.tick()
+      for trial in self._progress.tick():
+        self._prune(trial)
       if not self._running and not self._waiting:
         return not stopping
       time.sleep(_INTERVAL)
 
   def _start_next(self) -> bool:
     """Starts the first trial that can be; False if there is none."""
-    for _ in range(len(self._waiting)):
-      trial = self._waiting.popleft()
+    for _ in range(len(self._waiting) + 1):
+      trial = next(self._source, None)
+      if trial is None and self._waiting:
+        trial = self._waiting.popleft()
+      if trial is None:
+        break
       if is_taken(trial.workdir):
         trial.state = ELSEWHERE
         self._waiting.append(trial)
@@ -148,13 +168,22 @@ class Runner:
       return True
     return False
 
+  def _prune(self, trial: Trial) -> None:
+    for process, attempt in self._running.items():
+      if attempt.trial is trial and trial.state != PRUNED:
+        trial.state = PRUNED
+        process.terminate()
+
   def _end(self, process: subprocess.Popen[bytes], *, stopping: bool) -> None:
     attempt = self._running.pop(process)
     self._free.append(attempt.slot)
     trial, code = attempt.trial, process.returncode
     trial.seconds += time.monotonic() - attempt.start
+    pruned = trial.state == PRUNED
     trial.state = _STATES.get(code, workdir_lib.FAILED)
-    if trial.state not in _ENDED and not stopping:
+    if pruned and trial.state not in _ENDED:
+      trial.state = PRUNED
+    elif trial.state not in _ENDED and not stopping:
       step = last_step(trial.workdir)
       trial.failures = 1 if step > trial.step else trial.failures + 1
       trial.step = max(trial.step, step)

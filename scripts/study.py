@@ -218,13 +218,10 @@ def train(
         )
       )
   print(f'{part}: {len(todo)} runs', flush=True)
-  progress = SweepProgress(todo)
-  try:
-    slots = trials.slots(jobs)
-    if not trials.Runner(todo, slots, 0, progress).run(interruption):
-      return None
-  finally:
-    progress.close()
+  slots = trials.slots(jobs)
+  progress = SweepProgress(todo, len(slots))
+  if not trials.Runner(todo, slots, 0, progress).run(interruption):
+    return None
   return [
     f'{trial.log}: {trials.last_words(trial)}'
     for trial in todo

@@ -1,0 +1,179 @@
+"""Searching among the values of a sweep with Optuna instead of trying them all.
+
+Optuna suggests trials and says which to end early; they are trained as those of
+a grid are. What it knows lies in `optuna.db` in the sweep's directory.
+"""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
+from pathlib import Path
+import sys
+import time
+
+try:
+  import optuna
+except ModuleNotFoundError:
+  from bn_repro.config import UserError
+
+  raise UserError(
+    '--search=optuna: Optuna is not installed. Run: pip install -r '
+    'requirements-search.txt'
+  ) from None
+
+from bn_repro import results, sweep_config
+from bn_repro import trials as trials_lib
+from bn_repro import workdir as workdir_lib
+from bn_repro.sweep_config import Axis, Sweep, Value
+from bn_repro.sweep_progress import SweepProgress
+from bn_repro.trials import Trial
+
+# Seconds between two looks at how running trials learn.
+_INTERVAL = 1.0
+# Suggested numbers are rounded to so many digits, as they are in names.
+_DIGITS = 4
+
+
+class Search(SweepProgress):
+  """Suggests trials, shows them, and ends early those that fall behind.
+
+  Of the axis that repeats settings, the first value alone is trained. A trial
+  is worth its best accuracy, `Run.best`, and is ended early where the median of
+  the others was higher after as many steps.
+  """
+
+  def __init__(self, sweep: Sweep, folder: Path, jobs: int, number: int):
+    """Opens the search of a directory, or begins one.
+
+    Args:
+      sweep: whose axes are searched.
+      folder: directory of the sweep.
+      jobs: how many trials run at a time.
+      number: trials in all.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    self._study = optuna.create_study(
+      storage=f'sqlite:///{folder / "optuna.db"}',
+      study_name='sweep',
+      direction='maximize',
+      load_if_exists=True,
+      pruner=optuna.pruners.MedianPruner(),
+    )
+    # One that goes on must not suggest again what it began with.
+    self._study.sampler = optuna.samplers.TPESampler(
+      seed=len(self._study.get_trials(deepcopy=False))
+    )
+    unfinished = self._unfinished()
+    ended = len(self._study.get_trials(deepcopy=False)) - len(unfinished)
+    super().__init__((), jobs, number - ended)
+    self._sweep, self._folder, self._total = sweep, folder, number
+    self._suggested: dict[str, optuna.trial.Trial] = {}
+    self._running: list[Trial] = []
+    self._reported: dict[str, int] = {}
+    self._next_report = time.monotonic()
+
+  def suggestions(self) -> Iterator[Trial]:
+    """Those that a runner has left, then new ones, until there are enough."""
+    for frozen in self._unfinished():
+      yield self._create(optuna.trial.Trial(self._study, frozen._trial_id))
+    while len(self._study.get_trials(deepcopy=False)) < self._total:
+      yield self._create(self._study.ask())
+
+  def _unfinished(self) -> list[optuna.trial.FrozenTrial]:
+    return self._study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+
+  def _create(self, suggested: optuna.trial.Trial) -> Trial:
+    trial = self._trial(
+      {axis.name: self._suggest(suggested, axis) for axis in self._sweep.axes}
+    )
+    suggested.set_user_attr('values', dict(trial.values))
+    self._suggested[trial.name] = suggested
+    workdir = self._folder / trial.name
+    return Trial(
+      name=trial.name,
+      workdir=workdir,
+      command=[sys.executable, *trial.command(str(workdir))],
+      images=trial.images,
+      total_steps=trial.total_steps,
+    )
+
+  def _suggest(self, suggested: optuna.trial.Trial, axis: Axis) -> Value:
+    if axis.name == self._sweep.repeat or len(axis.values) == 1:
+      return axis.values[0]
+    if self._sweep.expansion.is_continuous(axis):
+      low, high = (float(end(axis.values)) for end in (min, max))
+      value = suggested.suggest_float(axis.name, low, high, log=True)
+      return float(f'{value:.{_DIGITS}g}')
+    chosen = suggested.suggest_categorical(axis.name, axis.values)
+    return axis.values[axis.values.index(chosen)]
+
+  def _trial(self, values: dict[str, Value]) -> sweep_config.Trial:
+    return self._sweep.expansion.trial(self._sweep.axes, values)
+
+  def started(self, trial: Trial) -> None:
+    """Looks after it from now on."""
+    super().started(trial)
+    self._running.append(trial)
+
+  def ended(self, trial: Trial, code: int) -> None:
+    """Tells Optuna what has come out."""
+    super().ended(trial, code)
+    self._running.remove(trial)
+    states = optuna.trial.TrialState
+    number = self._suggested[trial.name].number
+    if trial.state in (workdir_lib.DONE, workdir_lib.DIVERGED):
+      # One that diverged may not have been evaluated at all.
+      best = results.read_run(trial.workdir).best() or 0.0
+      self._study.tell(number, best)
+    elif trial.state == trials_lib.PRUNED:
+      self._study.tell(number, state=states.PRUNED)
+    elif trial.state == workdir_lib.FAILED:
+      self._study.tell(number, state=states.FAIL)
+
+  def tick(self) -> Iterable[Trial]:
+    """Reports evaluations; returns the trials that have fallen behind."""
+    super().tick()
+    now = time.monotonic()
+    if now < self._next_report:
+      return []
+    self._next_report = now + _INTERVAL
+    return [trial for trial in self._running if self._is_behind(trial)]
+
+  def _is_behind(self, trial: Trial) -> bool:
+    if not (trial.workdir / 'config.json').exists():
+      return False
+    lines = results.read_run(trial.workdir).quoted_lines()
+    reported = self._reported.get(trial.name, 0)
+    if not lines or lines[-1]['step'] <= reported:
+      return False
+    suggested = self._suggested[trial.name]
+    for line in lines:
+      if line['step'] > reported:
+        suggested.report(line['accuracy'], line['step'])
+    self._reported[trial.name] = lines[-1]['step']
+    return suggested.should_prune()
+
+  def sweep(self) -> tuple[Sweep, list[str]]:
+    """What has been trained, as a sweep, and the names of the pruned trials."""
+    suggested = [
+      (frozen, self._trial(frozen.user_attrs['values']))
+      for frozen in self._study.get_trials(deepcopy=False)
+      if 'values' in frozen.user_attrs
+    ]
+    found = {trial.name: trial for _, trial in suggested}
+    axes = []
+    for axis in self._sweep.axes:
+      values = {trial.values[axis.name] for trial in found.values()}
+      if self._sweep.expansion.is_continuous(axis):
+        order = sorted(values)
+      else:
+        order = [value for value in axis.values if value in values]
+      axes.append(dataclasses.replace(axis, values=tuple(order)))
+    pruned = [
+      trial.name
+      for frozen, trial in suggested
+      if frozen.state == optuna.trial.TrialState.PRUNED
+    ]
+    sweep = dataclasses.replace(
+      self._sweep, axes=tuple(axes), trials=tuple(found.values())
+    )
+    return sweep, pruned
