@@ -118,6 +118,8 @@ class Search(SweepProgress):
     """Tells Optuna what has come out."""
     super().ended(trial, code)
     self._running.remove(trial)
+    # Others are measured by its whole curve.
+    self._report(trial)
     states = optuna.trial.TrialState
     number = self._suggested[trial.name].number
     if trial.state in (workdir_lib.DONE, workdir_lib.DIVERGED):
@@ -136,9 +138,14 @@ class Search(SweepProgress):
     if now < self._next_report:
       return []
     self._next_report = now + _INTERVAL
-    return [trial for trial in self._running if self._is_behind(trial)]
+    return [
+      trial
+      for trial in self._running
+      if self._report(trial) and self._suggested[trial.name].should_prune()
+    ]
 
-  def _is_behind(self, trial: Trial) -> bool:
+  def _report(self, trial: Trial) -> bool:
+    """Reports evaluations that are new; returns whether there are any."""
     if not (trial.workdir / 'config.json').exists():
       return False
     lines = results.read_run(trial.workdir).quoted_lines()
@@ -150,7 +157,7 @@ class Search(SweepProgress):
       if line['step'] > reported:
         suggested.report(line['accuracy'], line['step'])
     self._reported[trial.name] = lines[-1]['step']
-    return suggested.should_prune()
+    return True
 
   def sweep(self) -> tuple[Sweep, list[str]]:
     """What has been trained, as a sweep, and the names of the pruned trials."""

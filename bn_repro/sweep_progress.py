@@ -141,7 +141,7 @@ class SweepProgress(trials_lib.Progress):
     table = Table(
       title=f'{self._counts()}; ETA {self._remaining()}', title_justify='left'
     )
-    for head in ('trial', 'state', 'step', 'accuracy', 'ETA'):
+    for head in ('trial', 'state', 'step', 'accuracy', 'ETA or time'):
       table.add_column(head)
     for trial in rows[:room]:
       look = self._looks.get(trial.name)
