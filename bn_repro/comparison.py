@@ -16,8 +16,11 @@ from typing import Any
 from bn_repro import ledger, paper, results
 from bn_repro import trials as trials_lib
 from bn_repro import workdir as workdir_lib
+from bn_repro.config import UserError
 from bn_repro.results import Spread
-from bn_repro.sweep_config import Sweep, Value, text
+from bn_repro.sweep_config import Sweep, Trial, Value, text
+
+NOT_STARTED = 'not started'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Result:
   Attributes:
     name: of the trial.
     values: by axis.
-    status: as in `status.json`; 'not started' without one.
+    status: as in `status.json`, or pruned, or not started.
     step: the furthest.
     total_steps: of the whole run.
     best: `Run.best`; None if it was never evaluated.
@@ -150,7 +153,7 @@ def read(
     pruned: names of trials that a search has ended early; None without one.
 
   Raises:
-    UserError: if a file of theirs is damaged.
+    UserError: if a file of theirs is damaged, or there is none.
   """
   rank = {
     axis.name: {value: i for i, value in enumerate(axis.values)}
@@ -162,24 +165,26 @@ def read(
   )
   first = {axis.name: axis.values[0] for axis in sweep.axes}
   targets: dict[Value, float | None] = {}
-  for trial in trials:
-    if first | {sweep.repeat: trial.values[sweep.repeat]} == trial.values:
-      run = results.read_run(folder / trial.name)
-      targets[trial.values[sweep.repeat]] = (
-        run.best() if run.ended and ledger.learns(run) else None
-      )
   found = []
-  # One run at a time: a sweep may have a thousand.
+  run = None
+  # The first of each line and x come first, and with them the targets. One run
+  # at a time: a sweep may have a thousand.
   for trial in trials:
+    if not (folder / trial.name / 'config.json').exists():
+      found.append(_not_started(trial))
+      continue
     run = results.read_run(folder / trial.name)
-    target = targets.get(trial.values[sweep.repeat])
+    repeat = trial.values[sweep.repeat]
+    if trial.values == first | {sweep.repeat: repeat}:
+      targets[repeat] = run.best() if run.ended and ledger.learns(run) else None
+    target = targets.get(repeat)
     found.append(
       Result(
         name=trial.name,
         values=trial.values,
         status=trials_lib.PRUNED
         if trial.name in (pruned or ())
-        else run.status.get('status', 'not started'),
+        else run.status.get('status', NOT_STARTED),
         step=run.step,
         total_steps=trial.total_steps,
         best=run.best(),
@@ -188,6 +193,8 @@ def read(
         steps_to_target=None if target is None else run.steps_to(target),
       )
     )
+  if run is None:
+    raise UserError(f'{folder}: no trial of this sweep has been started.')
   return Comparison(
     sweep=sweep,
     results=found,
@@ -196,6 +203,20 @@ def read(
     eval_split=run.config['eval_split'],
     folder=folder,
     searched=pruned is not None,
+  )
+
+
+def _not_started(trial: Trial) -> Result:
+  return Result(
+    name=trial.name,
+    values=trial.values,
+    status=NOT_STARTED,
+    step=0,
+    total_steps=trial.total_steps,
+    best=None,
+    last=None,
+    learns=False,
+    steps_to_target=None,
   )
 
 

@@ -99,6 +99,11 @@ def _create_parser() -> command_line.Parser:
     metavar='NAME',
     help='be this trial alone, by name or number from 0: for clusters',
   )
+  add(
+    '--compare',
+    action='store_true',
+    help='compare what there is, and train nothing: for clusters',
+  )
   return parser
 
 
@@ -120,16 +125,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep = sweep_config.load(flags.sweep, axes, flags.config or '', overrides)
     folder = workdir_lib.Workdir(flags.workdir)
     _check(folder.path, sweep, flags.search)
-    if flags.search and (flags.dry_run or flags.trial):
+    if flags.search and (flags.dry_run or flags.trial or flags.compare):
       raise UserError(
-        '--search: its trials are not known beforehand. Leave --dry_run and '
-        '--trial off.'
+        '--search: its trials are not known beforehand. Leave --dry_run, '
+        '--trial and --compare off.'
       )
     if flags.dry_run:
       _list(folder.path, sweep, len(trials.slots(flags.jobs)))
       return 0
     if flags.trial:
       _become(folder.path, sweep, flags.trial)
+    if flags.compare:
+      return _conclude(sweep, folder.path, (), finished=True)
     slots = trials.slots(flags.jobs)
     if flags.search:
       from bn_repro import search  # noqa: F401 Says so if Optuna is missing.

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from written_runs import write_run
 
 from bn_repro import comparison, sweep_config
+from bn_repro.config import UserError
 
 # Accuracies of ten evaluations; the best mean of five of the first is .6, which
 # it first reaches at the sixth.
@@ -191,6 +193,19 @@ def test_what_has_not_ended_is_named(tmp_path):
   assert lines[-1] == (
     'Not ended: 1 of 2 trials, bn_baseline_multiplier1_seed0.'
   )
+
+
+def test_trials_that_were_not_started(tmp_path, usual):
+  sweep = usual.sweep
+  missing = sweep.trials[0].name
+  shutil.rmtree(usual.folder / missing)
+  found = comparison.read(sweep, usual.folder)
+  assert {r.name: r.status for r in found.results}[missing] == 'not started'
+  assert comparison.conclusions(found)[-1] == (
+    f'Not ended: 1 of 24 trials, {missing}.'
+  )
+  with pytest.raises(UserError, match='no trial of this sweep'):
+    comparison.read(sweep, tmp_path / 'nothing')
 
 
 def test_diverged_trials_are_no_best_setting(tmp_path):

@@ -237,6 +237,9 @@ def test_one_trial_of_it(file, left_alone, tmp_path):
   assert code == 0
   assert 'done at step 200' in out
   assert [p.name for p in workdir.iterdir()] == [NAMES[2]]
+  code, out = run(file, workdir, '--compare')
+  assert code == 0
+  assert 'Not ended: 3 of 4 trials' in out
   code, out = run(file, workdir)
   assert '4 trials, 3 of them left' in out
   assert content(workdir) == content(left_alone[0])
