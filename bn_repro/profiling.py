@@ -14,16 +14,22 @@ class Profile:
   def __init__(self, directory: Path, first_step: int, num_steps: int):
     """Traces nothing if there are no steps to trace."""
     self._directory = directory
-    self._steps = range(first_step, first_step + num_steps)
+    self._first_step = first_step
+    self._end = first_step + num_steps
     self._tracing = False
 
-  def before_step(self, step: int) -> None:
-    """Starts or stops the trace where the window begins or ends."""
-    if step in self._steps and not self._tracing:
+  def before_call(self, step: int, num_steps: int) -> None:
+    """Starts or stops the trace: of calls that have a step of the window.
+
+    Args:
+      step: the first of the call.
+      num_steps: of the call.
+    """
+    if max(step, self._first_step) >= min(step + num_steps, self._end):
+      self.close()
+    elif not self._tracing:
       jax.profiler.start_trace(self._directory)
       self._tracing = True
-    elif step not in self._steps:
-      self.close()
 
   def close(self) -> None:
     """Writes what was traced, if the window was begun."""

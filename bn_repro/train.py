@@ -338,7 +338,7 @@ class _Run:
     stream = self._program.stacked_batches(self.step, total_steps)
     with contextlib.closing(stream), contextlib.closing(self._profile):
       while self.step < total_steps:
-        self._profile.before_step(self.step)
+        self._profile.before_call(self.step, self._config.steps_per_call)
         with (
           self._clock.spending('step'),
           jax.profiler.StepTraceAnnotation('train', step_num=self.step),

@@ -1,5 +1,6 @@
 """The loop in this process, on eight devices: what no kill hits by luck."""
 
+import contextlib
 import json
 import shutil
 import time
@@ -15,6 +16,7 @@ from bn_repro import program as program_lib
 from bn_repro import workdir as workdir_lib
 from bn_repro.config import UserError
 from bn_repro.interruption import Interrupted
+from bn_repro.profiling import Profile
 from bn_repro.splits import ArraySplit
 
 OVERRIDES = (
@@ -394,3 +396,28 @@ def test_profile_of_a_window_of_steps(tmp_path):
   train_once(plain)
   assert not (plain / 'profile').exists()
   assert_equal_trees(variables(tmp_path), variables(plain))
+
+
+@pytest.mark.parametrize(
+  'first_step, num_steps, traced',
+  [
+    (3, 2, [0]),  # Within a call.
+    (8, 4, [5, 10]),
+    (5, 5, [5]),
+    (10, 0, []),
+    (99, 5, []),
+  ],
+)
+def test_profile_of_calls_of_five_steps(
+  first_step, num_steps, traced, tmp_path, monkeypatch
+):
+  """Those are traced that have a step of the window."""
+  tracing, found = [], []
+  monkeypatch.setattr(jax.profiler, 'start_trace', tracing.append)
+  monkeypatch.setattr(jax.profiler, 'stop_trace', tracing.clear)
+  with contextlib.closing(Profile(tmp_path, first_step, num_steps)) as profile:
+    for step in range(0, 20, 5):
+      profile.before_call(step, 5)
+      if tracing:
+        found.append(step)
+  assert found == traced and not tracing
