@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bn_repro import command_line, tpu  # noqa: E402
+from bn_repro import command_line, ilsvrc2012, tpu  # noqa: E402
 from bn_repro import config as config_lib  # noqa: E402
 from bn_repro.config import UserError  # noqa: E402
 
@@ -31,24 +31,32 @@ Write the scripts that train a config on rented hardware, for you to read and
 run; --run runs those that start the training.
 """
 
+# What docs/imagenet.md trains BN-x30 with, on 16 chips.
+_PROTOCOL = """\
+    --config.batch_size=512 --config.total_steps=375000 \\
+    --config.eval_every=6250 --config.checkpoint_every=1250 \\
+    --config.log_every=125 --config.bn.statistics=group \\
+    --config.bn.momentum=0.9952 --config.data.num_workers=14 \\
+    --config.data.num_threads=8
+"""
 _EXAMPLES = {
-  'tpu-vm': """
+  'tpu-vm': f"""
   python scripts/launch.py tpu-vm --name=bn-x30 --topology=v5e:4x4 --spot \\
-    --project=PROJECT --zone=us-west4-a --config=configs/bn_x30.py \\
-    --workdir=/mnt/runs/bn_x30 --workdir_mount=10.0.0.2:/runs \\
-    --config.data.data_dir=/mnt/data --data_disk=imagenet
-""",
-  'sky': """
+    --project=PROJECT --zone=us-west4-a --workdir_mount=10.0.0.2:/runs \\
+    --data_disk=imagenet --config=configs/bn_x30.py \\
+    --workdir=/mnt/runs/bn_x30 --config.data.data_dir=/mnt/data \\
+{_PROTOCOL}""",
+  'sky': f"""
   python scripts/launch.py sky --name=bn-x30 --topology=v5e:4x4 \\
+    --workdir_mount=10.0.0.2:/runs --data_bucket=gs://BUCKET \\
     --config=configs/bn_x30.py \\
-    --workdir=/mnt/runs/bn_x30 --workdir_mount=10.0.0.2:/runs \\
-    --config.data.data_dir=/mnt/data --data_bucket=gs://BUCKET
-""",
-  'slurm': """
+    --workdir=/mnt/runs/bn_x30 --config.data.data_dir=/mnt/data \\
+{_PROTOCOL}""",
+  'slurm': f"""
   python scripts/launch.py slurm --name=bn-x30 --nodes=2 --gpus=8 \\
-    --config=configs/bn_x30.py --workdir=/shared/runs/bn_x30 \\
-    --config.data.data_dir=/shared/data --sbatch=--partition=gpu
-""",
+    --cpus_per_gpu=14 --sbatch=--partition=gpu --config=configs/bn_x30.py \\
+    --workdir=/shared/runs/bn_x30 --config.data.data_dir=/shared/data \\
+{_PROTOCOL}""",
 }
 
 _NOTES = """
@@ -222,11 +230,20 @@ def sky(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
     return command if mark == 'command' else json.dumps(values[mark])
 
   path = f'{_quote(folder)}/sky.yaml'
+  # A copy comes without its history.
+  revision = (
+    ''
+    if flags.source
+    else '--env "REVISION=$(git describe --always --dirty --abbrev=40)" '
+  )
   return Launch(
     files={'sky.yaml': _fill('sky.yaml', render)},
     tools=('sky', 'gcloud'),
     commands=(
-      (f'sky jobs launch --yes --detach-run {path}', 'starts the managed job'),
+      (
+        f'sky jobs launch --yes --detach-run {revision}{path}',
+        'starts the managed job',
+      ),
       ('sky jobs queue', 'says how it stands'),
       (f'sky jobs logs --name {job.name}', 'follows it'),
       (f'sky jobs cancel --yes --name {job.name}', 'ends it'),
@@ -260,24 +277,56 @@ def slurm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
 
 
 def create_launch(
-  flags: argparse.Namespace, overrides: Sequence[str], folder: str
+  job: Job, config: ConfigDict, flags: argparse.Namespace, folder: str
 ) -> Launch:
   """What a command asks for.
 
   Raises:
     UserError: with what is wrong with it.
   """
-  job, config = training_job(flags.name, flags.config, overrides, flags.workdir)
   if flags.place == 'slurm':
     check_fits(config, flags.nodes * flags.gpus)
     return slurm(job, flags, folder)
   check_fits(config, flags.topology.num_chips)
-  if flags.data and not job.data_dir:
-    raise UserError(
-      '--config.data.data_dir: say where the data are to be mounted on the '
-      'hosts, such as /mnt/data.'
-    )
+  check_storage(job, config, flags)
   return {'tpu-vm': tpu_vm, 'sky': sky}[flags.place](job, flags, folder)
+
+
+def check_storage(
+  job: Job, config: ConfigDict, flags: argparse.Namespace
+) -> None:
+  """Sees that the hosts of a slice will have the data, and keep the run.
+
+  Raises:
+    UserError: if not.
+  """
+  problems = []
+  if not job.data_dir and (flags.data or config.data.name == ilsvrc2012.NAME):
+    problems.append(
+      '--config.data.data_dir: say where the data lie, or are to be mounted, '
+      'on the hosts, such as /mnt/data.'
+    )
+  hosts, spot = flags.topology.num_hosts, flags.place == 'sky' or flags.spot
+  if (hosts > 1 or spot) and not (flags.workdir_mount or flags.shared_workdir):
+    why = f'{hosts} hosts share' if hosts > 1 else 'a spot slice must not lose'
+    problems.append(
+      f'--workdir={job.workdir}: which {why}. Give --workdir_mount='
+      'SERVER:/SHARE, or --shared_workdir if you mount it yourself.'
+    )
+  if problems:
+    raise UserError(*problems)
+
+
+def duration(config: ConfigDict) -> str:
+  """How much a config trains, in words; of other data nobody counts images."""
+  if not config.total_steps:
+    return f'{config.total_epochs:g} epochs'
+  counted = config.data.name == ilsvrc2012.NAME and not config.data.stand_in
+  return command_line.duration(
+    config.total_steps,
+    config.batch_size,
+    ilsvrc2012.NUM_EXAMPLES['train'] - config.data.holdout if counted else None,
+  )
 
 
 def check_tools(tools: Sequence[str]) -> None:
@@ -308,15 +357,21 @@ def write(files: Mapping[str, str], out: Path) -> None:
   """Writes the files of a launch.
 
   Raises:
-    UserError: if the folder holds another launch.
+    UserError: if the folder holds another launch, or the code of one that has
+      begun, which a slice made anew is to get again.
   """
   for name in ('slice.sh', 'host.sh', 'sky.yaml', 'job.sh'):
     path = out / name
-    if path.exists() and path.read_text() != files.get(name):
+    if path.exists() and path.read_bytes() != files.get(name, '').encode():
       raise UserError(
         f'--out={out}: its {name} is of another launch. Delete it, or name '
         'another folder.'
       )
+  if (out / 'source.tgz').exists():
+    raise UserError(
+      f'--out={out}: its source.tgz is what the hosts of a launch got. Go on '
+      'with its scripts, or delete it.'
+    )
   out.mkdir(parents=True, exist_ok=True)
   for name, text in files.items():
     (out / name).write_text(text)
@@ -326,6 +381,12 @@ def _positive(text: str) -> int:
   if not text.isdecimal() or not int(text):
     raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
   return int(text)
+
+
+def _not_empty(text: str) -> str:
+  if not text:
+    raise argparse.ArgumentTypeError('must not be empty')
+  return text
 
 
 def _of_form(pattern: str, form: str) -> Callable[[str], str]:
@@ -390,9 +451,14 @@ def _create_parser() -> argparse.ArgumentParser:
       metavar='SERVER:/SHARE',
       help='NFS share to mount on the folder above the workdir',
     )
+    add(
+      '--shared_workdir',
+      action='store_true',
+      help='the workdir lies where you mount what outlives the hosts',
+    )
   add = adders['tpu-vm']
-  add('--project', required=True)
-  add('--zone', required=True)
+  add('--project', required=True, type=_not_empty)
+  add('--zone', required=True, type=_not_empty)
   add('--spot', action='store_true', help='cheaper, and preempted at any time')
   add(
     '--data_disk',
@@ -440,7 +506,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(flags.out or ROOT / 'launch' / flags.name).absolute()
     inside = out.is_relative_to(ROOT)
     folder = str(out.relative_to(ROOT) if inside else out)
-    launch = create_launch(flags, overrides, folder)
+    job, config = training_job(
+      flags.name, flags.config, overrides, flags.workdir
+    )
+    launch = create_launch(job, config, flags, folder)
     if flags.run:
       check_tools(launch.tools)
     write(launch.files, out)
@@ -449,6 +518,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except OSError as error:
     return command_line.report_errors([str(error)])
   print(f'wrote {", ".join(f"{folder}/{name}" for name in launch.files)}')
+  print(f'They train {duration(config)}.')
   print(f'Read them; then, in {ROOT}:')
   width = max(len(command) for command, _ in launch.commands)
   for command, what in launch.commands:

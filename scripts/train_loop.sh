@@ -46,6 +46,9 @@ run() {
   [ "$signals" -eq 0 ] || return
   setsid "$@" &
   process=$!
+  # One that came since it was looked for had no process to be passed on to.
+  [ "$signals" -eq 0 ] || kill -TERM "$process" 2>/dev/null
+  before=$signals
   while true; do
     wait "$process"
     code=$?
@@ -72,13 +75,14 @@ while true; do
   fi
   early_ends=$((early_ends + 1))
   if [ "$early_ends" -ge "$MOST_EARLY_ENDS" ]; then
-    say "error: exit code $last, and $early_ends runs in a row ended early: ends"
+    say "error: exit code $last, and $early_ends runs in a row ended early"
+    say 'exit code 1: ends'
     exit 1
   fi
   say "exit code $last: again in $pause s"
   run sleep "$pause"
   if [ "$signals" -gt 0 ]; then
-    say "stopped in the pause: ends"
+    say "stopped in the pause, exit code $last: ends"
     exit "$last"
   fi
   pause=$((pause * 2 < LONGEST_PAUSE ? pause * 2 : LONGEST_PAUSE))

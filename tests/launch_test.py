@@ -28,6 +28,7 @@ LOOP = ROOT / 'scripts' / 'train_loop.sh'
 # An override that does not survive careless quoting.
 AWKWARD = '/mnt/it\'s "a $HOME" \\ of; `x`,y'
 
+DATA = '--config.data.data_dir=/mnt/data'
 TPU_VM = (
   'tpu-vm',
   '--name=bn-x30',
@@ -36,6 +37,8 @@ TPU_VM = (
   '--zone=Z',
   '--config=configs/bn_x30.py',
   '--workdir=/mnt/runs/bn_x30',
+  '--shared_workdir',
+  DATA,
 )
 SKY = (
   'sky',
@@ -43,6 +46,8 @@ SKY = (
   '--topology=v5e:4x4',
   '--config=configs/bn_x30.py',
   '--workdir=/mnt/runs/bn_x30',
+  '--shared_workdir',
+  DATA,
 )
 SLURM = (
   'slurm',
@@ -223,6 +228,26 @@ def test_sky_source_and_data(tmp_path):
   assert sky_task(tmp_path / 'local')['workdir'] == '.'
 
 
+@pytest.mark.parametrize(
+  'arguments, expected',
+  [
+    ((), '6,000,000 steps of 32: 192,000,000 images, 149.9 epochs'),
+    (
+      ('--config.batch_size=512',),
+      '6,000,000 steps of 512: 3,072,000,000 images, 2,397.8 epochs',
+    ),
+    (
+      ('--config.data.stand_in=true',),
+      '6,000,000 steps of 32: 192,000,000 images',
+    ),
+    (('--config.total_steps=0', '--config.total_epochs=2.5'), '2.5 epochs'),
+  ],
+)
+def test_says_how_much_is_trained(arguments, expected, tmp_path, capsys):
+  write(tmp_path / 'out', [*TPU_VM, *arguments])
+  assert f'\nThey train {expected}.\n' in capsys.readouterr().out
+
+
 # The loop.
 
 
@@ -318,6 +343,7 @@ def test_runs_that_end_early_are_given_up(notes):
   assert ended.returncode == 1
   assert len(arguments_of_runs(notes)) == 10
   assert 'error: exit code 75, and 10 runs in a row' in ended.stderr
+  assert ended.stderr.endswith('exit code 1: ends\n')
 
 
 SAVES = """
@@ -365,6 +391,20 @@ def test_a_signal_ends_a_pause(bin_dir, notes):
   assert len(arguments_of_runs(notes)) == 1
 
 
+def test_a_signal_before_the_process_is_known(tmp_path):
+  """One that comes as the run starts is passed on all the same."""
+  text = LOOP.read_text()
+  hurried = tmp_path / 'loop.sh'
+  hurried.write_text(
+    text.replace('  process=$!\n', '  kill -TERM $$\n  process=$!\n', 1)
+  )
+  assert hurried.read_text() != text
+  ended = subprocess.run(
+    ['bash', hurried, 'sleep', '60'], timeout=20, check=False
+  )
+  assert ended.returncode == 143
+
+
 # A batch job.
 
 
@@ -376,10 +416,11 @@ def batch(tmp_path, bin_dir, notes, monkeypatch):
   shutil.copy(LOOP, repository / 'scripts')
   stand_in(
     repository / '.venv/bin/python',
-    f'[ "$1" != -c ] || exit 0\n'
+    '[ "$1" != -c ] || exec grep -q "${2#import }" "$NOTES/plugins"\n'
     'echo "${JAX_LOCAL_DEVICE_IDS-none}" >"$NOTES/devices"\n'
     f'[ -e "$NOTES/ends" ] || exec {sys.executable} -c "$SAVES"\n{ENDS}',
   )
+  (notes / 'plugins').write_text('jax_cuda13_plugin\n')
   monkeypatch.setenv('SAVES', SAVES)
   monkeypatch.setenv('SLURM_JOB_ID', '17')
   stand_in(
@@ -417,6 +458,19 @@ def test_batch_job_ends(ends, code, batch, notes):
     ]
   ] * len(ends)
   assert not (notes / 'scontrol').exists()
+
+
+@pytest.mark.parametrize(
+  'plugin, code', [('jax_cuda12_plugin', 0), ('jax_rocm7_plugin', 1)]
+)
+def test_batch_job_takes_jax_for_gpus(plugin, code, batch, notes):
+  """Of either CUDA that requirements-gpu.txt allows."""
+  (notes / 'plugins').write_text(f'{plugin}\n')
+  (notes / 'ends').write_text('0\n')
+  with batch() as process:
+    _, error = process.communicate(timeout=20)
+  assert process.returncode == code
+  assert ('error: .venv has no JAX for GPUs' in error) == bool(code)
 
 
 def test_batch_job_is_put_back_when_its_time_is_over(batch, notes):
@@ -478,6 +532,7 @@ def test_jax_takes_one_gpu_a_process_under_slurm(monkeypatch):
 
 CLOUD = r"""
 case "$*" in *' describe '*) ;; *) printf '%s\n' "$*" >>"$NOTES/calls" ;; esac
+[ ! -e "$NOTES/fails" ] || [[ $* != *$(cat "$NOTES/fails")* ]] || exit 1
 states=$NOTES/states
 hosts=("$NOTES/host0" "$NOTES/host1")
 for argument in "$@"; do
@@ -523,6 +578,7 @@ def cloud(bin_dir, notes, monkeypatch):
   """Stand-ins for the cloud, and for what its hosts would install and mount."""
   (notes / 'credentials').touch()
   monkeypatch.setenv('INTERVAL', '0')
+  stand_in(bin_dir / 'ssh-add', 'exit 2\n')  # No agent.
   stand_in(bin_dir / 'gcloud', CLOUD)
   stand_in(bin_dir / 'python3', PYTHON)
   stand_in(bin_dir / 'sudo', 'exec "$@"\n')
@@ -551,9 +607,10 @@ def calls(notes):
   return found
 
 
-def verb(out, word):
+def verb(out, *words, cwd=ROOT):
   return subprocess.run(
-    ['bash', out / 'slice.sh', word],
+    ['bash', out / 'slice.sh', *words],
+    cwd=cwd,
     capture_output=True,
     text=True,
     timeout=60,
@@ -576,7 +633,7 @@ def test_from_nothing_to_deletion(cloud, tmp_path, capfd):
   (cloud / 'ends').write_text('75\n75\n0\n0\n')
   share, data = tmp_path / 'share', tmp_path / "the 'data'"
   arguments = [
-    *(a for a in TPU_VM if 'workdir' not in a),
+    *(a for a in TPU_VM if 'workdir' not in a and 'data' not in a),
     f'--workdir={share}/run',
     '--spot',
     '--workdir_mount=10.0.0.2:/runs',
@@ -635,6 +692,13 @@ def test_from_nothing_to_deletion(cloud, tmp_path, capfd):
   )
 
 
+def elsewhere(out, folder):
+  """Has a launch write to a folder of the test; its data are there too."""
+  text = (out / 'host.sh').read_text()
+  text = text.replace('/mnt/runs', str(folder / 'runs'))
+  (out / 'host.sh').write_text(text.replace('/mnt/data', str(folder)))
+
+
 def test_a_preempted_slice_is_made_anew(cloud, tmp_path):
   """As is one that is preempted while it is set up."""
   out = tmp_path / 'out'
@@ -652,13 +716,13 @@ def test_a_preempted_slice_is_made_anew(cloud, tmp_path):
     esac
     """,
   )
-  # Nothing but what the slice mounts may be written to.
-  text = (out / 'host.sh').read_text()
-  (out / 'host.sh').write_text(text.replace('/mnt/runs', str(tmp_path)))
+  elsewhere(out, tmp_path)
   kept = verb(out, 'keep')
   assert kept.returncode == 0, kept.stderr
   found = calls(cloud)
-  assert [c for c in found if not c.startswith(('0: ', 'all: mkdir'))] == [
+  assert [
+    c for c in found if 'host.sh state' not in c and 'all: mkdir' not in c
+  ] == [
     'queued-resources delete bn-x30 --force',
     'queued-resources create bn-x30 --node-id=bn-x30 '
     '--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite '
@@ -672,6 +736,174 @@ def test_a_preempted_slice_is_made_anew(cloud, tmp_path):
   ]
   assert 'exit code 0: ends' in kept.stderr
   assert '-C source checkout --quiet --detach v1' in (cloud / 'git').read_text()
+
+
+@pytest.mark.parametrize(
+  'state, fails',
+  [
+    ('SUSPENDED', 'queued-resources create'),
+    ('ACTIVE', 'tpu-vm scp'),
+  ],
+)
+def test_a_slice_that_cannot_be_made_anew(
+  state, fails, cloud, tmp_path, monkeypatch
+):
+  """It is tried less and less often, and then no more."""
+  out = tmp_path / 'out'
+  write(out, [*TPU_VM, '--source=https://example.org/bn#v1', '--spot'])
+  monkeypatch.setenv('INTERVAL', '30')
+  (cloud / 'states').write_text(f'{state}\n')
+  (cloud / 'fails').write_text(fails)
+  for host in ('host0', 'host1'):
+    (cloud / host).mkdir()
+  kept = verb(out, 'keep')
+  assert kept.returncode == 1
+  assert 'error: given up after 8 failures. What is there costs' in kept.stderr
+  assert (cloud / 'pauses').read_text().split() == [
+    str(30 * 2**n) for n in range(1, 8)
+  ]
+
+
+@pytest.fixture
+def repository(tmp_path):
+  """A small one, with what hosts take of this one."""
+  folder = tmp_path / 'repository'
+  shutil.copytree(ROOT / 'scripts', folder / 'scripts')
+  for name in ('requirements-tpu.txt', 'kept.txt', 'deleted.txt'):
+    (folder / name).write_text('as committed\n')
+  identity = ('-c', 'user.name=N', '-c', 'user.email=e')
+  for command in ('init', 'add .', 'commit --message=m'):
+    subprocess.run(
+      ['git', *identity, *command.split()],
+      cwd=folder,
+      check=True,
+      capture_output=True,
+    )
+  return folder
+
+
+def test_code_of_a_slice(cloud, repository, tmp_path, capsys):
+  """It is what is there when it is set up, and says what it is."""
+  out = tmp_path / 'out'
+  write(out, TPU_VM)
+  elsewhere(out, tmp_path)
+  (cloud / 'states').write_text('ACTIVE\n')
+  hosts = [cloud / 'host0' / 'bn-x30', cloud / 'host1' / 'bn-x30']
+  for host in hosts:
+    host.parent.mkdir()
+  (repository / 'deleted.txt').unlink()
+  (repository / 'new.txt').write_text('new\n')
+  for now, words, then in (
+    ('first', ['set_up'], 'first'),
+    ('second', ['set_up'], 'second'),
+    ('third', ['set_up', 'again'], 'second'),
+  ):
+    (repository / 'kept.txt').write_text(now)
+    done = verb(out, *words, cwd=repository)
+    assert done.returncode == 0, done.stderr
+    assert {(h / 'source/kept.txt').read_text() for h in hosts} == {then}
+  source = hosts[1] / 'source'
+  assert (source / 'new.txt').exists()
+  assert not (source / 'deleted.txt').exists()
+  described = subprocess.run(
+    ['git', 'rev-parse', 'HEAD'],
+    cwd=repository,
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.strip()
+  assert (source / 'REVISION').read_text() == f'{described}-dirty\n'
+  # Another launch of that name does not take up the code of this one.
+  for name in ('slice.sh', 'host.sh'):
+    (out / name).unlink()
+  capsys.readouterr()
+  assert launch.main([*TPU_VM, f'--out={out}']) == 1
+  assert 'its source.tgz is what the hosts of a' in capsys.readouterr().err
+
+
+def test_revision_of_a_copy_without_history(tmp_path, monkeypatch):
+  """As what is packed has it; it goes into `run.json`."""
+  from bn_repro import provenance
+
+  of_checkout = provenance.git_revision()
+  assert re.fullmatch('[0-9a-f]{40}(-dirty)?', of_checkout)
+  (tmp_path / 'bn_repro').mkdir()
+  monkeypatch.setattr(
+    provenance, '__file__', str(tmp_path / 'bn_repro' / 'provenance.py')
+  )
+  assert provenance.git_revision() == ''
+  (tmp_path / 'REVISION').write_text('0123-dirty\n')
+  assert provenance.git_revision() == '0123-dirty'
+
+
+def test_a_host_that_was_restarted_trains_again(cloud, repository, tmp_path):
+  """With the code of the others; and the run's exit code is passed on."""
+  out = tmp_path / 'out'
+  write(out, TPU_VM)
+  elsewhere(out, tmp_path)
+  (cloud / 'states').write_text('ACTIVE\n')
+  hosts = [cloud / 'host0' / 'bn-x30', cloud / 'host1' / 'bn-x30']
+  for host in hosts:
+    host.parent.mkdir()
+  assert verb(out, 'set_up', cwd=repository).returncode == 0
+  (repository / 'kept.txt').write_text('edited since\n')
+  (cloud / 'ends').write_text('3\n')
+  (hosts[0] / 'train.log').write_text('step 7\n')
+  with (
+    subprocess.Popen(
+      ['flock', '--no-fork', hosts[0] / 'lock', 'tail', '-f', '/dev/null']
+    ) as running,
+    subprocess.Popen(
+      ['bash', out / 'slice.sh', 'keep'],
+      cwd=repository,
+      stderr=subprocess.PIPE,
+      text=True,
+    ) as keeping,
+  ):
+    try:
+      give_up = time.monotonic() + 30
+      log = hosts[1] / 'train.log'
+      while not (log.exists() and ': ends' in log.read_text()):
+        assert time.monotonic() < give_up and keeping.poll() is None
+        time.sleep(0.1)
+      # The other host still trains.
+      assert keeping.poll() is None
+      (hosts[0] / 'train.log').write_text('train_loop: 1 exit code 0: ends\n')
+      running.kill()
+      keeping.communicate(timeout=30)
+    finally:
+      running.kill()
+      keeping.kill()
+  assert keeping.returncode == 3
+  assert len(arguments_of_runs(cloud)) == 1
+  assert (hosts[1] / 'source/kept.txt').read_text() == 'as committed\n'
+
+
+@pytest.mark.parametrize(
+  'topology, held, fingerprint, code',
+  [
+    ('v5e:4x4', '2048 SHA256:other key (RSA)', 'SHA256:ours', 1),
+    ('v5e:4x4', '2048 SHA256:other key (RSA)', '', 1),
+    ('v5e:4x4', '2048 SHA256:ours key (RSA)', 'SHA256:ours', 0),
+    ('v5e:4x4', '', 'SHA256:ours', 0),  # No agent, or an empty one.
+    ('v5e:2x4', '2048 SHA256:other key (RSA)', 'SHA256:ours', 0),
+  ],
+)
+def test_an_agent_without_the_key(
+  topology, held, fingerprint, code, cloud, tmp_path
+):
+  """Gcloud would refuse to copy to several hosts, once they cost."""
+  stand_in(tmp_path / 'bin' / 'ssh-add', f'echo "{held}"; [ -n "{held}" ]\n')
+  stand_in(
+    tmp_path / 'bin' / 'ssh-keygen',
+    f'[ -n "{fingerprint}" ] && echo "2048 {fingerprint} key (RSA)"\n',
+  )
+  out = tmp_path / 'out'
+  write(out, [*TPU_VM, f'--topology={topology}'])
+  asked = verb(out, 'create')
+  assert asked.returncode == code
+  assert ('error: the ssh-agent here does not hold' in asked.stderr) == code
+  assert (cloud / 'states').exists() != code
 
 
 @pytest.mark.parametrize(
@@ -803,6 +1035,10 @@ def test_a_host_with_an_old_python(cloud, tmp_path):
   [
     (
       SKY,
+      'sky jobs launch --yes --detach-run --env REVISION=0123 {}/sky.yaml',
+    ),
+    (
+      (*SKY, '--source=https://example.org/bn#v1'),
       'sky jobs launch --yes --detach-run {}/sky.yaml',
     ),
     (
@@ -812,6 +1048,7 @@ def test_a_host_with_an_old_python(cloud, tmp_path):
   ],
 )
 def test_run_submits(arguments, calls_of, cloud, tmp_path):
+  stand_in(tmp_path / 'bin' / 'git', 'echo 0123\n')
   for name in ('sky', 'sbatch'):
     stand_in(tmp_path / 'bin' / name, f'echo {name} "$@" >>"$NOTES/submitted"')
   out = tmp_path / 'o ut'
@@ -832,7 +1069,11 @@ def test_sky_task_runs(cloud, tmp_path):
   (cloud / 'ends').write_text('75\n3\n')
   data = tmp_path / 'data'
   data.mkdir()
-  envs = {'WORKDIR': str(tmp_path / 'run'), 'DATA_DIR': str(data)}
+  envs = {
+    'WORKDIR': str(tmp_path / 'run'),
+    'DATA_DIR': str(data),
+    'REVISION': '0123',
+  }
   codes = [
     subprocess.run(
       ['bash', '-c', task[step]],
@@ -843,6 +1084,7 @@ def test_sky_task_runs(cloud, tmp_path):
     for step in ('setup', 'run')
   ]
   assert codes == [0, 3]
+  assert (repository / 'REVISION').read_text() == '0123\n'
   text = (cloud / 'arguments').read_bytes().split(b'\0\n')[:-1]
   assert [run.decode().split('\0') for run in text] == [
     [
@@ -850,6 +1092,7 @@ def test_sky_task_runs(cloud, tmp_path):
       'bn_repro.main',
       '--config=configs/bn_x30.py',
       '--workdir=/mnt/runs/bn_x30',
+      DATA,
       f'--config.data.data_dir={AWKWARD}',
       '--config.init_from=a\n  b',
     ]
@@ -857,6 +1100,25 @@ def test_sky_task_runs(cloud, tmp_path):
 
 
 # Mistakes.
+
+DIGITS = ('--config=configs/bn_x30.py:mini', '--config.batch_size=128')
+
+
+def without(prefix, arguments):
+  return tuple(a for a in arguments if not a.startswith(prefix))
+
+
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    (*without('--shared_workdir', TPU_VM), '--topology=v5e:2x4'),
+    (*without('--shared_workdir', SKY), '--workdir_mount=10.0.0.2:/runs'),
+    (*without(DATA, TPU_VM), *DIGITS),
+    without(DATA, SLURM),
+  ],
+)
+def test_no_mistakes(arguments, tmp_path):
+  assert write(tmp_path / 'out', arguments)
 
 
 @pytest.mark.parametrize(
@@ -882,14 +1144,32 @@ def test_sky_task_runs(cloud, tmp_path):
     ((*TPU_VM, '--workdir=gs://runs/bn'), 'an absolute path on the hosts'),
     ((*TPU_VM, '--workdir=/runs'), 'an absolute path on the hosts'),
     ((*SLURM, '--config.data.data_dir=data'), 'an absolute path on the hosts'),
-    ((*TPU_VM, '--data_disk=imagenet'), '--config.data.data_dir: say where'),
-    ((*SKY, '--data_bucket=gs://b'), '--config.data.data_dir: say where'),
+    (without(DATA, TPU_VM), '--config.data.data_dir: say where'),
+    (without(DATA, SKY), '--config.data.data_dir: say where'),
+    (
+      (*without(DATA, SKY), *DIGITS, '--data_bucket=gs://b'),
+      '--config.data.data_dir: say where',
+    ),
+    (
+      without('--shared_workdir', TPU_VM),
+      'which 4 hosts share. Give --workdir',
+    ),
+    (
+      (*without('--shared_workdir', TPU_VM), '--topology=v5e:2x4', '--spot'),
+      'which a spot slice must not lose. Give --workdir_mount=SERVER:/SHARE',
+    ),
+    (
+      (*without('--shared_workdir', SKY), '--topology=v5e:2x4'),
+      'which a spot slice must not lose',
+    ),
+    ((*TPU_VM, '--project='), '--project: must not be empty'),
+    ((*TPU_VM, '--zone='), '--zone: must not be empty'),
     ((*SKY, '--data_bucket=b'), "'b' is not gs://BUCKET"),
     ((*SKY, '--source=https://a.b/c'), 'is not URL#REVISION'),
     ((*SKY, '--workdir_mount=runs'), 'is not SERVER:/SHARE'),
     ((*SLURM, '--gpus=0'), "'0' is not a number from 1"),
     ((*SLURM, '--topology=v5e:4x4'), 'unrecognized arguments'),
-    (TPU_VM[:-1], 'required: --workdir'),
+    (without('--workdir=', TPU_VM), 'required: --workdir'),
     (('vm', *TPU_VM[1:]), 'invalid choice'),
     ((), 'required: PLACE'),
     ((*TPU_VM, '--run'), 'gcloud: not found'),
@@ -942,6 +1222,10 @@ def test_another_launch_is_left_alone(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert 'is of another launch' in line
   assert {p.name: p.read_text() for p in out.iterdir()} == before
+  (out / 'slice.sh').write_bytes(b'\xff\0')
+  assert launch.main([*TPU_VM, f'--out={out}']) == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'its slice.sh is of another launch' in line
 
 
 def test_a_folder_that_cannot_be_written(capsys):

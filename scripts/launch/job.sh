@@ -29,6 +29,7 @@ fail() {
 [ -e scripts/train_loop.sh ] || fail 'submit it in the repository'
 export PATH=$PWD/.venv/bin:$PATH
 python -c 'import jax_cuda13_plugin' 2>/dev/null ||
+  python -c 'import jax_cuda12_plugin' 2>/dev/null ||
   fail ".venv has no JAX for GPUs. Run in the repository: bash -c" \
     "'source scripts/environment.sh && use_environment requirements-gpu.txt'"
 if [ "$TASKS" = node ]; then

@@ -3,7 +3,7 @@
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=64
+#SBATCH --cpus-per-task=112
 #SBATCH --signal=B:TERM@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -17,11 +17,20 @@ COMMAND=(
   --config=configs/bn_x30.py
   --workdir=/shared/runs/bn_x30
   --config.data.data_dir=/shared/data
+  --config.batch_size=512
+  --config.total_steps=375000
+  --config.eval_every=6250
+  --config.checkpoint_every=1250
+  --config.log_every=125
+  --config.bn.statistics=group
+  --config.bn.momentum=0.9952
+  --config.data.num_workers=14
+  --config.data.num_threads=8
 )
 # A process a node, or a gpu.
 TASKS=node
 GPUS=8
-CPUS=64
+CPUS=112
 
 # Trains as a batch job of SLURM. Submit it in the repository, on a file system
 # that all nodes share. One loop starts all processes; shortly before the job's
@@ -36,6 +45,7 @@ fail() {
 [ -e scripts/train_loop.sh ] || fail 'submit it in the repository'
 export PATH=$PWD/.venv/bin:$PATH
 python -c 'import jax_cuda13_plugin' 2>/dev/null ||
+  python -c 'import jax_cuda12_plugin' 2>/dev/null ||
   fail ".venv has no JAX for GPUs. Run in the repository: bash -c" \
     "'source scripts/environment.sh && use_environment requirements-gpu.txt'"
 if [ "$TASKS" = node ]; then

@@ -8,6 +8,15 @@ COMMAND=(
   --config=configs/bn_x30.py
   --workdir=/mnt/runs/bn_x30
   --config.data.data_dir=/mnt/data
+  --config.batch_size=512
+  --config.total_steps=375000
+  --config.eval_every=6250
+  --config.checkpoint_every=1250
+  --config.log_every=125
+  --config.bn.statistics=group
+  --config.bn.momentum=0.9952
+  --config.data.num_workers=14
+  --config.data.num_threads=8
 )
 SOURCE_URL=''
 SOURCE_REVISION=''
