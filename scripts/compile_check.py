@@ -11,7 +11,8 @@ takes some ten minutes of two cores and 4 GB. It takes requirements-tpu.txt.
   python scripts/compile_check.py --config=configs/bn_x30.py \
     --topology=v5e:2x4 --find_batch_size
 
-tries larger batches until one does not fit: a compilation each.
+tries larger batches until a training step does not fit, a compilation each, and
+then checks the largest that does.
 
   python scripts/compile_check.py --config=configs/bn_x5.py:mini \
     --platform=cpu --num_devices=8
@@ -33,20 +34,22 @@ import json
 import os
 from pathlib import Path
 import resource
+import shlex
 import sys
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bn_repro import command_line, tpu  # noqa: E402
+from bn_repro import command_line, cost, tpu  # noqa: E402
 from bn_repro import config as config_lib  # noqa: E402
 from bn_repro.config import UserError  # noqa: E402
 
 ASSUMPTIONS = (
   'A chip computes and moves data at its peak rates, both at once; messages '
-  'come on top; nothing waits for images. Expect 1.5 to 3 times as long. Bytes '
-  'include what pads the tiles that a TPU keeps arrays in.'
+  'come on top; nothing waits for images. Expect '
+  f'{cost.SLOWER[0]} to {cost.SLOWER[1]} times as long. Bytes include what '
+  'pads the tiles that a TPU keeps arrays in.'
 )
 
 
@@ -86,10 +89,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags, overrides = command_line.parse_arguments(arguments, parser)
     if flags.batch_size is not None:
       overrides.append(f'batch_size={flags.batch_size}')
+    _check_writable(flags.json)
+    flags.command = ['python', 'scripts/compile_check.py', *arguments]
     check = {'tpu': _check_tpu, 'cpu': _check_cpu, 'gpu': _check_gpu}
     return check[flags.platform](flags, overrides)
   except UserError as error:
     return command_line.report_errors(error.problems)
+
+
+def _check_writable(path: Path | None) -> None:
+  """Finds out before anything is compiled."""
+  if path is None:
+    return
+  target = path if path.exists() else path.parent
+  if path.is_dir() or not os.access(target, os.W_OK):
+    raise UserError(
+      f'--json={path}: cannot be written. Name a file in a folder that is '
+      'there.'
+    )
 
 
 def _check_tpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -102,8 +119,12 @@ def _check_tpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     raise UserError(
       'config.model.dtype=float64: a TPU has none. Use auto, or --platform=cpu.'
     )
-  if not flags.find_batch_size:
-    config_lib.check_divides(config, tpu_slice.num_chips)
+  if flags.find_batch_size:
+    # Where the search begins: an even share of the batch.
+    with config.unlocked():
+      share = max(config.batch_size // tpu_slice.num_chips, 1)
+      config.batch_size = share * tpu_slice.num_chips
+  config_lib.check_divides(config, tpu_slice.num_chips)
   if importlib.util.find_spec('libtpu') is None:
     raise UserError(
       'compiling for a TPU takes libtpu, on Linux: '
@@ -122,24 +143,24 @@ def _check_tpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   devices = estimate.slice_devices(tpu_slice)
   config = estimate.resolve(config, 'tpu')
   if flags.find_batch_size:
-    config.batch_size = _find_batch_size(config, devices)
+    with config.unlocked():
+      config.batch_size = _find_batch_size(config, devices, tpu_slice.chip)
   program = estimate.abstract_program(config, devices)
   try:
     found = estimate.of_program(program, _say)
   except estimate.DoesNotFit as error:
     print(f'does not fit {tpu_slice}: {error}')
     return 1
-  print(f'\n{flags.config} on {tpu_slice}: {_what(found, "chip")}')
+  print(f'\n{flags.config} on {tpu_slice}: {_what(program, found, "chip")}')
   for line in estimate.table(found, tpu_slice.chip):
     print(line)
   print(ASSUMPTIONS)
-  _write_json(flags, found, tpu_slice)
-  needed, there = found.memory / 1e9, tpu_slice.chip.memory / 1e9
-  if found.memory > tpu_slice.chip.memory:
-    print(f'does not fit: {needed:.2f} GB a chip of {there:.1f} GB')
-    return 1
-  print(f'fits: {needed:.2f} GB a chip of {there:.1f} GB')
-  return 0
+  _write_json(flags, program, found, tpu_slice)
+  fits = found.memory <= tpu_slice.chip.memory
+  print(
+    f'{"fits" if fits else "does not fit"}: {_memory(found, tpu_slice.chip)}'
+  )
+  return 0 if fits else 1
 
 
 def _take_large_stack() -> None:
@@ -153,29 +174,52 @@ def _take_large_stack() -> None:
   os.execv(sys.executable, sys.orig_argv)
 
 
-def _find_batch_size(config: Any, devices: Sequence[Any]) -> int:
+def _find_batch_size(
+  config: Any, devices: Sequence[Any], chip: tpu.Chip
+) -> int:
   """The largest batch whose training step fits."""
   from bn_repro import estimate
 
-  def fits(batch_size: int) -> bool:
-    config.batch_size = batch_size
-    _say(f'does a batch of {batch_size} fit?')
-    program = estimate.abstract_program(config, devices)
+  num_chips = len(devices)
+  fitting = [0]
+
+  def why_not(batch_size: int) -> str:
+    trial = config.copy_and_resolve_references()
+    with trial.unlocked():
+      trial.batch_size = batch_size
     try:
-      estimate.of_program(program, _say, names=('train_steps',))
-    except estimate.DoesNotFit as error:
-      _say(f'{batch_size} images do not: {error}')
+      program = estimate.abstract_program(trial, devices)
+      found = estimate.of_program(program, _say, names=('train_steps',))
+    # Groups of BN allow some batches only.
+    except (UserError, estimate.DoesNotFit) as error:
+      return str(error)
+    return '' if found.memory <= chip.memory else _memory(found, chip)
+
+  def fits(batch_size: int) -> bool:
+    _say(f'does a batch of {batch_size} fit?')
+    if reason := why_not(batch_size):
+      _say(f'{batch_size} images do not: {reason}')
       return False
+    fitting.append(batch_size)
     return True
 
-  with config.unlocked():
-    found = estimate.largest_batch(
-      fits, len(devices), start=max(config.batch_size // len(devices), 1)
-    )
-  if not found:
-    raise UserError('not even one image a chip fits.')
-  print(f'largest batch that fits: {found}, {found // len(devices)} a chip')
-  return found
+  try:
+    estimate.largest_batch(fits, num_chips, config.batch_size // num_chips)
+  finally:
+    # Also if the search ends early: it may have taken hours.
+    best = max(fitting)
+    if best:
+      print(
+        f'largest batch, of those tried, whose training step fits: {best}, '
+        f'{best // num_chips} a chip'
+      )
+  if not best:
+    raise UserError('no batch that was tried fits.')
+  return best
+
+
+def _memory(found: Any, chip: tpu.Chip) -> str:
+  return f'{found.memory / 1e9:.2f} GB a chip of {chip.memory / 1e9:.1f} GB'
 
 
 def _check_cpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -184,11 +228,12 @@ def _check_cpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   from bn_repro import estimate
 
   config = estimate.resolve(config, 'cpu')
-  found = estimate.of_program(estimate.abstract_program(config, devices), _say)
-  print(f'\n{flags.config} on CPU: {_what(found, "device")}')
+  program = estimate.abstract_program(config, devices)
+  found = estimate.of_program(program, _say)
+  print(f'\n{flags.config} on CPU: {_what(program, found, "device")}')
   for line in estimate.table(found, None):
     print(line)
-  _write_json(flags, found, None)
+  _write_json(flags, program, found, None)
   return 0
 
 
@@ -202,7 +247,7 @@ def _check_gpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   found = estimate.without_compiling(program)
   print(
     f'\n{flags.config} on GPUs, from the program before compilation (nothing '
-    f'here was compiled or run for a GPU): {_what(found, "GPU")}'
+    f'here was compiled or run for a GPU): {_what(program, found, "GPU")}'
   )
   for line in estimate.table(found, None):
     print(line)
@@ -211,7 +256,7 @@ def _check_gpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     'for the backward pass; a compiler needs less, or some more for its own '
     'purposes. Bytes would be more than a GPU moves, which fuses operations.'
   )
-  _write_json(flags, found, None)
+  _write_json(flags, program, found, None)
   return 0
 
 
@@ -243,19 +288,26 @@ def _say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def _what(found: Any, device: str) -> str:
+def _what(program: Any, found: Any, device: str) -> str:
   share = found.batch_size // found.num_devices
   plural = '' if found.num_devices == 1 else 's'
+  duration = command_line.duration(
+    program.total_steps, found.batch_size, len(program.dataset.splits['train'])
+  )
   return (
     f'{found.num_devices} {device}{plural}, {found.batch_size} images a step, '
-    f'{share} a {device}, {found.dtype}, {found.num_parameters:,} parameters'
+    f'{share} a {device}, {found.dtype}, {found.num_parameters:,} parameters\n'
+    f'{duration}'
   )
 
 
 def _write_json(
-  flags: argparse.Namespace, found: Any, tpu_slice: tpu.Slice | None
+  flags: argparse.Namespace,
+  program: Any,
+  found: Any,
+  tpu_slice: tpu.Slice | None,
 ) -> None:
-  """Writes the figures, with when and by what they were made."""
+  """Writes the figures, with when, of what and by what they were made."""
   if flags.json is None:
     return
   from bn_repro import provenance
@@ -263,6 +315,9 @@ def _write_json(
   facts = {
     'config': flags.config,
     'topology': str(tpu_slice) if tpu_slice else flags.platform,
+    'command': shlex.join(flags.command),
+    'resolved_config': program.config.to_dict(),
+    'git_revision': provenance.git_revision(),
     'date': datetime.date.today().isoformat(),
     'versions': provenance.versions(),
     'libtpu': metadata.version('libtpu') if tpu_slice else None,

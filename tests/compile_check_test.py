@@ -1,8 +1,10 @@
 """Programs for TPU slices that are not there: what they cost, and mistakes."""
 
 import importlib.util
+import json
 import os
 from pathlib import Path
+import shlex
 import sys
 
 import jax
@@ -103,7 +105,20 @@ def of_config(variant, topology, *overrides, names=('train_steps',)):
   return program, estimate.of_program(program, print, names)
 
 
+@pytest.fixture
+def small_network(monkeypatch):
+  monkeypatch.setattr(architecture, 'rows', rows)
+
+
 VARIANTS = ('inception', 'bn_baseline', 'bn_x5', 'bn_x30', 'bn_x5_sigmoid')
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_a_small_network_of_every_variant_compiles(variant, small_network):
+  """For a slice: two modules of the ten."""
+  _, found = of_config(variant, 'v5e:2x2', 'batch_size=16')
+  (step,) = found.steps.values()
+  assert step.by_kind[cost.CONVOLUTION] and step.collective_bytes
 
 
 @pytest.mark.parametrize(
@@ -130,11 +145,6 @@ def test_every_variant_compiles_for_a_slice(variant):
   assert (2 * 20 < step.num_collectives < 2 * 69) == with_bn
   params = sum(x.size for x in jax.tree.leaves(program.initial_state().params))
   assert step.collective_bytes > 4 * params
-
-
-@pytest.fixture
-def small_network(monkeypatch):
-  monkeypatch.setattr(architecture, 'rows', rows)
 
 
 def test_chips_do_the_same_whatever_their_number(small_network):
@@ -220,6 +230,15 @@ def test_largest_batch(limit, start, expected):
     (('--platform=gpu', '--num_devices=0'), 'at least 1'),
     (('--platform=cpu', '--num_devices=5'), 'not a multiple of the 5 devices'),
     (('--topology=v5e:2x2', '--config.no=1'), 'no such field'),
+    (('--topology=v5e:2x2', '--json=/no/x.json'), '--json=/no/x.json: cannot'),
+    (('--topology=v5e:2x2', '--json=/tmp'), '--json=/tmp: cannot be written'),
+    (
+      (
+        *('--topology=v5e:2x2', '--find_batch_size', '--batch_size=192'),
+        '--config.bn.statistics=group',
+      ),
+      'must divide the 48 images of each of 4 devices',
+    ),
   ],
 )
 def test_mistakes(arguments, expected, capsys):
@@ -253,6 +272,164 @@ def test_what_does_not_fit(small_network, monkeypatch, capsys):
   arguments = ['--config=configs/bn_x5.py:mini', '--topology=v5e:2x2']
   assert compile_check.main(arguments) == 1
   assert 'does not fit v5e:2x2: ' in capsys.readouterr().out
+
+
+def step(memory):
+  return cost.Cost(
+    memory=memory,
+    code=0,
+    flops=1e9,
+    bytes_accessed=1e9,
+    by_kind=dict.fromkeys(cost.KINDS, 0),
+    num_collectives=0,
+    collective_bytes=0,
+  )
+
+
+class Compiler:
+  """Stands in for one: a chip takes a GB for every so many images.
+
+  Attributes:
+    images_a_gb: of a training step.
+    evaluation_gb: what the other steps take.
+    interrupted_at: the batch at which the user has enough.
+    seen: each batch, and which of its steps.
+  """
+
+  def __init__(self):
+    self.images_a_gb = 1.0
+    self.evaluation_gb = 0.0
+    self.interrupted_at = 0
+    self.seen = []
+
+  def of_program(self, program, say, names=estimate.STEPS):
+    size = program.config.batch_size
+    self.seen.append((size, names))
+    if size == self.interrupted_at:
+      raise KeyboardInterrupt
+    sizes = dict.fromkeys(names, self.evaluation_gb * 1e9)
+    sizes['train_steps'] = size / 4 / self.images_a_gb * 1e9
+    if sizes['train_steps'] > 16.9e9:
+      raise estimate.DoesNotFit('Exceeded hbm capacity.')
+    return estimate.Estimate(
+      batch_size=size,
+      num_devices=4,
+      dtype='bfloat16',
+      num_parameters=1,
+      steps={name: step(memory) for name, memory in sizes.items()},
+      calls=dict.fromkeys(names, 1),
+    )
+
+
+@pytest.fixture
+def compiler(small_network, monkeypatch):
+  found = Compiler()
+  monkeypatch.setattr(estimate, 'of_program', found.of_program)
+  return found
+
+
+FIND = (
+  '--config=configs/bn_x5.py:mini',
+  '--topology=v5e:2x2',
+  '--find_batch_size',
+)
+
+
+@pytest.mark.parametrize(
+  'arguments, images_a_gb, expected',
+  [
+    (('--batch_size=36',), 8, (432, 108)),
+    # Of 24, 16.5 GB: more than there are, and within the compiler's own limit.
+    (('--batch_size=32',), 24 / 16.5, (64, 16)),
+    # Half as much again is no multiple of the groups.
+    (('--config.bn.statistics=group', '--batch_size=128'), 3, (128, 32)),
+    (('--config.bn.statistics=group', '--batch_size=256'), 7, (384, 96)),
+  ],
+)
+def test_a_batch_that_is_found_fits(
+  arguments, images_a_gb, expected, compiler, capsys
+):
+  compiler.images_a_gb = images_a_gb
+  assert compile_check.main([*FIND, *arguments]) == 0
+  said = capsys.readouterr().out
+  found, share = expected
+  assert f'training step fits: {found}, {share} a chip' in said
+  assert said.splitlines()[-1].startswith('fits: ')
+  # The last is of all steps.
+  assert compiler.seen[-1] == (found, estimate.STEPS)
+
+
+def test_a_batch_is_found_by_its_training_step_alone(compiler, capsys):
+  """And the verdict is of all."""
+  compiler.evaluation_gb = 20
+  assert compile_check.main([*FIND, '--batch_size=32']) == 1
+  said = capsys.readouterr().out
+  assert 'training step fits: 64, 16 a chip' in said
+  assert said.splitlines()[-1].startswith('does not fit: ')
+
+
+def test_a_search_that_is_interrupted(compiler, capsys):
+  compiler.images_a_gb, compiler.interrupted_at = 100, 256
+  with pytest.raises(KeyboardInterrupt):
+    compile_check.main([*FIND, '--batch_size=32'])
+  assert 'fits: 128, 32 a chip' in capsys.readouterr().out
+
+
+def test_no_batch_fits(compiler, capsys):
+  compiler.images_a_gb = 0.01
+  assert compile_check.main([*FIND, '--batch_size=32']) == 1
+  said = capsys.readouterr()
+  assert said.out == ''
+  assert 'error: no batch that was tried fits.' in said.err
+
+
+def test_steps_in_a_call_cost_as_much_each():
+  """XLA counts what is in a loop once."""
+
+  def found(number):
+    config = config_lib.load(
+      'configs/bn_mnist.py:mini',
+      (f'steps_per_call={number}', 'data.distorted_copies=0'),
+    )
+    program = estimate.abstract_program(
+      estimate.resolve(config, 'cpu'), jax.devices()[:1]
+    )
+    return estimate.of_program(program, print, ('train_steps',))
+
+  assert found(50) == found(1)
+  assert found(50).calls['train_steps'] == 50_000
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_what_is_said_and_written(platform, tmp_path, capsys):
+  """With what it takes to make it again."""
+  path = tmp_path / 'found.json'
+  arguments = [
+    '--config=configs/bn_mnist.py:mini',
+    '--config.data.distorted_copies=0',
+    f'--platform={platform}',
+    '--num_devices=8',
+    '--batch_size=64',
+    f'--json={path}',
+  ]
+  assert compile_check.main(arguments) == 0
+  # Of 4,500 digits.
+  expected = '50,000 steps of 64: 3,200,000 images, 711.1 epochs'
+  assert f'\n{expected}\n' in capsys.readouterr().out
+  facts = json.loads(path.read_text())
+  assert facts['command'] == shlex.join(
+    ['python', 'scripts/compile_check.py', *arguments]
+  )
+  assert facts['resolved_config']['batch_size'] == 64
+  assert facts['resolved_config']['model']['dtype'] == (
+    'float32' if platform == 'cpu' else 'bfloat16'
+  )
+  assert len(facts['git_revision'].removesuffix('-dirty')) == 40
+
+
+def test_factors_of_the_least_time_are_said_once():
+  least, most = cost.SLOWER
+  assert f'Expect {least} to {most} times as long' in compile_check.ASSUMPTIONS
 
 
 def test_data_need_not_be_there():
