@@ -1,11 +1,11 @@
-"""Writes the tables of docs/imagenet.md from configs and compiled costs.
+"""Writes tables and commands into docs/imagenet.md and README.md.
 
-  python scripts/protocol.py            the tables, from results/compile_check
+  python scripts/protocol.py            from configs and results/compile_check
   python scripts/protocol.py --compile  compiles first what is not there yet: an
                                         hour or two of two cores
 
-What a variant is trained with on ImageNet stands here once: the commands, the
-costs and the deviations of the document come from it.
+What a variant is trained with on ImageNet stands here once: what is proved,
+what is launched, the costs and the deviations come from it.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from bn_repro import config as config_lib  # noqa: E402
 from bn_repro import cost, ilsvrc2012, paper, tpu  # noqa: E402
 
 DOCUMENT = ROOT / 'docs' / 'imagenet.md'
+README = ROOT / 'README.md'
 COSTS = ROOT / 'results' / 'compile_check'
 
 VARIANTS = ('inception', 'bn_baseline', 'bn_x5', 'bn_x30', 'bn_x5_sigmoid')
@@ -35,9 +36,13 @@ VARIANTS = ('inception', 'bn_baseline', 'bn_x5', 'bn_x30', 'bn_x5_sigmoid')
 SLICE = 'v5e:4x4'
 BATCH_SIZE = 512
 SCALE = BATCH_SIZE // paper.BATCH_SIZE
-# A chip rarely does better than a half of its roofline on a network of small
-# convolutions, nor worse than a quarter; our guess, not measured.
-SLOWER = (2, 4)
+# Of a host of four chips of v5e. Each process decodes with as many threads as
+# are of use (configs/inception.py), and there are processes for all CPUs.
+CPUS = 112
+THREADS = 8
+WORKERS = CPUS // THREADS
+# A second, of one CPU, as `benchmark.py input` found it on ours.
+IMAGES_A_CPU = 800
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Check:
     return COSTS / f'{self.variant}.{slice_name}{bn}.json'
 
   def command(self) -> list[str]:
-    """Compiles it and writes the figures."""
+    """Compiles it."""
     chips = tpu.parse_slice(self.topology).num_chips
     batch = BATCH_SIZE * chips // tpu.parse_slice(SLICE).num_chips
     return [
@@ -66,8 +71,11 @@ class Check:
       f'--batch_size={batch}',
       *(f'--config.{override}' for override in overrides(self.variant)[1:]),
       *(f'--config.{override}' for override in self.extra),
-      f'--json={self.path.relative_to(ROOT)}',
     ]
+
+  def recorded_command(self) -> list[str]:
+    """Compiles it and writes the figures."""
+    return [*self.command(), f'--json={self.path.relative_to(ROOT)}']
 
 
 WITHOUT_BN = Check('bn_x5', SLICE, ('bn.enabled=false',))
@@ -97,6 +105,7 @@ def overrides(variant: str) -> list[str]:
     changed['bn.statistics'] = 'group'
     # As much of the old average after as many images.
     changed['bn.momentum'] = round(config.bn.momentum**SCALE, 4)
+  changed |= {'data.num_workers': WORKERS, 'data.num_threads': THREADS}
   return [f'{name}={value}' for name, value in changed.items()]
 
 
@@ -112,19 +121,45 @@ def found(check: Check) -> dict[str, Any]:
   return json.loads(check.path.read_text())
 
 
+def _typed(*commands: Sequence[str]) -> str:
+  return '```\n' + '\n\n'.join(map(shlex.join, commands)) + '\n```'
+
+
+def _training(variant: str) -> list[str]:
+  """The arguments that say what is trained, on the disk of the data."""
+  return [
+    f'--config=configs/{variant}.py',
+    f'--workdir=/mnt/runs/{variant}',
+    '--config.data.data_dir=/mnt/data',
+    *(f'--config.{override}' for override in overrides(variant)),
+  ]
+
+
 def commands() -> str:
   """What to type for each variant."""
-  blocks = []
-  for variant in VARIANTS:
-    arguments = shlex.join(
-      f'--config.{override}' for override in overrides(variant)
+  return _typed(
+    *(
+      ['python', '-m', 'bn_repro.main', *_training(variant)]
+      for variant in VARIANTS
     )
-    blocks.append(
-      f'python -m bn_repro.main --config=configs/{variant}.py '
-      f'--workdir=/mnt/runs/{variant} --config.data.data_dir=/mnt/data '
-      f'{arguments}'
-    )
-  return '```\n' + '\n\n'.join(blocks) + '\n```'
+  )
+
+
+def prove() -> str:
+  """What to type to see, without a TPU, that BN-x30 fits."""
+  return _typed(Check('bn_x30', SLICE).command())
+
+
+def launch() -> str:
+  """What to type to train BN-x30 on a spot slice."""
+  return _typed(
+    [
+      *('python', 'scripts/launch.py', 'tpu-vm', '--name=bn-x30'),
+      *(f'--topology={SLICE}', '--spot', '--project=PROJECT'),
+      *('--zone=us-west4-a', '--workdir_mount=10.0.0.2:/runs'),
+      *('--data_disk=imagenet', *_training('bn_x30')),
+    ]
+  )
 
 
 def _of_variant(variant: str) -> dict[str, Any]:
@@ -137,6 +172,57 @@ def _least_seconds(step: dict[str, Any], check: dict[str, Any]) -> float:
   return cost.least_step_seconds(cost.Cost(**step), chip, check['num_devices'])
 
 
+def _decoded(cpus: int) -> int:
+  """Images a second of all hosts, with so many CPUs of each."""
+  return tpu.parse_slice(SLICE).num_hosts * cpus * IMAGES_A_CPU
+
+
+def _hours(
+  check: dict[str, Any],
+  total_steps: int,
+  factor: float = 1,
+  *,
+  decoding: bool = False,
+) -> float:
+  """Hours of a run on chips that take so many times the least.
+
+  With `decoding` no step is faster than its images are decoded: those of
+  evaluations and of Algorithm 2 by the training process alone.
+  """
+  seconds = 0.0
+  for name, figures in check['steps'].items():
+    step = factor * _least_seconds(figures, check)
+    if decoding:
+      cpus = CPUS if name == 'train_steps' else THREADS
+      step = max(step, check['batch_size'] / _decoded(cpus))
+    seconds += check['calls'][name] * step
+  # Evaluations come as often in a run of another length.
+  return seconds * total_steps / check['calls']['train_steps'] / 3600
+
+
+def hosts() -> str:
+  """Whether the hosts decode as fast as the chips train."""
+  check, config = _of_variant('bn_x30'), as_trained('bn_x30')
+  num_hosts = tpu.parse_slice(SLICE).num_hosts
+  step = _least_seconds(check['steps']['train_steps'], check)
+  taken = BATCH_SIZE / step
+  evaluations = config.total_steps // config.eval_every
+  calls = sum(check['calls'].values()) - check['calls']['train_steps']
+  evaluating = calls * BATCH_SIZE / _decoded(THREADS)
+  return (
+    f'**The hosts.** At its least time BN-x30 takes {taken:,.0f} images a '
+    f'second, {taken / num_hosts:,.0f} a host. A host has {CPUS} CPUs, and '
+    f'one of ours decodes {IMAGES_A_CPU} (`python scripts/benchmark.py '
+    f'input`): {WORKERS} processes of {THREADS} threads, as in the commands '
+    f'below, should make {CPUS * IMAGES_A_CPU:,}. Evaluation and Algorithm 2 '
+    'decode in the training process alone, in which more than '
+    f'{THREADS} threads are of no use: at {THREADS * IMAGES_A_CPU:,} a host '
+    f'each of {evaluations} evaluations takes '
+    f'{evaluating / evaluations:.0f} seconds at the least, '
+    f'{evaluating / 3600:.1f} hours in all.'
+  )
+
+
 def costs() -> str:
   """Hours and chip-hours of each variant."""
   rows = [
@@ -147,18 +233,16 @@ def costs() -> str:
   for variant in VARIANTS:
     config, check = as_trained(variant), _of_variant(variant)
     step = _least_seconds(check['steps']['train_steps'], check)
-    steps_compiled = check['calls']['train_steps']
-    seconds = sum(
-      check['calls'][name] * _least_seconds(check['steps'][name], check)
-      for name in check['steps']
-    )
-    # Evaluations come as often in a run of another length.
-    seconds *= config.total_steps / steps_compiled
-    hours = seconds / 3600
+    hours = _hours(check, config.total_steps)
+    expected = [
+      _hours(check, config.total_steps, factor, decoding=True)
+      for factor in cost.SLOWER
+    ]
     epochs = config.total_steps * BATCH_SIZE / ilsvrc2012.NUM_EXAMPLES['train']
-    chips = check['num_devices']
-    expect = '-'.join(f'{factor * hours:.1f}' for factor in SLOWER)
-    chip_hours = '-'.join(f'{factor * hours * chips:.0f}' for factor in SLOWER)
+    expect = '-'.join(f'{each:.1f}' for each in expected)
+    chip_hours = '-'.join(
+      f'{each * check["num_devices"]:.0f}' for each in expected
+    )
     memory = max(each['memory'] for each in check['steps'].values())
     rows.append(
       f'| {paper.label(variant)}{"*" if variant in PROGRAM_OF else ""} '
@@ -214,11 +298,25 @@ def bn_bytes() -> str:
     for check in (Check('bn_x30', SLICE), WITHOUT_BN)
   )
   everywhere = with_bn['bytes_accessed'] / without['bytes_accessed'] - 1
-  main = sum(with_bn['by_kind'].values()) / sum(without['by_kind'].values()) - 1
+  kinds = [step['by_kind'] for step in (with_bn, without)]
+  columns = [[*each.values(), sum(each.values())] for each in kinds]
+  main = columns[0][-1] / columns[1][-1] - 1
+  rows = [
+    f'| bytes of HBM, GB | {" | ".join(kinds[0])} | all |',
+    '|---' * (len(kinds[0]) + 2) + '|',
+  ]
+  columns.append([a - b for a, b in zip(*columns, strict=True)])
+  for title, column in zip(
+    ('with BN', 'without', 'difference'), columns, strict=True
+  ):
+    # Adding 0 makes -0 of it 0.
+    cells = ' | '.join(f'{round(value / 1e9, 2) + 0:.2f}' for value in column)
+    rows.append(f'| {title} | {cells} |')
   return (
     f'With BN a step accesses {everywhere:.1%} more bytes than without '
     f'({with_bn["bytes_accessed"] / 1e9:.2f} against '
-    f'{without["bytes_accessed"] / 1e9:.2f} GB), and {main:.1%} more of HBM.'
+    f'{without["bytes_accessed"] / 1e9:.2f} GB), and {main:.1%} more of HBM:'
+    '\n\n' + '\n'.join(rows)
   )
 
 
@@ -251,8 +349,30 @@ def deviations() -> str:
   return '\n'.join(rows)
 
 
+def last_rates() -> str:
+  """How far the learning rates have decayed at the end of each run."""
+  ends: dict[str, list[str]] = {}
+  for variant in VARIANTS:
+    config = as_trained(variant)
+    epochs = config.total_steps * BATCH_SIZE / ilsvrc2012.NUM_EXAMPLES['train']
+    decays = int(epochs / config.optim.decay_epochs)
+    rate = f'{config.optim.decay_rate**decays:.2g}'
+    ends.setdefault(rate, []).append(paper.label(variant))
+  of_each = '; '.join(
+    f'{rate} for {", ".join(labels)}' for rate, labels in ends.items()
+  )
+  return (
+    '- Otherwise run to the end: the rate decays to a share of the first '
+    f'({of_each}), and the last points come late.'
+  )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
   'commands': commands,
+  'prove': prove,
+  'launch': launch,
+  'hosts': hosts,
+  'last_rates': last_rates,
   'costs': costs,
   'compiled': compiled,
   'bn_bytes': bn_bytes,
@@ -284,15 +404,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = parser.parse_args(argv)
   for check in CHECKS if flags.compile else ():
     if not check.path.exists():
-      command = check.command()
+      command = check.recorded_command()
       print(f'+ {shlex.join(command)}', flush=True)
       code = subprocess.run(
         [sys.executable, *command[1:]], cwd=ROOT, check=False
       ).returncode
       if code:
         return code
-  DOCUMENT.write_text(written(DOCUMENT.read_text()))
-  print(f'wrote {DOCUMENT.relative_to(ROOT)}')
+  for document in (DOCUMENT, README):
+    document.write_text(written(document.read_text()))
+    print(f'wrote {document.relative_to(ROOT)}')
   return 0
 
 
