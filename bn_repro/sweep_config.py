@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from bn_repro import config as config_lib
-from bn_repro import datasets
 from bn_repro.config import UserError
 
 _FIELDS = {
@@ -444,6 +443,8 @@ class Expansion:
     """Training images, which only a duration in epochs asks for."""
     if config.total_steps:
       return 0
+    from bn_repro import datasets  # NumPy takes a moment.
+
     key = str(config.data)
     if key not in self._num_examples:
       dataset = datasets.without_images(config)

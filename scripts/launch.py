@@ -22,13 +22,18 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bn_repro import command_line, ilsvrc2012, tpu  # noqa: E402
+from bn_repro import (  # noqa: E402
+  command_line,
+  ilsvrc2012,
+  sweep_config,
+  tpu,
+)
 from bn_repro import config as config_lib  # noqa: E402
 from bn_repro.config import UserError  # noqa: E402
 
 _DESCRIPTION = """\
-Write the scripts that train a config on rented hardware, for you to read and
-run; --run runs those that start the training.
+Write the scripts that train a config, or a sweep, on rented hardware, for you
+to read and run; --run runs those that start the training.
 """
 
 # What docs/imagenet.md trains BN-x30 with, on 16 chips.
@@ -65,6 +70,10 @@ was killed, and not after 0 (done), 1 (failed) or 3 (diverged): see
 scripts/train_loop.sh. Several hosts write into one workdir, which all of them
 have to see: on TPUs an NFS share such as Filestore, which --workdir_mount
 mounts on the folder above it.
+
+With --sweep=configs/sweeps/NAME.py:full in the place of --config it is a sweep:
+an array of SLURM, a managed job a trial with SkyPilot, or one trial after
+another on a TPU VM of one host.
 """
 
 
@@ -76,6 +85,7 @@ class Job:
   command: tuple[str, ...]
   workdir: str
   data_dir: str  # Empty where nobody says.
+  num_trials: int = 0  # Of a sweep: `--trial=NUMBER` after the command is one.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,64 +98,95 @@ class Launch:
   num_to_start: int
 
 
-def training_job(
-  name: str, config_spec: str, overrides: Sequence[str], workdir: str
-) -> tuple[Job, ConfigDict]:
-  """The job that trains from a config, and the config.
+def create_job(
+  flags: argparse.Namespace, axes: Sequence[str], overrides: Sequence[str]
+) -> tuple[Job, list[ConfigDict]]:
+  """What is to run, and the configs that it trains.
+
+  Args:
+    flags: of the command.
+    axes: assignments to axes of a sweep, if it is one.
+    overrides: assignments to fields of the config.
 
   Raises:
     UserError: with what is wrong with them.
   """
+  name, workdir = flags.name, flags.workdir
   if not re.fullmatch('[a-z]([-a-z0-9]{0,48}[a-z0-9])?', name):
     raise UserError(
       f'--name={name}: give at most 50 lower-case letters, digits and hyphens, '
       'a letter first and no hyphen last.'
     )
-  config = config_lib.load(config_spec, overrides)
-  path, colon, mode = config_spec.partition(':')
-  if not Path(path).resolve().is_relative_to(ROOT):
-    raise UserError(
-      f'--config={path}: lies outside of the repository, which is what the '
-      'hosts get. Put it into configs/.'
-    )
-  data_dir = config.data.data_dir
   # With a folder above it, for something to be mounted on.
   if not re.match('/[^/]+/+[^/]', workdir):
     raise UserError(
       f'--workdir={workdir}: give an absolute path on the hosts, such as '
       f'/mnt/runs/{name}.'
     )
+  if flags.sweep:
+    sweep = sweep_config.load(flags.sweep, axes, flags.config or '', overrides)
+    configs = [trial.config() for trial in sweep.trials]
+    command = (
+      *('python', '-m', 'bn_repro.sweep'),
+      _in_repository('--sweep', flags.sweep),
+      f'--workdir={workdir}',
+      *([_in_repository('--config', flags.config)] if flags.config else []),
+      *(f'--sweep.{axis}' for axis in axes),
+      *(f'--config.{override}' for override in overrides),
+    )
+  elif flags.config:
+    configs = [config_lib.load(flags.config, overrides)]
+    command = (
+      *('python', '-m', 'bn_repro.main'),
+      _in_repository('--config', flags.config),
+      f'--workdir={workdir}',
+      *(f'--config.{override}' for override in overrides),
+    )
+  else:
+    raise UserError('--config or --sweep: say what to train.')
+  data_dir = configs[0].data.data_dir
   if data_dir and not data_dir.startswith('/'):
     raise UserError(
       f'--config.data.data_dir={data_dir}: give an absolute path on the hosts.'
     )
-  command = (
-    *('python', '-m', 'bn_repro.main'),
-    f'--config={Path(path).resolve().relative_to(ROOT)}{colon}{mode}',
-    f'--workdir={workdir}',
-    *(f'--config.{override}' for override in overrides),
-  )
-  return Job(name, command, workdir, data_dir), config
+  num_trials = len(configs) if flags.sweep else 0
+  return Job(name, command, workdir, data_dir, num_trials), configs
 
 
-def check_fits(config: ConfigDict, num_devices: int) -> None:
-  """Sees that a config can be trained on so many devices.
+def _in_repository(flag: str, spec: str) -> str:
+  """An argument that names a file, as it is in the hosts' repository.
 
   Raises:
-    UserError: if it cannot.
+    UserError: if it is not in this one.
+  """
+  path, colon, mode = spec.partition(':')
+  if not Path(path).resolve().is_relative_to(ROOT):
+    raise UserError(
+      f'{flag}={path}: lies outside of the repository, which is what the '
+      'hosts get. Put it into configs/.'
+    )
+  return f'{flag}={Path(path).resolve().relative_to(ROOT)}{colon}{mode}'
+
+
+def check_fits(configs: Sequence[ConfigDict], num_devices: int) -> None:
+  """Sees that configs can be trained on so many devices.
+
+  Raises:
+    UserError: if one cannot.
   """
   problems = []
-  if config.model.dtype == 'float64':
-    problems.append(
-      'config.model.dtype=float64: is for comparing numbers on CPUs; TPUs have '
-      'none, and GPUs are slow at it. Use auto.'
-    )
-  try:
-    config_lib.check_divides(config, num_devices)
-  except UserError as error:
-    problems += error.problems
+  for config in configs:
+    if config.model.dtype == 'float64':
+      problems.append(
+        'config.model.dtype=float64: is for comparing numbers on CPUs; TPUs '
+        'have none, and GPUs are slow at it. Use auto.'
+      )
+    try:
+      config_lib.check_divides(config, num_devices)
+    except UserError as error:
+      problems += error.problems
   if problems:
-    raise UserError(*problems)
+    raise UserError(*dict.fromkeys(problems))
 
 
 def _fill(template: str, render: Callable[[str], str]) -> str:
@@ -185,7 +226,21 @@ def _of_slice(job: Job, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def tpu_vm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
-  """Wraps a job for Cloud TPU VMs, asked for as a queued resource."""
+  """Wraps a job for Cloud TPU VMs, asked for as a queued resource.
+
+  A sweep's trials are trained there one after another.
+
+  Raises:
+    UserError: for a sweep on several hosts.
+  """
+  hosts = flags.topology.num_hosts
+  if job.num_trials:
+    if hosts > 1:
+      raise UserError(
+        f'--topology={flags.topology}: has {hosts} hosts, and a sweep runs on '
+        'one. Take a slice of one host, or sky, where each trial has a slice.'
+      )
+    job = dataclasses.replace(job, command=(*job.command, '--jobs=1'))
   values = {
     **_of_slice(job, flags),
     'source': 'git' if flags.source else 'local',
@@ -230,6 +285,13 @@ def sky(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
     return command if mark == 'command' else json.dumps(values[mark])
 
   path = f'{_quote(folder)}/sky.yaml'
+  each, name, number = '{}', job.name, ''
+  if job.num_trials:
+    # A managed job for each trial.
+    last = job.num_trials - 1
+    each = f'(for trial in $(seq 0 {last}); do {{}} || exit; done)'
+    name = f'{job.name}-$trial'
+    number = f'--name {name} --env TRIAL=$trial '
   # A copy comes without its history.
   revision = (
     ''
@@ -241,12 +303,18 @@ def sky(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
     tools=('sky', 'gcloud'),
     commands=(
       (
-        f'sky jobs launch --yes --detach-run {revision}{path}',
-        'starts the managed job',
+        each.format(
+          f'sky jobs launch --yes --detach-run {number}{revision}{path}'
+        ),
+        'starts it',
       ),
       ('sky jobs queue', 'says how it stands'),
-      (f'sky jobs logs --name {job.name}', 'follows it'),
-      (f'sky jobs cancel --yes --name {job.name}', 'ends it'),
+      (
+        f'sky jobs logs --name {name.replace("$trial", "0")}',
+        'follows it',
+      ),
+      (each.format(f'sky jobs cancel --yes --name {name}'), 'ends it'),
+      *_comparing(job),
     ),
     num_to_start=1,
   )
@@ -262,7 +330,8 @@ def slurm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
     'cpus_per_task': flags.cpus_per_gpu * flags.gpus // tasks,
     'output': f'{folder}/%j.log',
   }
-  submit = shlex.join(['sbatch', *flags.sbatch, f'{folder}/job.sh'])
+  array = [f'--array=0-{job.num_trials - 1}'] if job.num_trials else []
+  submit = shlex.join(['sbatch', *array, *flags.sbatch, f'{folder}/job.sh'])
   return Launch(
     files={'job.sh': _script('job.sh', values)},
     tools=('sbatch',),
@@ -271,13 +340,26 @@ def slurm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
       (f'squeue --name={job.name}', 'says how it stands'),
       (f'tail -F {_quote(folder)}/*.log', 'follows it'),
       (f'scancel --name={job.name}', 'ends it'),
+      *_comparing(job),
     ),
     num_to_start=1,
   )
 
 
+def _comparing(job: Job) -> list[tuple[str, str]]:
+  """The command that compares what trials on several hosts have written."""
+  if not job.num_trials:
+    return []
+  return [
+    (shlex.join([*job.command, '--compare']), 'where the workdir is: compares')
+  ]
+
+
 def create_launch(
-  job: Job, config: ConfigDict, flags: argparse.Namespace, folder: str
+  job: Job,
+  configs: Sequence[ConfigDict],
+  flags: argparse.Namespace,
+  folder: str,
 ) -> Launch:
   """What a command asks for.
 
@@ -285,10 +367,10 @@ def create_launch(
     UserError: with what is wrong with it.
   """
   if flags.place == 'slurm':
-    check_fits(config, flags.nodes * flags.gpus)
+    check_fits(configs, flags.nodes * flags.gpus)
     return slurm(job, flags, folder)
-  check_fits(config, flags.topology.num_chips)
-  check_storage(job, config, flags)
+  check_fits(configs, flags.topology.num_chips)
+  check_storage(job, configs[0], flags)
   return {'tpu-vm': tpu_vm, 'sky': sky}[flags.place](job, flags, folder)
 
 
@@ -426,7 +508,14 @@ def _create_parser() -> argparse.ArgumentParser:
     )
     adders[place] = add = one.add_argument
     add('--name', required=True, help='of this launch')
-    command_line.add_config_arguments(one)
+    command_line.add_config_arguments(one, required=False)
+    add('--sweep', metavar='FILE[:MODE]', help='train a sweep instead')
+    add(
+      '--sweep.AXIS',
+      dest='ignored_axis',
+      metavar='VALUES',
+      help="replaces an axis's values, such as --sweep.seed=0,1,2",
+    )
     add(
       '--workdir', required=True, metavar='DIR', help='absolute, on the hosts'
     )
@@ -500,16 +589,15 @@ def _create_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
   try:
-    flags, overrides = command_line.parse_arguments(
-      sys.argv[1:] if argv is None else argv, _create_parser()
+    rest, axes = command_line.take_overrides(
+      sys.argv[1:] if argv is None else argv, '--sweep.'
     )
+    flags, overrides = command_line.parse_arguments(rest, _create_parser())
     out = Path(flags.out or ROOT / 'launch' / flags.name).absolute()
     inside = out.is_relative_to(ROOT)
     folder = str(out.relative_to(ROOT) if inside else out)
-    job, config = training_job(
-      flags.name, flags.config, overrides, flags.workdir
-    )
-    launch = create_launch(job, config, flags, folder)
+    job, configs = create_job(flags, axes, overrides)
+    launch = create_launch(job, configs, flags, folder)
     if flags.run:
       check_tools(launch.tools)
     write(launch.files, out)
@@ -518,9 +606,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   except OSError as error:
     return command_line.report_errors([str(error)])
   print(f'wrote {", ".join(f"{folder}/{name}" for name in launch.files)}')
-  print(f'They train {duration(config)}.')
+  trials = f'{job.num_trials} trials, the first ' if job.num_trials else ''
+  print(f'They train {trials}{duration(configs[0])}.')
   print(f'Read them; then, in {ROOT}:')
-  width = max(len(command) for command, _ in launch.commands)
+  width = min(max(len(command) for command, _ in launch.commands), 72)
   for command, what in launch.commands:
     print(f'  {command:<{width}}  # {what}')
   for command, _ in launch.commands[: launch.num_to_start] if flags.run else ():

@@ -510,6 +510,100 @@ def test_batch_job_tasks(
   )
 
 
+SWEEP = (
+  '--sweep=configs/sweeps/lr_multipliers.py:full',
+  '--sweep.seed=0,1,2',
+  '--config.bn.momentum=0.99',
+)
+SWEEP_COMMAND = [
+  '-m',
+  'bn_repro.sweep',
+  '--sweep=configs/sweeps/lr_multipliers.py:full',
+  '--workdir=/mnt/runs/lr',
+  '--sweep.seed=0,1,2',
+  '--config.bn.momentum=0.99',
+]
+# Written twice: the name is what it is found by, the workdir where it lies.
+OF_SWEEP = ('--name=lr', '--workdir=/mnt/runs/lr', *SWEEP)
+
+
+def test_an_array_of_a_sweep(batch, notes, bin_dir, monkeypatch, capsys):
+  """Each of its jobs is a trial, and is put back by itself."""
+  monkeypatch.setenv('SLURM_ARRAY_TASK_ID', '41')
+  stand_in(bin_dir / 'sbatch', 'printf "%s\\n" "$@" >"$NOTES/submitted"')
+  (notes / 'ends').write_text('3\n')
+  with batch('--config=', *OF_SWEEP, '--run') as process:
+    process.communicate(timeout=20)
+  assert process.returncode == 3
+  assert arguments_of_runs(notes) == [[*SWEEP_COMMAND, '--trial=41']]
+  assert (notes / 'submitted').read_text().startswith('--array=0-41\n')
+  said = capsys.readouterr().out
+  assert 'They train 42 trials, the first 31,000,000 steps of 32' in said
+  comparing = shlex.join(['python', *SWEEP_COMMAND, '--compare'])
+  assert comparing in said
+
+
+def test_managed_jobs_of_a_sweep(cloud, tmp_path, bin_dir):
+  """A job a trial, each told its number; all are cancelled together."""
+  stand_in(tmp_path / 'bin' / 'git', 'echo 0123\n')
+  stand_in(bin_dir / 'sky', 'echo "$@" >>"$NOTES/submitted"')
+  out = tmp_path / 'out'
+  arguments = [*without('--config=', SKY), *OF_SWEEP, '--sweep.multiplier=1,5']
+  assert launch.main([*arguments, f'--out={out}', '--run']) == 0
+  lines = (cloud / 'submitted').read_text().splitlines()
+  assert lines == [
+    f'jobs launch --yes --detach-run --name lr-{number} --env TRIAL={number} '
+    f'--env REVISION=0123 {out}/sky.yaml'
+    for number in range(12)
+  ]
+  task = yaml.safe_load((out / 'sky.yaml').read_text())
+  for number, expected in (('7', ['--trial=7']), ('', [])):
+    found = subprocess.run(
+      ['bash', '-c', f'bash() {{ printf "%s\\n" "$@"; }}\n{task["run"]}'],
+      env={**os.environ, 'TRIAL': number},
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.splitlines()
+    command = ['python', *SWEEP_COMMAND, '--sweep.multiplier=1,5', DATA]
+    assert found[0] == 'scripts/train_loop.sh'
+    assert sorted(found[1:]) == sorted([*command, *expected])
+
+
+def test_a_sweep_on_a_tpu_vm(tmp_path, capsys):
+  """One trial at a time on one host; more hosts than one are refused."""
+  arguments = [*without('--config=', TPU_VM), *OF_SWEEP]
+  out = tmp_path / 'out'
+  assert launch.main([*arguments, f'--out={out}']) == 1
+  assert 'has 4 hosts, and a sweep runs on one' in capsys.readouterr().err
+  assert not out.exists()
+  assert not launch.main([*arguments, '--topology=v5e:2x4', f'--out={out}'])
+  text = (out / 'host.sh').read_text()
+  assert 'bn_repro.sweep' in text
+  assert '--jobs=1' in text
+
+
+@pytest.mark.parametrize(
+  'arguments, expected',
+  [
+    ((), '--config or --sweep: say what to train.'),
+    (('--sweep=configs/sweeps/none.py',), 'no such file. There are: configs/'),
+    ((*SWEEP, '--sweep.sed=1'), '--sweep.sed: no such axis'),
+    (
+      (*SWEEP, '--config.batch_size=31'),
+      'config.batch_size=31: not a multiple of the 4 devices',
+    ),
+  ],
+)
+def test_bad_sweeps(arguments, expected, tmp_path, capsys):
+  out = tmp_path / 'out'
+  launched = [*without('--config=', SLURM), '--gpus=4', *arguments]
+  assert launch.main([*launched, f'--out={out}']) == 1
+  (error,) = capsys.readouterr().err.splitlines()
+  assert expected in error
+  assert not out.exists()
+
+
 def test_jax_takes_one_gpu_a_process_under_slurm(monkeypatch):
   """What the batch job has to know of JAX, if a new version still does it."""
   from jax._src import clusters

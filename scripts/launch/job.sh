@@ -38,6 +38,9 @@ if [ "$TASKS" = node ]; then
   export JAX_LOCAL_DEVICE_IDS
 fi
 
+# In an array: a trial of a sweep.
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || COMMAND+=(--trial="$SLURM_ARRAY_TASK_ID")
+
 told_to_stop=no
 # shellcheck disable=SC2329  # The trap below does.
 stop() {
