@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import math
 import os
+from pathlib import Path
 import re
 from typing import Any, TypeVar
 
@@ -155,8 +156,10 @@ def load(
   problems += _axis_problems(sweep, axes, config_overrides)
   # A ConfigDict has no order of its own. As in names: lines, x, repeat.
   axes.sort(key=lambda axis: (axis.name == sweep.repeat, axis.name == sweep.x))
+  # What the file names lies in the repository, wherever one calls from.
+  own = os.path.relpath(Path(__file__).resolve().parent.parent / sweep.config)
   expansion = Expansion(
-    config_spec or sweep.config, (*sweep.overrides, *config_overrides)
+    config_spec or own, (*sweep.overrides, *config_overrides)
   )
   found = _Problems()
   # No trial may start from it.

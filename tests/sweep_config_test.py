@@ -148,6 +148,13 @@ def test_another_base():
   assert sweep.trials[0].config_spec == 'configs/inception.py:full'
 
 
+def test_from_another_folder(tmp_path, monkeypatch):
+  path = Path('configs/sweeps/lr_multipliers.py').resolve()
+  monkeypatch.chdir(tmp_path)
+  (first, *_) = sweep_config.load(str(path)).trials
+  assert config_lib.load(first.config_spec, first.overrides).seed == 0
+
+
 def test_durations_in_epochs():
   sweep = load(config_overrides=['total_steps=0', 'total_epochs=2'])
   assert sweep.trials[0].total_steps == 250

@@ -17,7 +17,8 @@ def get_config(mode: str = 'mini') -> ConfigDict:
   """Every field, for configs in a mode."""
   sweep = ConfigDict()
 
-  # What each trial starts from, and assignments for all of them.
+  # What each trial starts from, a file of this repository, and assignments for
+  # all of them.
   sweep.config = f'configs/inception.py:{mode}'
   sweep.overrides = ()
 
