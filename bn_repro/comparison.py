@@ -111,7 +111,7 @@ class Comparison:
   searched: bool = False
 
   def lines(self) -> dict[tuple[Value, ...], list[Setting]]:
-    """The settings of each line of the picture, by x."""
+    """The settings of each line of the picture, in the order of x."""
     sweep = self.sweep
     found: dict[tuple[Value, ...], dict[Value, list[Result]]] = {}
     for result in self.results:
@@ -119,8 +119,11 @@ class Comparison:
       found.setdefault(line, {}).setdefault(result.values[sweep.x], []).append(
         result
       )
+    order = list(sweep.axis(sweep.x).values)
+    if self.is_numeric:
+      order.sort()
     return {
-      line: [Setting(line, x, repeated) for x, repeated in by_x.items()]
+      line: [Setting(line, x, by_x[x]) for x in order if x in by_x]
       for line, by_x in found.items()
     }
 
@@ -255,9 +258,13 @@ def table(comparison: Comparison) -> str:
 
 
 def usable_range(settings: Sequence[Setting]) -> list[Value]:
-  """The widest run of neighbouring values of x at which all trials learn."""
+  """The widest run of neighbouring values of x at which all trials learn.
+
+  Args:
+    settings: of a line, in the order of x.
+  """
   runs: list[list[Any]] = [[]]
-  for setting in sorted(settings, key=lambda setting: setting.x):
+  for setting in settings:
     if setting.usable:
       runs[-1].append(setting.x)
     else:

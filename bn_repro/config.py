@@ -292,6 +292,7 @@ RULES: Mapping[str, tuple[type, Rule]] = {
   'data.max_replaced': (float, _share),
   'model.name': (str, _one_of('inception', 'mlp')),
   'model.init_std': (float, _at_least(0)),
+  'model.init_scale': (float, _above(0)),
   'model.reading': (str, _one_of('576', '608')),
   'model.stem': (str, _one_of('separable', 'plain')),
   'model.stem_kernel': (

@@ -79,7 +79,11 @@ def create_model(
 
 
 def initial_variables(
-  model: nn.Module, image_shape: Sequence[int], seed: int, init_std: float
+  model: nn.Module,
+  image_shape: Sequence[int],
+  seed: int,
+  init_std: float,
+  init_scale: float,
 ) -> dict[str, Any]:
   """Draws `params` and `batch_stats`; the only place that knows their values.
 
@@ -97,6 +101,7 @@ def initial_variables(
     seed: of the kernels.
     init_std: standard deviation of all kernels; 0 makes them He normal (fan-in)
       and `CLASSIFIER_STD` in classifiers.
+    init_scale: multiplies that.
   """
   images = jnp.zeros((1, *image_shape), jnp.float32)
   shapes = jax.eval_shape(
@@ -118,9 +123,10 @@ def initial_variables(
     if name == 'kernel':
       fan_in = math.prod(leaf.shape[:-1])
       is_classifier = path[-2].key == 'classifier'
-      std = CLASSIFIER_STD if is_classifier else math.sqrt(2 / fan_in)
+      he = math.sqrt(2 / fan_in)
+      std = init_std or (CLASSIFIER_STD if is_classifier else he)
       draw = draws[position : position + leaf.size].reshape(leaf.shape)
-      values.append(((init_std or std) * draw).astype(leaf.dtype))
+      values.append((init_scale * std * draw).astype(leaf.dtype))
       position += leaf.size
     else:
       initial = {'scale': 1, 'var': 1, 'bias': 0, 'mean': 0}[name]

@@ -65,6 +65,7 @@ class Program:
       self.dataset.image_shape,
       config.seed,
       config.model.init_std,
+      config.model.init_scale,
     )
     opt_state = self.optimizer.init(variables['params'])
     state = steps.TrainState(

@@ -32,7 +32,7 @@ sweeps (mini, the default, is CPU scale; :full after the file is the paper's):
   lr_multipliers  rates of x1 to x60, with BN and without
   batch_size      batches of 32 to 512, the rate scaled with them
   section_421     each item of section 4.2.1 by itself
-  init_scale      initial weights of 0.001 to 1
+  init_scale      a twentieth to twenty times of the initial weights
 
 examples:
   python -m bn_repro.sweep --sweep=configs/sweeps/lr_multipliers.py \\

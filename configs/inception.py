@@ -88,12 +88,14 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.data.max_replaced = 0.01
 
   config.model = ConfigDict()
-  # inception, or mlp (section 4.1), for which width, nonlinearity, init_std and
-  # dtype matter alone.
+  # inception, or mlp (section 4.1), for which width, nonlinearity, init_std,
+  # init_scale and dtype matter alone.
   config.model.name = 'inception'
   # Standard deviation of the Gaussian weights; 0 takes He's, and 0.01 for the
   # classifier. Our choice: the paper gives none.
   config.model.init_std = 0.0
+  # Multiplies the initial weights.
+  config.model.init_scale = 1.0
   # Fig. 5 contradicts itself at 4c and 4d: 576 or 608 channels. Our choice: as
   # TF-Slim and the Torch port of the authors' time.
   config.model.reading = '576'

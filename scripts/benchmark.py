@@ -330,7 +330,7 @@ def step(rounds: int) -> None:
       config.optim, config.batch_size, program.schedule
     )
     variables = networks.initial_variables(
-      model, dataset.image_shape, seed=0, init_std=0.0
+      model, dataset.image_shape, seed=0, init_std=0.0, init_scale=1.0
     )
     state = steps.TrainState(
       step=0, seed=0, opt_state=optimizer.init(variables['params']), **variables

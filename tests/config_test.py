@@ -124,6 +124,7 @@ BOUNDS = [
   ('data.num_shards', 1, 0),
   ('data.distorted_copies', 0, -1),
   ('model.init_std', 0, -0.1),
+  ('model.init_scale', 0.1, 0),
   ('model.stem_kernel', 1, -1),
   ('model.stem_kernel', 3, 4),
   # Of 32 filters, the fewest in the table, exactly a half rounds to none.

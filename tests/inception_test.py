@@ -199,10 +199,14 @@ def test_mini_has_the_prototype_s_size():
 
 def test_initial_values():
   model = create(variant='bn_baseline')
-  variables = networks.initial_variables(model, (64, 64, 3), seed=0, init_std=0)
-  again = networks.initial_variables(model, (64, 64, 3), seed=0, init_std=0)
-  other = networks.initial_variables(model, (64, 64, 3), seed=1, init_std=0)
-  plain = networks.initial_variables(create(), (64, 64, 3), seed=0, init_std=0)
+
+  def draw(model, seed=0, init_scale=1):
+    return networks.initial_variables(
+      model, (64, 64, 3), seed, init_std=0, init_scale=init_scale
+    )
+
+  variables, again, other = draw(model), draw(model), draw(model, seed=1)
+  plain, doubled = draw(create()), draw(model, init_scale=2)
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
     name = path[-1].key
 
@@ -222,6 +226,7 @@ def test_initial_values():
     assert abs(leaf.mean() / std) < 5 / math.sqrt(leaf.size), path
     assert (leaf != same(other)).mean() > 0.99
     np.testing.assert_array_equal(leaf, same(plain))
+    np.testing.assert_array_equal(2 * leaf, same(doubled))
 
 
 def dropped(num_devices):
@@ -256,7 +261,7 @@ def traced(images, *overrides, variant='inception'):
   """Kernels and outputs of a small network's layers in inference, by path."""
   model = create(*overrides, variant=variant, mode='mini', num_classes=10)
   variables = networks.initial_variables(
-    model, images.shape[1:], seed=0, init_std=0
+    model, images.shape[1:], seed=0, init_std=0, init_scale=1
   )
   _, state = model.apply(
     variables, jnp.asarray(images, 'f'), train=False, capture_intermediates=True
@@ -381,9 +386,9 @@ def test_auxiliary_loss_is_weighted(monkeypatch):
     )
     model = networks.create_model(config.model, config.bn, 10)
     optimizer = optim.create_optimizer(config.optim, 32, lambda step: 1.0)
-    params = networks.initial_variables(model, (32, 32, 3), seed=0, init_std=0)[
-      'params'
-    ]
+    params = networks.initial_variables(
+      model, (32, 32, 3), seed=0, init_std=0, init_scale=1
+    )['params']
     state = steps.TrainState(
       np.int32(0), np.uint32(0), params, {}, optimizer.init(params)
     )

@@ -18,13 +18,13 @@ def load(name, *overrides):
 def create(name, *overrides):
   config = load(name, *overrides)
   model = networks.create_model(config.model, config.bn, 10, axis_name=None)
-  return model, networks.initial_variables(model, SHAPE, 0, 0.05)
+  return model, networks.initial_variables(model, SHAPE, 0, 0.05, 1.0)
 
 
 def create_plain():
   config = load('mnist')
   model = networks.create_model(config.model, config.bn, 10)
-  return model, networks.initial_variables(model, SHAPE, 0, 0.05)
+  return model, networks.initial_variables(model, SHAPE, 0, 0.05, 1.0)
 
 
 def sigmoid(x):
