@@ -52,6 +52,17 @@ class Parser(argparse.ArgumentParser):
     raise UserError(f'{message}. Try --help.')
 
 
+def positive(text: str) -> int:
+  """The type of an argument that is a whole number from 1.
+
+  Raises:
+    ArgumentTypeError: if it is none.
+  """
+  if not text.isdecimal() or not int(text):
+    raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
+  return int(text)
+
+
 def add_config_arguments(
   parser: argparse.ArgumentParser, *, required: bool = True
 ) -> None:

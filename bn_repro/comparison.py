@@ -4,6 +4,7 @@ Seeds that repeat a setting are taken together. Nothing but the setting that is
 best on validation images is looked up on test images.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
@@ -21,6 +22,8 @@ from bn_repro.results import Spread
 from bn_repro.sweep_config import Sweep, Trial, Value, text
 
 NOT_STARTED = 'not started'
+# Of a trial that is done and has not learnt: see `ledger.learns`.
+BELOW = 'below twice chance'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Result:
   last: float | None
   learns: bool
   steps_to_target: float | None
+
+  @property
+  def ended(self) -> bool:
+    """Whether it has come to its end, be it by diverging."""
+    return self.status in (workdir_lib.DONE, workdir_lib.DIVERGED)
 
   @property
   def usable(self) -> bool:
@@ -80,7 +88,7 @@ class Setting:
 
   def best(self) -> Spread:
     """Their best accuracies."""
-    return Spread([result.best for result in self.results], never=-math.inf)
+    return Spread([r.best for r in self.results], never=-math.inf, word='–')
 
   def steps_to_target(self) -> Spread:
     """Their steps to the target."""
@@ -146,14 +154,20 @@ class Comparison:
 
 
 def read(
-  sweep: Sweep, folder: Path, pruned: Sequence[str] | None = None
+  sweep: Sweep,
+  folder: Path,
+  endings: Mapping[str, str],
+  *,
+  searched: bool = False,
 ) -> Comparison:
   """Reads what the trials of a sweep have written.
 
   Args:
     sweep: what was run.
     folder: where the trials are.
-    pruned: names of trials that a search has ended early; None without one.
+    endings: states of trials, by name, that the runner knows better than their
+      `status.json`: pruned, or failed before they wrote one.
+    searched: whether it was a search.
 
   Raises:
     UserError: if a file of theirs is damaged, or there is none.
@@ -178,16 +192,14 @@ def read(
       continue
     run = results.read_run(folder / trial.name)
     repeat = trial.values[sweep.repeat]
-    if trial.values == first | {sweep.repeat: repeat}:
+    if trial.values == first | {sweep.repeat: repeat} and not searched:
       targets[repeat] = run.best() if run.ended and ledger.learns(run) else None
     target = targets.get(repeat)
     found.append(
       Result(
         name=trial.name,
         values=trial.values,
-        status=trials_lib.PRUNED
-        if trial.name in (pruned or ())
-        else run.status.get('status', NOT_STARTED),
+        status=endings.get(trial.name, run.status.get('status', NOT_STARTED)),
         step=run.step,
         total_steps=trial.total_steps,
         best=run.best(),
@@ -205,7 +217,7 @@ def read(
     chance=run.chance,
     eval_split=run.config['eval_split'],
     folder=folder,
-    searched=pruned is not None,
+    searched=searched,
   )
 
 
@@ -281,8 +293,7 @@ def conclusions(comparison: Comparison) -> list[str]:
   unfinished = [
     r.name
     for r in comparison.results
-    if r.status
-    not in (workdir_lib.DONE, workdir_lib.DIVERGED, trials_lib.PRUNED)
+    if not r.ended and r.status != trials_lib.PRUNED
   ]
   if unfinished:
     found.append(
@@ -300,6 +311,11 @@ def _ranges(comparison: Comparison) -> list[str]:
   first: tuple[str, float] | None = None
   for line, settings in comparison.lines().items():
     label, usable = comparison.label(line), usable_range(settings)
+    missing = sum(not r.ended for s in settings for r in s.results)
+    if missing:
+      found.append(f'{label}: {missing} trials have not ended.')
+      first = first or (label, 0.0)
+      continue
     if not usable:
       found.append(f'{label}: learns at no {x}.')
       first = first or (label, 0.0)
@@ -307,21 +323,25 @@ def _ranges(comparison: Comparison) -> list[str]:
     low: Any = usable[0]
     high: Any = usable[-1]
     width = high / low
-    ends = f'{text(low)} to {text(high)}' if width > 1 else f'{text(low)} alone'
-    bound = ', the end of the sweep' if high == values[-1] else ''
-    sentence = (
-      f'{label}: learns with {x} {ends}{bound}, a factor of {width:.3g}'
-    )
+    # Where the sweep ends, the range may not.
+    ends = [
+      text(end) + ('*' if end in (values[0], values[-1]) else '')
+      for end in (low, high)
+    ]
+    where = ' to '.join(ends) if width > 1 else f'{ends[0]} alone'
+    sentence = f'{label}: learns with {x} {where}, a factor of {width:.3g}'
     if first is None:
       first = label, width
     elif first[1]:
       ratio = width / first[1]
       sentence += (
         f'; {ratio:.3g} times the range of {first[0]}'
-        if ratio != 1
+        if not math.isclose(ratio, 1)
         else f'; no wider than {first[0]}'
       )
     found.append(f'{sentence}.')
+  if any('*' in sentence for sentence in found):
+    found.append('* an end of the sweep, beyond which nothing was tried.')
   return found
 
 
@@ -369,13 +389,14 @@ def summary(comparison: Comparison) -> str:
   rows = [heads, ['---'] * len(heads)]
   for line, settings in comparison.lines().items():
     for setting in settings:
-      states = dict.fromkeys(map(state, setting.results))
+      states = Counter(map(state, setting.results))
+      several = len(states) > 1
       row = [
         *map(text, line),
         text(setting.x),
         str(len(setting.results)),
         setting.best().show(lambda value: f'{100 * value:.1f}'),
-        ', '.join(states),
+        ', '.join(f'{n} {s}' if several else s for s, n in states.items()),
       ]
       if not comparison.searched:
         row.insert(-1, setting.steps_to_target().show('{:,.0f}'.format))
@@ -407,7 +428,7 @@ def state(result: Result) -> str:
   if result.status == workdir_lib.DIVERGED:
     return f'diverged at step {result.step}'
   if result.status == workdir_lib.DONE and not result.learns:
-    return 'at chance'
+    return BELOW
   return result.status
 
 

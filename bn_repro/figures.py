@@ -226,7 +226,7 @@ def rates(section: Section, out: Path, name: str) -> None:
 # How the points of trials that came to nothing are marked.
 _ENDINGS: Mapping[str, Mapping[str, Any]] = {
   'diverged': {'marker': 'x', 'ms': 10, 'mew': 2},
-  'at chance': {'marker': 's', 'ms': 10, 'mfc': 'none'},
+  comparison_lib.BELOW: {'marker': 's', 'ms': 10, 'mfc': 'none'},
   'pruned': {'marker': '^', 'ms': 9, 'mfc': 'none'},
 }
 
@@ -278,10 +278,19 @@ def _sweep_accuracies(
 ) -> None:
   for index, (line, settings) in enumerate(comparison.lines().items()):
     style = _style(index)
+    # Broken where one of them was never evaluated, or has not ended.
     _draw_spread(
       axes,
       [places[setting.x] for setting in settings],
-      [[r.best or 0.0 for r in setting.results] for setting in settings],
+      [
+        [
+          r.best
+          if r.best is not None and (r.ended or comparison.searched)
+          else np.nan
+          for r in setting.results
+        ]
+        for setting in settings
+      ],
       style,
       _plain_text(comparison.label(line)),
     )
@@ -300,7 +309,7 @@ def _sweep_accuracies(
   axes.set_ylim(0, 1)
   axes.set_title(
     f'Best accuracy on {comparison.eval_split} images; dotted: chance; '
-    'x: diverged; square: at chance'
+    f'x: diverged; square: {comparison_lib.BELOW}'
     + ('; triangle: ended early' if comparison.searched else ''),
     loc='left',
     fontsize=10,
@@ -326,7 +335,8 @@ def _sweep_steps(
       _plain_text(comparison.label(line)),
     )
     for setting in settings:
-      if None in setting.steps_to_target().values:
+      ended = all(result.ended for result in setting.results)
+      if ended and None in setting.steps_to_target().values:
         axes.plot(
           places[setting.x],
           # Of several lines, below one another.
@@ -355,11 +365,15 @@ def _draw_spread(
   """A line through medians, in a band of the range."""
   axes.fill_between(
     x,
-    [min(v) for v in values],
-    [max(v) for v in values],
+    [np.min(v) for v in values],
+    [np.max(v) for v in values],
     color=style['color'],
     alpha=0.12,
     lw=0,
   )
-  medians = [float(np.median(v)) for v in values]
+  # As tables have it: the lower one of two, which a run has.
+  medians = [
+    float(np.nan if np.isnan(v).any() else sorted(v)[(len(v) - 1) // 2])
+    for v in values
+  ]
   axes.plot(x, medians, marker='o', ms=4, label=label, **style)

@@ -219,10 +219,12 @@ class Spread:
   Attributes:
     values: one a seed; None for a seed that never got there.
     never: what None counts as: the longest time, or the smallest factor.
+    word: for it.
   """
 
   values: Sequence[float | None]
   never: float = math.inf
+  word: str = 'never'
 
   @property
   def _sorted(self) -> list[float]:
@@ -235,7 +237,7 @@ class Spread:
     """
 
     def each(value: float) -> str:
-      return one(value) if math.isfinite(value) else 'never'
+      return one(value) if math.isfinite(value) else self.word
 
     if not self.values:
       return '–'

@@ -7,6 +7,7 @@ a grid are. What it knows lies in `optuna.db` in the sweep's directory.
 from collections.abc import Iterable, Iterator
 import dataclasses
 from pathlib import Path
+import statistics
 import sys
 import time
 
@@ -29,6 +30,8 @@ from bn_repro.trials import Trial
 
 # Seconds between two looks at how running trials learn.
 _INTERVAL = 1.0
+# The share of a trial before which it is not ended early. Our choice.
+_WARM_UP = 0.5
 # Suggested numbers are rounded to so many digits, as they are in names.
 _DIGITS = 4
 
@@ -56,7 +59,8 @@ class Search(SweepProgress):
       study_name='sweep',
       direction='maximize',
       load_if_exists=True,
-      pruner=optuna.pruners.MedianPruner(),
+      # After five trials; our choice, with the warm-up below.
+      pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
     )
     # One that goes on must not suggest again what it began with.
     self._study.sampler = optuna.samplers.TPESampler(
@@ -74,9 +78,33 @@ class Search(SweepProgress):
   def suggestions(self) -> Iterator[Trial]:
     """Those that a runner has left, then new ones, until there are enough."""
     for frozen in self._unfinished():
-      yield self._create(optuna.trial.Trial(self._study, frozen._trial_id))
+      suggested = optuna.trial.Trial(self._study, frozen._trial_id)
+      yield from self._unless_known(suggested)
     while len(self._study.get_trials(deepcopy=False)) < self._total:
-      yield self._create(self._study.ask())
+      yield from self._unless_known(self._study.ask())
+
+  def _unless_known(self, suggested: optuna.trial.Trial) -> Iterator[Trial]:
+    """The trial of a suggestion, unless it has been made before."""
+    trial = self._create(suggested)
+    if trial.name in self._names():
+      # Among a few values it happens; it counts, so that all of them end.
+      self._study.tell(suggested, state=optuna.trial.TrialState.FAIL)
+      return
+    self._suggested[trial.name] = suggested
+    suggested.set_user_attr('name', trial.name)
+    yield trial
+
+  def _names(self) -> set[str]:
+    """Names of all trials but of those that a runner has left."""
+    return {
+      frozen.user_attrs['name']
+      for frozen in self._study.get_trials(deepcopy=False)
+      if 'name' in frozen.user_attrs
+      and (
+        frozen.state.is_finished()
+        or frozen.user_attrs['name'] in self._suggested
+      )
+    }
 
   def _unfinished(self) -> list[optuna.trial.FrozenTrial]:
     return self._study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
@@ -86,7 +114,6 @@ class Search(SweepProgress):
       {axis.name: self._suggest(suggested, axis) for axis in self._sweep.axes}
     )
     suggested.set_user_attr('values', dict(trial.values))
-    self._suggested[trial.name] = suggested
     workdir = self._folder / trial.name
     return Trial(
       name=trial.name,
@@ -115,9 +142,10 @@ class Search(SweepProgress):
     self._running.append(trial)
 
   def ended(self, trial: Trial, code: int) -> None:
-    """Tells Optuna what has come out."""
+    """Tells Optuna what has come out; what has not is tried again later."""
     super().ended(trial, code)
-    self._running.remove(trial)
+    if trial in self._running:
+      self._running.remove(trial)
     # Others are measured by its whole curve.
     self._report(trial)
     states = optuna.trial.TrialState
@@ -128,8 +156,6 @@ class Search(SweepProgress):
       self._study.tell(number, best)
     elif trial.state == trials_lib.PRUNED:
       self._study.tell(number, state=states.PRUNED)
-    elif trial.state == workdir_lib.FAILED:
-      self._study.tell(number, state=states.FAIL)
 
   def tick(self) -> Iterable[Trial]:
     """Reports evaluations; returns the trials that have fallen behind."""
@@ -141,7 +167,10 @@ class Search(SweepProgress):
     return [
       trial
       for trial in self._running
-      if self._report(trial) and self._suggested[trial.name].should_prune()
+      if self._report(trial)
+      # High rates are slow at first, and end high.
+      and self._reported[trial.name] >= _WARM_UP * trial.total_steps
+      and self._suggested[trial.name].should_prune()
     ]
 
   def _report(self, trial: Trial) -> bool:
@@ -153,18 +182,21 @@ class Search(SweepProgress):
     if not lines or lines[-1]['step'] <= reported:
       return False
     suggested = self._suggested[trial.name]
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
       if line['step'] > reported:
-        suggested.report(line['accuracy'], line['step'])
+        # As `Run.best` takes them together.
+        window = lines[max(number - results.WINDOW, 0) : number]
+        mean = statistics.fmean(each['accuracy'] for each in window)
+        suggested.report(mean, line['step'])
     self._reported[trial.name] = lines[-1]['step']
     return True
 
-  def sweep(self) -> tuple[Sweep, list[str]]:
-    """What has been trained, as a sweep, and the names of the pruned trials."""
+  def sweep(self) -> tuple[Sweep, dict[str, str]]:
+    """What has been trained, as a sweep, and which trials were pruned."""
     suggested = [
       (frozen, self._trial(frozen.user_attrs['values']))
       for frozen in self._study.get_trials(deepcopy=False)
-      if 'values' in frozen.user_attrs
+      if 'name' in frozen.user_attrs
     ]
     found = {trial.name: trial for _, trial in suggested}
     axes = []
@@ -175,11 +207,11 @@ class Search(SweepProgress):
       else:
         order = [value for value in axis.values if value in values]
       axes.append(dataclasses.replace(axis, values=tuple(order)))
-    pruned = [
-      trial.name
+    pruned = {
+      trial.name: trials_lib.PRUNED
       for frozen, trial in suggested
       if frozen.state == optuna.trial.TrialState.PRUNED
-    ]
+    }
     sweep = dataclasses.replace(
       self._sweep, axes=tuple(axes), trials=tuple(found.values())
     )

@@ -6,10 +6,11 @@ left alone, what was stopped is resumed, what failed is tried again.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import os
 from pathlib import Path
+import signal
 import sys
 from typing import Any
 
@@ -76,7 +77,7 @@ def _create_parser() -> command_line.Parser:
   command_line.add_config_arguments(parser, required=False)
   add(
     '--jobs',
-    type=_positive,
+    type=command_line.positive,
     metavar='N',
     help='trials at a time: by default one a GPU, one on a TPU, or one a core',
   )
@@ -89,7 +90,7 @@ def _create_parser() -> command_line.Parser:
   )
   add(
     '--trials',
-    type=_positive,
+    type=command_line.positive,
     default=20,
     metavar='N',
     help='that a search makes; 20 by default',
@@ -107,16 +108,8 @@ def _create_parser() -> command_line.Parser:
   return parser
 
 
-def _positive(text: str) -> int:
-  if not text.isdecimal() or not int(text):
-    raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
-  return int(text)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
-  interruption = Interruption()
-  interruption.listen()
   try:
     rest, axes = command_line.take_overrides(
       sys.argv[1:] if argv is None else argv, '--sweep.'
@@ -125,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep = sweep_config.load(flags.sweep, axes, flags.config or '', overrides)
     folder = workdir_lib.Workdir(flags.workdir)
     _check(folder.path, sweep, flags.search)
-    if flags.search and (flags.dry_run or flags.trial or flags.compare):
+    if flags.search and (
+      flags.dry_run or flags.compare or flags.trial is not None
+    ):
       raise UserError(
         '--search: its trials are not known beforehand. Leave --dry_run, '
         '--trial and --compare off.'
@@ -133,11 +128,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.dry_run:
       _list(folder.path, sweep, len(trials.slots(flags.jobs)))
       return 0
-    if flags.trial:
+    if flags.trial is not None:
       _become(folder.path, sweep, flags.trial)
     if flags.compare:
-      return _conclude(sweep, folder.path, (), finished=True)
-    slots = trials.slots(flags.jobs)
+      return _conclude(sweep, folder.path, (), {}, finished=True)
+    # From here on a signal lets trials save.
+    interruption = Interruption()
+    interruption.listen()
+    number = flags.trials if flags.search else len(sweep.trials)
+    slots = trials.slots(flags.jobs and min(flags.jobs, number))
     if flags.search:
       from bn_repro import search  # noqa: F401 Says so if Optuna is missing.
     folder.claim()
@@ -149,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command_line.report_errors(error.problems)
   except OSError as error:
     return command_line.report_errors([str(error)])
+  except KeyboardInterrupt:
+    return 128 + signal.SIGINT
 
 
 def _check(folder: Path, sweep: Sweep, search: str) -> None:
@@ -164,7 +165,11 @@ def _check(folder: Path, sweep: Sweep, search: str) -> None:
       f'--workdir={folder}: holds a run, not a sweep. Name another directory.'
     )
   empty = {'search': search, 'trials': _written(sweep) if search else {}}
-  saved = workdir_lib.read_json(folder / 'sweep.json') or empty
+  saved = workdir_lib.read_json(folder / 'sweep.json')
+  if saved is None:
+    saved = empty
+  if not isinstance(saved, dict) or not saved.keys() >= empty.keys():
+    raise UserError(f'{folder / "sweep.json"}: is not of this version.')
   if saved['search'] != search or (
     search and saved['trials'] != _written(sweep)
   ):
@@ -182,12 +187,22 @@ def _check(folder: Path, sweep: Sweep, search: str) -> None:
   problems: list[str] = []
   for trial in sweep.trials:
     workdir = folder / trial.name
-    if not (workdir / 'config.json').exists():
+    if not workdir.exists():
       continue
+    config = trial.config()
     try:
-      workdir_lib.Workdir(str(workdir)).check(trial.config())
+      workdir_lib.Workdir(str(workdir)).check(config)
     except UserError as error:
       problems += error.problems
+      continue
+    saved_config = workdir_lib.read_json(workdir / 'config.json') or config
+    # A run may go on longer; the trials of a sweep have to stay comparable.
+    problems += [
+      f'--workdir={workdir}: {name} is {saved_config[name]} there, and '
+      f'{config[name]} here. Name another directory.'
+      for name in ('total_steps', 'total_epochs', 'eval_every')
+      if saved_config[name] != config[name]
+    ]
   if problems:
     raise UserError(*problems)
 
@@ -215,8 +230,7 @@ def _written(sweep: Sweep) -> dict[str, Any]:
   return {
     trial.name: {
       'values': dict(trial.values),
-      'config_file': trial.config_spec,
-      'overrides': list(trial.overrides),
+      'config_digest': trial.fingerprint,
     }
     for trial in sweep.trials
   }
@@ -317,7 +331,7 @@ def _run(
     progress = SweepProgress(left, len(slots))
     runner = trials.Runner(left, slots, sweep.retries, progress)
     finished = runner.run(interruption)
-  return _conclude(sweep, folder, left, finished=finished)
+  return _conclude(sweep, folder, left, {}, finished=finished)
 
 
 def _search(
@@ -338,35 +352,40 @@ def _search(
   runner = trials.Runner(found.suggestions(), slots, sweep.retries, found)
   finished = runner.run(interruption)
   tried, pruned = found.sweep()
-  return _conclude(tried, folder, found.trials, pruned, finished=finished)
+  return _conclude(
+    tried, folder, found.trials, pruned, finished=finished, searched=True
+  )
 
 
 def _conclude(
   sweep: Sweep,
   folder: Path,
   run: Sequence[trials.Trial],
-  pruned: Sequence[str] | None = None,
+  pruned: Mapping[str, str],
   *,
   finished: bool,
+  searched: bool = False,
 ) -> int:
   """Compares, says what has failed, and returns the exit code."""
   from bn_repro import comparison
 
-  if sweep.trials:
-    found = comparison.read(sweep, folder, pruned)
-    comparison.write(found)
+  failed = [trial for trial in run if trial.state == workdir_lib.FAILED]
+  problems = [f'{t.name}: failed, {trials.last_words(t)}' for t in failed]
+  endings = {**pruned, **{trial.name: trial.state for trial in failed}}
+  try:
+    found = comparison.read(sweep, folder, endings, searched=searched)
     for line in comparison.conclusions(found):
       print(line)
+    comparison.write(found)
     print(f'wrote {folder / "trials.csv"}, summary.md and sweep.png beside it')
+  except UserError as error:
+    problems += error.problems
+  except OSError as error:
+    problems.append(str(error))
   if not finished:
     print('stopped; the same command goes on')
     return workdir_lib.EXIT_CODES[workdir_lib.PREEMPTED]
-  failed = [t for t in run if t.state == workdir_lib.FAILED]
-  if not failed:
-    return 0
-  return command_line.report_errors(
-    [f'{t.name}: failed. See {t.log}: {trials.last_words(t)}' for t in failed]
-  )
+  return command_line.report_errors(problems) if problems else 0
 
 
 if __name__ == '__main__':

@@ -21,6 +21,8 @@ from ml_collections import ConfigDict
 from bn_repro import config as config_lib
 from bn_repro.config import UserError
 
+DEFAULT_MODE = 'mini'
+
 _FIELDS = {
   'config': str,
   'overrides': tuple,
@@ -32,6 +34,9 @@ _FIELDS = {
 # What a folder, a shell and a spreadsheet take as it is.
 _PLAIN = re.compile(r'[A-Za-z0-9][A-Za-z0-9.+-]*')
 _ASSIGNMENT = re.compile(r'(?P<key>[\w.]+)(?P<operator>[*/]?)=(?P<value>.*)')
+
+# Each file once; what it returns is locked.
+_read = functools.cache(config_lib.read)
 
 Value = int | float | str
 T = TypeVar('T')
@@ -80,8 +85,8 @@ class Trial:
     return self.total_steps * self.batch_size
 
   def config(self) -> ConfigDict:
-    """Its config, read again: a thousand of them take some room."""
-    return config_lib.load(self.config_spec, self.overrides)
+    """Its config, made again: a thousand of them take some room."""
+    return config_lib.override(_read(self.config_spec), self.overrides)
 
   def command(self, workdir: str) -> tuple[str, ...]:
     """The ordinary command that trains it, after the name of Python."""
@@ -136,20 +141,23 @@ def load(
     spec: path of a sweep's file, with `:mini` (the default) or `:full` after it
       if wanted.
     overrides: assignments of values to axes, such as 'seed=0,1,2'.
-    config_spec: the base config in place of the sweep's, if any.
+    config_spec: the base config in place of the sweep's, if any; in its mode
+      if it names none.
     config_overrides: assignments to fields of it, for all trials; they come
       before what the axes set.
 
   Raises:
     UserError: with every problem that was found.
   """
-  sweep = config_lib.read_file('--sweep', spec, default_mode='mini')
-  path, _, _ = spec.partition(':')
+  sweep = config_lib.read_file('--sweep', spec, DEFAULT_MODE)
+  path, _, mode = spec.partition(':')
+  if config_spec and ':' not in config_spec:
+    config_spec += f':{mode or DEFAULT_MODE}'
   problems = [f'{path}: sweep.{problem}' for problem in _misfits(sweep)]
   if problems:
     raise UserError(*problems)
   axes = [
-    Axis(name, tuple(axis['values']), _assignments(axis))
+    Axis(name, tuple(map(_plain, axis['values'])), _assignments(axis))
     for name, axis in sweep.axes.items()
   ]
   axes, problems = _override(axes, overrides, sweep)
@@ -181,6 +189,12 @@ def load(
     if trial is not None:
       trials.append(trial)
   problems = found.lines() + _clashes(trials)
+  if config_spec and not any(t.config_spec == config_spec for t in trials):
+    setting = ' and '.join(axis.name for axis in axes if _names_configs(axis))
+    problems.append(
+      f'--config={config_spec}: no trial would start from it, for the axis '
+      f'{setting} names their configs. Use --sweep.{setting}=...'
+    )
   if problems:
     raise UserError(*problems)
   return Sweep(
@@ -208,6 +222,8 @@ def _misfits(sweep: ConfigDict) -> list[str]:
   ]
   if problems:
     return problems
+  if not all(isinstance(override, str) for override in sweep.overrides):
+    problems.append('overrides: must hold texts.')
   for name, axis in sweep.axes.items():
     if not isinstance(axis, ConfigDict) or set(axis) != {'values', 'set'}:
       problems.append(f'axes.{name}: must have `values` and `set`.')
@@ -217,9 +233,25 @@ def _misfits(sweep: ConfigDict) -> list[str]:
       problems.append(
         f'axes.{name}: `values` must be a tuple, `set` a tuple or a ConfigDict.'
       )
+    elif not all(
+      isinstance(_plain(value), Value) and not isinstance(value, bool)
+      for value in axis['values']
+    ):
+      problems.append(f'axes.{name}: values must be numbers or texts.')
+    elif not all(
+      isinstance(assignment, str)
+      for assignments in _assignments(axis).values()
+      for assignment in assignments
+    ):
+      problems.append(f'axes.{name}: `set` must hold texts.')
     elif not _PLAIN.fullmatch(name.replace('_', '-')):
       problems.append(f'axes.{name}: use letters, digits and _ for a name.')
   return problems
+
+
+def _plain(value: Any) -> Any:
+  """Python's number for one of NumPy's."""
+  return value.item() if hasattr(value, 'item') else value
 
 
 def text(value: Value) -> str:
@@ -237,9 +269,20 @@ def _name(axes: Sequence[Axis], values: Mapping[str, Value]) -> str:
   )
 
 
+def _names_configs(axis: Axis) -> bool:
+  return any(
+    assignment.startswith('config=')
+    for assignments in axis.assignments.values()
+    for assignment in assignments
+  )
+
+
 def _assignments(axis: ConfigDict) -> dict[str, tuple[str, ...]]:
   if isinstance(axis.set, ConfigDict):
-    return {name: tuple(values) for name, values in axis.set.items()}
+    return {
+      name: (values,) if isinstance(values, str) else tuple(values)
+      for name, values in axis.set.items()
+    }
   return {'{}': tuple(axis.set)}
 
 
@@ -387,7 +430,6 @@ class Expansion:
     """
     self._spec = config_spec
     self._overrides = overrides
-    self._bases: dict[str, ConfigDict] = {}
     self._num_examples: dict[str, int] = {}
 
   def base(self, file: str = '') -> tuple[str, ConfigDict]:
@@ -400,9 +442,7 @@ class Expansion:
     if file:
       path = os.path.join(os.path.dirname(path), f'{file}.py')
     spec = f'{path}{colon}{mode}'
-    if spec not in self._bases:
-      self._bases[spec] = config_lib.read(spec)
-    return spec, self._bases[spec]
+    return spec, _read(spec)
 
   def is_continuous(self, axis: Axis) -> bool:
     """Whether any positive number can be a value of an axis."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+import os
 import sys
 import time
 from typing import Any
@@ -42,7 +43,7 @@ class SweepProgress(trials_lib.Progress):
     self.trials = list(trials)
     self._jobs = jobs
     self._number = number
-    self._console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    self._console = _Console(file=sys.stdout, soft_wrap=True, highlight=False)
     self._begin = time.monotonic()
     self._next_look = self._begin
     self._begun: dict[str, tuple[float, int]] = {}
@@ -60,6 +61,11 @@ class SweepProgress(trials_lib.Progress):
     if self._live is None:
       self._say(f'{trial.name}: runs, from step {trial.step}')
 
+  def found_elsewhere(self, trial: Trial) -> None:
+    """Says so."""
+    holder = workdir_lib.Workdir(str(trial.workdir)).holder()
+    self._say(f'{trial.name}: is waited for, {holder or "a process"} has it')
+
   def ended(self, trial: Trial, code: int) -> None:
     """Says how, and when all will have."""
     self._looks[trial.name] = _Look(trial)
@@ -67,7 +73,7 @@ class SweepProgress(trials_lib.Progress):
     if how == trials_lib.WAITING:
       how = f'exit code {code}, is started again'
     elif how == workdir_lib.FAILED:
-      how = f'failed with exit code {code}, see {trial.log}'
+      how = f'failed with exit code {code}, {trials_lib.last_words(trial)}'
     facts = self._looks[trial.name].facts
     self._say(
       f'{trial.name}: {how}{facts}, {duration(trial.seconds)}; '
@@ -187,6 +193,15 @@ class SweepProgress(trials_lib.Progress):
     total += total / len(self.trials) * self._missing
     elapsed = time.monotonic() - self._begin
     return duration(elapsed / seen * (total - seen))
+
+
+class _Console(Console):
+  """A console whose reader may go away; trials go on without."""
+
+  def on_broken_pipe(self) -> None:
+    """Says nothing any more, here and elsewhere."""
+    self.quiet = True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Look:

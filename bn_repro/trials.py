@@ -53,6 +53,7 @@ class Trial:
     seconds: for which its processes have run, in this runner.
     failures: how often in a row it has ended without having got further.
     step: the furthest that it is known to have got.
+    problem: why its process could not be started, if so.
   """
 
   name: str
@@ -64,6 +65,7 @@ class Trial:
   seconds: float = 0.0
   failures: int = 0
   step: int = 0
+  problem: str = ''
 
   @property
   def log(self) -> Path:
@@ -78,7 +80,13 @@ class Progress:
     """A trial's process has been started."""
 
   def ended(self, trial: Trial, code: int) -> None:
-    """A trial's process has ended, with the state that the trial is in now."""
+    """A trial's process has ended, with the state that the trial is in now.
+
+    Or it could not be started, and has failed.
+    """
+
+  def found_elsewhere(self, trial: Trial) -> None:
+    """Another process trains a trial, and is waited for."""
 
   def tick(self) -> Iterable[Trial]:
     """Called several times a second; returns trials to end early."""
@@ -150,23 +158,40 @@ class Runner:
 
   def _start_next(self) -> bool:
     """Starts the first trial that can be; False if there is none."""
-    for _ in range(len(self._waiting) + 1):
-      trial = next(self._source, None)
-      if trial is None and self._waiting:
-        trial = self._waiting.popleft()
-      if trial is None:
-        break
+    taken = []
+    started = False
+    while not started and (trial := self._next()) is not None:
       if is_taken(trial.workdir):
-        trial.state = ELSEWHERE
-        self._waiting.append(trial)
-        continue
-      trial.step = max(trial.step, last_step(trial.workdir))
-      slot = self._free.popleft()
-      self._running[_start(trial, slot)] = _Attempt(trial, slot)
-      trial.state = workdir_lib.RUNNING
-      self._progress.started(trial)
-      return True
-    return False
+        taken.append(trial)
+        if trial.state != ELSEWHERE:
+          trial.state = ELSEWHERE
+          self._progress.found_elsewhere(trial)
+      else:
+        started = self._start(trial)
+    self._waiting.extend(taken)
+    return started
+
+  def _next(self) -> Trial | None:
+    """A new trial, or one that is to be started again."""
+    trial = next(self._source, None)
+    if trial is None and self._waiting:
+      trial = self._waiting.popleft()
+    return trial
+
+  def _start(self, trial: Trial) -> bool:
+    """Starts a trial's process; without one it has failed."""
+    trial.step = max(trial.step, last_step(trial.workdir))
+    try:
+      process = _start(trial, self._free[0])
+    except OSError as error:
+      # It has no log to say it in.
+      trial.state, trial.problem = workdir_lib.FAILED, str(error)
+      self._progress.ended(trial, workdir_lib.EXIT_CODES[trial.state])
+      return False
+    self._running[process] = _Attempt(trial, self._free.popleft())
+    trial.state = workdir_lib.RUNNING
+    self._progress.started(trial)
+    return True
 
   def _prune(self, trial: Trial) -> None:
     for process, attempt in self._running.items():
@@ -181,18 +206,26 @@ class Runner:
     trial.seconds += time.monotonic() - attempt.start
     pruned = trial.state == PRUNED
     trial.state = _STATES.get(code, workdir_lib.FAILED)
-    if pruned and trial.state not in _ENDED:
-      trial.state = PRUNED
-    elif trial.state not in _ENDED and not stopping:
-      step = last_step(trial.workdir)
-      trial.failures = 1 if step > trial.step else trial.failures + 1
-      trial.step = max(trial.step, step)
-      if trial.failures <= self._retries:
-        trial.state = WAITING
-        self._waiting.append(trial)
+    if trial.state not in _ENDED:
+      if pruned:
+        trial.state = PRUNED
+      elif stopping:
+        # Also one that had not yet begun to listen to signals.
+        trial.state = workdir_lib.PREEMPTED
       else:
-        trial.state = workdir_lib.FAILED
+        self._try_again(trial)
     self._progress.ended(trial, code)
+
+  def _try_again(self, trial: Trial) -> None:
+    """Has a trial started once more, unless it does not get further."""
+    step = last_step(trial.workdir)
+    trial.failures = 0 if step > trial.step else trial.failures + 1
+    trial.step = max(trial.step, step)
+    if trial.failures <= self._retries:
+      trial.state = WAITING
+      self._waiting.append(trial)
+    else:
+      trial.state = workdir_lib.FAILED
 
 
 _STATES = {code: state for state, code in workdir_lib.EXIT_CODES.items()}
@@ -257,15 +290,23 @@ def slots(jobs: int | None) -> list[dict[str, str]]:
     return [{'CUDA_VISIBLE_DEVICES': gpu} for gpu in gpus[:jobs]]
   if jobs is None:
     has_tpu = any(Path(p).exists() for p in ('/dev/accel0', '/dev/vfio/0'))
-    jobs = 1 if has_tpu and not on_cpu else os.cpu_count() or 1
+    jobs = 1 if has_tpu and not on_cpu else _num_cores()
   return [{} for _ in range(jobs)]
+
+
+def _num_cores() -> int:
+  """Cores that this process may use, as SLURM or taskset have it."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:
   """Numbers of the NVIDIA GPUs that this process may use."""
   named = os.environ.get('CUDA_VISIBLE_DEVICES')
   if named is not None:
-    return [gpu for gpu in named.split(',') if gpu]
+    # -1 hides all.
+    return [gpu for gpu in named.split(',') if gpu and gpu != '-1']
   found = [
     path.name.removeprefix('nvidia') for path in Path('/dev').glob('nvidia*')
   ]
@@ -277,10 +318,11 @@ def is_taken(workdir: Path) -> bool:
   try:
     with (workdir / 'lock').open('a') as lock:
       fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-  except FileNotFoundError:
-    return False
-  except OSError:
+  except BlockingIOError:
     return True
+  except OSError:
+    # None there, or one that cannot be opened, of which `main` will complain.
+    return False
   return False
 
 
@@ -335,6 +377,9 @@ def seconds_taken(workdir: Path) -> float | None:
 
 
 def last_words(trial: Trial) -> str:
-  """The last line that a trial has said."""
-  lines = trial.log.read_text(errors='replace').splitlines()
-  return lines[-1] if lines else 'it said nothing.'
+  """Why a trial has failed, in the last line that it has said."""
+  if trial.problem:
+    return trial.problem
+  said = trial.log.read_text(errors='replace') if trial.log.is_file() else ''
+  lines = said.splitlines()
+  return f'see {trial.log}: {lines[-1] if lines else "it said nothing."}'

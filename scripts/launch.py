@@ -459,12 +459,6 @@ def write(files: Mapping[str, str], out: Path) -> None:
     (out / name).write_text(text)
 
 
-def _positive(text: str) -> int:
-  if not text.isdecimal() or not int(text):
-    raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
-  return int(text)
-
-
 def _not_empty(text: str) -> str:
   if not text:
     raise argparse.ArgumentTypeError('must not be empty')
@@ -567,15 +561,22 @@ def _create_parser() -> argparse.ArgumentParser:
     help='bucket to mount on config.data.data_dir',
   )
   add = adders['slurm']
-  add('--nodes', type=_positive, default=1, help='1 by default')
-  add('--gpus', type=_positive, default=1, help='of a node; 1 by default')
+  add('--nodes', type=command_line.positive, default=1, help='1 by default')
+  add(
+    '--gpus',
+    type=command_line.positive,
+    default=1,
+    help='of a node; 1 by default',
+  )
   add(
     '--tasks',
     choices=('node', 'gpu'),
     default='node',
     help='a process for each',
   )
-  add('--cpus_per_gpu', type=_positive, default=8, help='8 by default')
+  add(
+    '--cpus_per_gpu', type=command_line.positive, default=8, help='8 by default'
+  )
   add(
     '--sbatch',
     action='append',

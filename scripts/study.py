@@ -223,7 +223,7 @@ def train(
   if not trials.Runner(todo, slots, 0, progress).run(interruption):
     return None
   return [
-    f'{trial.log}: {trials.last_words(trial)}'
+    f'{trial.name}: failed, {trials.last_words(trial)}'
     for trial in todo
     if trial.state == workdir.FAILED
   ]
@@ -253,7 +253,9 @@ def main() -> int:
   )
   parser.add_argument('parts', nargs='*', metavar='PART', help='all by default')
   parser.add_argument('--out', default='runs/study', metavar='DIR')
-  parser.add_argument('--jobs', type=int, metavar='N', help='runs at a time')
+  parser.add_argument(
+    '--jobs', type=command_line.positive, metavar='N', help='runs at a time'
+  )
   parser.add_argument(
     '--publish', action='store_true', help='then copy the runs into results/'
   )

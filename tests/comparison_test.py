@@ -70,17 +70,18 @@ def usual(tmp_path):
     add_test(
       tmp_path / trial.name, 0.8 + trial.values['seed'] / 50 if best else 0.99
     )
-  return comparison.read(sweep, tmp_path)
+  return comparison.read(sweep, tmp_path, {})
 
 
 def test_range_of_usable_rates(usual):
   """By hand: 15 over 1 against 2 over 1."""
-  first, second, _ = comparison.conclusions(usual)
-  assert first == 'Inception: learns with multiplier 1 to 2, a factor of 2.'
+  first, second, note, _ = comparison.conclusions(usual)
+  assert first == 'Inception: learns with multiplier 1* to 2, a factor of 2.'
   assert second == (
-    'BN-Baseline: learns with multiplier 1 to 15, a factor of 15; 7.5 times '
+    'BN-Baseline: learns with multiplier 1* to 15, a factor of 15; 7.5 times '
     'the range of Inception.'
   )
+  assert note == '* an end of the sweep, beyond which nothing was tried.'
 
 
 def test_best_by_validation_and_its_test_accuracy(usual):
@@ -140,7 +141,7 @@ def test_each_seed_has_a_target_of_its_own(tmp_path):
     [('inception', 1), ('inception', 2), ('bn_baseline', 1)], PLAIN
   )
   write(tmp_path, sweep, curves, seeds_lower=0.2)
-  found = comparison.read(sweep, tmp_path)
+  found = comparison.read(sweep, tmp_path, {})
   assert found.targets == pytest.approx({0: 0.6, 1: 0.4})
   by_name = {result.name: result for result in found.results}
   assert by_name['inception_multiplier2_seed1'].steps_to_target == 60
@@ -156,11 +157,13 @@ def test_a_seed_that_does_not_learn_makes_a_rate_unusable(tmp_path):
   curves['inception', 2] = [0.25] * 10
   # Twice chance is .2: seed 1 of Inception at x2 is below.
   write(tmp_path, sweep, curves, seeds_lower=0.06)
-  first, second, *_ = comparison.conclusions(comparison.read(sweep, tmp_path))
-  assert first == 'Inception: learns with multiplier 1 alone, a factor of 1.'
+  first, second, *_ = comparison.conclusions(
+    comparison.read(sweep, tmp_path, {})
+  )
+  assert first == 'Inception: learns with multiplier 1* alone, a factor of 1.'
   assert second == (
-    'BN-Baseline: learns with multiplier 1 to 5, the end of the sweep, a '
-    'factor of 5; 5 times the range of Inception.'
+    'BN-Baseline: learns with multiplier 1* to 5*, a factor of 5; 5 times the '
+    'range of Inception.'
   )
 
 
@@ -168,15 +171,15 @@ def test_no_wider_range_and_none_at_all(tmp_path):
   sweep = load('multiplier=1,2', 'seed=0')
   same = {('inception', 1): PLAIN, ('bn_baseline', 2): FAST}
   write(tmp_path / 'same', sweep, same)
-  _, second, _ = comparison.conclusions(
-    comparison.read(sweep, tmp_path / 'same')
+  _, second, *_ = comparison.conclusions(
+    comparison.read(sweep, tmp_path / 'same', {})
   )
   assert second.endswith('a factor of 1; no wider than Inception.')
   write(tmp_path / 'none', sweep, {('bn_baseline', 2): FAST})
-  found = comparison.read(sweep, tmp_path / 'none')
-  first, second, _ = comparison.conclusions(found)
+  found = comparison.read(sweep, tmp_path / 'none', {})
+  first, second, *_ = comparison.conclusions(found)
   assert first == 'Inception: learns at no multiplier.'
-  assert second.startswith('BN-Baseline: learns with multiplier 2 alone')
+  assert second.startswith('BN-Baseline: learns with multiplier 2* alone')
   assert found.targets == {0: None}
   assert all(result.steps_to_target is None for result in found.results)
 
@@ -189,7 +192,8 @@ def test_what_has_not_ended_is_named(tmp_path):
     {('inception', 1): PLAIN},
     bn_baseline_multiplier1_seed0={'status': 'preempted'},
   )
-  lines = comparison.conclusions(comparison.read(sweep, tmp_path))
+  lines = comparison.conclusions(comparison.read(sweep, tmp_path, {}))
+  assert lines[1] == 'BN-Baseline: 1 trials have not ended.'
   assert lines[-1] == (
     'Not ended: 1 of 2 trials, bn_baseline_multiplier1_seed0.'
   )
@@ -199,13 +203,15 @@ def test_trials_that_were_not_started(tmp_path, usual):
   sweep = usual.sweep
   missing = sweep.trials[0].name
   shutil.rmtree(usual.folder / missing)
-  found = comparison.read(sweep, usual.folder)
+  found = comparison.read(sweep, usual.folder, {})
   assert {r.name: r.status for r in found.results}[missing] == 'not started'
-  assert comparison.conclusions(found)[-1] == (
-    f'Not ended: 1 of 24 trials, {missing}.'
-  )
+  lines = comparison.conclusions(found)
+  # Nothing is said of a range of which a part is unknown.
+  assert lines[0] == 'Inception: 1 trials have not ended.'
+  assert lines[1].endswith('15, a factor of 15.')
+  assert lines[-1] == f'Not ended: 1 of 24 trials, {missing}.'
   with pytest.raises(UserError, match='no trial of this sweep'):
-    comparison.read(sweep, tmp_path / 'nothing')
+    comparison.read(sweep, tmp_path / 'nothing', {})
 
 
 def test_diverged_trials_are_no_best_setting(tmp_path):
@@ -216,7 +222,7 @@ def test_diverged_trials_are_no_best_setting(tmp_path):
     {('inception', 1): PLAIN, ('bn_baseline', 2): FAST},
     bn_baseline_multiplier2_seed0={'status': 'diverged', 'reason': 'loss'},
   )
-  lines = comparison.conclusions(comparison.read(sweep, tmp_path))
+  lines = comparison.conclusions(comparison.read(sweep, tmp_path, {}))
   assert 'variant inception, multiplier 1, 60.00 %' in lines[-1]
 
 
@@ -228,7 +234,7 @@ def test_named_settings_have_no_ranges(tmp_path):
   )
   for trial in sweep.trials:
     write_run(tmp_path / trial.name, 'bn_x5', FAST, *trial.overrides)
-  found = comparison.read(sweep, tmp_path)
+  found = comparison.read(sweep, tmp_path, {})
   (best,) = comparison.conclusions(found)
   assert 'net bn_baseline, 80.00 % (mean of 1)' in best
   comparison.write(found)

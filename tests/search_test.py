@@ -68,7 +68,9 @@ def test_suggestions(sweep, tmp_path):
   for trial in tried.trials:
     rate = trial.config().optim.learning_rate
     assert rate == 0.02 * trial.values['multiplier']
-  lines = comparison.conclusions(comparison.read(tried, tmp_path, pruned))
+  lines = comparison.conclusions(
+    comparison.read(tried, tmp_path, pruned, searched=True)
+  )
   assert lines == [
     'Best on validation images: variant bn_baseline, multiplier '
     f'{multipliers[-1]:g}, 70.00 % (mean of 1). It was not evaluated on test '
@@ -77,17 +79,36 @@ def test_suggestions(sweep, tmp_path):
 
 
 def test_what_has_no_numbers_is_chosen_from(tmp_path):
-  """Nets, and batches, which multiply whole numbers."""
-  sweep = sweep_config.load('configs/sweeps/batch_size.py', ['larger=1,2,4'])
-  found = search.Search(sweep, tmp_path, 1, 6)
+  """Nets, and batches, which multiply whole numbers; none of them twice."""
+  sweep = sweep_config.load(
+    'configs/sweeps/batch_size.py', ['larger=1,2', 'variant=inception,bn_x5']
+  )
+  found = search.Search(sweep, tmp_path, 1, 12)
+  names = []
   for trial in found.suggestions():
-    found.started(trial)
+    names.append(trial.name)
+    train(found, trial, [0.5] * 5)
+  assert len(set(names)) == len(names) <= 4
+  trials = study(tmp_path).trials
+  assert len(trials) == 12
+  assert sum(trial.state == COMPLETE for trial in trials) == len(names)
+  for trial in trials:
+    assert trial.params['larger'] in (1, 2)
+    assert trial.params['variant'] in ('inception', 'bn_x5')
+    assert trial.state != RUNNING
+
+
+def test_what_failed_is_tried_again(sweep, tmp_path):
+  """By the next search, whose trials it counts among."""
+  first = search.Search(sweep, tmp_path, 1, 2)
+  names = []
+  for trial in first.suggestions():
+    names.append(trial.name)
+    first.started(trial)
     trial.state = 'failed'
-    found.ended(trial, 1)
-  for trial in study(tmp_path).trials:
-    assert trial.params['larger'] in (1, 2, 4)
-    assert trial.params['variant'] in ('inception', 'bn_baseline', 'bn_x5')
-    assert trial.state == optuna.trial.TrialState.FAIL
+    first.ended(trial, 1)
+  again = search.Search(sweep, tmp_path, 1, 2)
+  assert [trial.name for trial in again.suggestions()] == names
 
 
 def test_a_diverged_trial_is_worth_what_it_had(sweep, tmp_path):
@@ -100,22 +121,28 @@ def test_a_diverged_trial_is_worth_what_it_had(sweep, tmp_path):
 
 def test_a_trial_that_falls_behind_is_ended(sweep, tmp_path):
   """Below the median of five others after as many steps."""
-  found = search.Search(sweep, tmp_path, 1, 7)
+  found = search.Search(sweep, tmp_path, 1, 8)
   suggestions = found.suggestions()
   for _ in range(5):
-    train(found, next(suggestions), [0.5, 0.6, 0.7, 0.8, 0.9])
-  bad, good = next(suggestions), next(suggestions)
-  for trial, accuracies in ((bad, [0.1, 0.1]), (good, [0.6, 0.7])):
+    train(found, next(suggestions), [0.5, 0.6, 0.7, 0.8, 0.9] * 2)
+  bad, good, early = (next(suggestions) for _ in range(3))
+  for trial, accuracies in (
+    # Half of its 100 steps, which are evaluated every 10.
+    (bad, [0.1] * 5),
+    (good, [0.6, 0.7, 0.8, 0.9, 0.9]),
+    (early, [0.1] * 4),
+  ):
     found.started(trial)
     write_run(trial.workdir, 'bn_baseline', accuracies, status='running')
   assert list(found.tick()) == [bad]
   bad.state = trials_lib.PRUNED
   found.ended(bad, 75)
   states = [trial.state for trial in study(tmp_path).trials]
-  assert states == [COMPLETE] * 5 + [optuna.trial.TrialState.PRUNED, RUNNING]
+  ended_early = optuna.trial.TrialState.PRUNED
+  assert states == [COMPLETE] * 5 + [ended_early, RUNNING, RUNNING]
   tried, pruned = found.sweep()
-  assert pruned == [bad.name]
-  read = comparison.read(tried, tmp_path, pruned)
+  assert pruned == {bad.name: 'pruned'}
+  read = comparison.read(tried, tmp_path, pruned, searched=True)
   assert {r.name: r.status for r in read.results}[bad.name] == 'pruned'
   assert 'ended early' not in comparison.summary(read)
   comparison.write(read)

@@ -53,6 +53,7 @@ def test_sweeps_that_come_with_it(name, mode):
   for trial in sweep.trials:
     # As `main` will read it.
     config = config_lib.load(trial.config_spec, trial.overrides)
+    assert trial.config() == config
     assert trial.total_steps == config.total_steps
     assert trial.images == config.total_steps * config.batch_size
 
@@ -89,9 +90,33 @@ def test_comparisons_are_whole_early():
 def test_batches_see_as_many_images():
   sweep = load('batch_size')
   assert {trial.images for trial in sweep.trials} == {512 * 32}
-  config = by_name(sweep)['bn_x5_larger16_seed0'].config()
-  assert (config.batch_size, config.total_steps) == (512, 32)
-  assert config.eval_every * config.batch_size == 32 * 32
+  for trial in sweep.trials:
+    config, larger = trial.config(), trial.values['larger']
+    assert config.batch_size == 32 * larger
+    found = {
+      name: config[name] * config.batch_size
+      for name in ('log_every', 'eval_every', 'checkpoint_every')
+    }
+    assert found == {
+      'log_every': 32 * 32,
+      'eval_every': 32 * 32,
+      'checkpoint_every': 128 * 32,
+    }
+    base = by_name(sweep)[trial.name.replace(f'r{larger}_', 'r1_')].config()
+    # In epochs, and for batches of 32: as they are.
+    assert config.optim == base.optim
+
+
+def test_scales_of_the_initial_weights():
+  found = {
+    trial.values['scale']: trial.config()
+    for trial in load('init_scale').trials
+    if trial.values['variant'] == 'inception' and trial.values['seed'] == 0
+  }
+  base = config_lib.flatten(found.pop(1.0))
+  assert sorted(found) == [0.05, 0.2, 0.5, 2, 5, 20]
+  for scale, config in found.items():
+    assert config_lib.flatten(config) == {**base, 'model.init_scale': scale}
 
 
 @pytest.mark.parametrize('mode', config_lib.MODES)
@@ -103,18 +128,27 @@ def test_items_of_section_421(mode):
     return config_lib.flatten(trials[f'{name}_seed0'].config())
 
   ends = {name: fields(name) for name in ('bn_baseline', 'bn_x5')}
-  items = {'rate', 'dropout', 'l2', 'decay', 'lrn', 'shuffle'}
+  # Section 4.2.1, item by item.
+  items = {
+    'rate': {'optim.learning_rate'},
+    'dropout': {'model.dropout_rate'},
+    'l2': {'optim.weight_decay'},
+    'decay': {'optim.decay_epochs'},
+    'lrn': {'model.lrn'},
+    'shuffle': {'data.shuffle'},
+  }
   if mode == 'full':
-    items.add('distortion')
+    items['decay'] |= {'optim.decay_rate'}
+    items['distortion'] = {'data.distortion'}
   for start, end, word in (
     ('bn_baseline', 'bn_x5', 'with'),
     ('bn_x5', 'bn_baseline', 'without'),
   ):
     reached = dict(ends[start])
-    for item in items:
+    for item, expected in items.items():
       changed = fields(f'{word}_{item}')
       differing = {n for n in changed if changed[n] != ends[start][n]}
-      assert differing, item
+      assert differing == expected
       reached |= {name: changed[name] for name in differing}
     assert reached == ends[end]
 
@@ -143,9 +177,21 @@ def test_values_from_the_command_line():
   }
 
 
-def test_another_base():
-  sweep = load('init_scale', config_spec='configs/bn_x30.py:full')
-  assert sweep.trials[0].config_spec == 'configs/inception.py:full'
+def test_another_base(tmp_path):
+  """In the sweep's mode, where it has none; of use where no axis names one."""
+  lines = ('del sweep.axes.variant',)
+  path = tmp_path / 'own.py'
+  path.write_text(OWN.format('\n  '.join(lines)))
+  for spec, expected in (
+    ('configs/bn_x30.py', 'configs/bn_x30.py:full'),
+    ('configs/bn_x30.py:mini', 'configs/bn_x30.py:mini'),
+  ):
+    sweep = sweep_config.load(f'{path}:full', config_spec=spec)
+    assert {trial.config_spec for trial in sweep.trials} == {expected}
+  (problem,) = problems(config_spec='configs/bn_x5.py')
+  assert problem.endswith(
+    'the axis variant names their configs. Use --sweep.variant=...'
+  )
 
 
 def test_from_another_folder(tmp_path, monkeypatch):
@@ -229,6 +275,9 @@ def test_values_of_named_settings():
       '`set` a tuple or a ConfigDict',
     ),
     (["sweep.axes.seed.set = ('sed={}',)"], '--config.sed: no such field'),
+    (['sweep.axes.seed.set = (1,)'], 'axes.seed: `set` must hold texts'),
+    (['sweep.axes.seed.values = ([1],)'], 'values must be numbers or texts'),
+    (['sweep.overrides = (1,)'], 'overrides: must hold texts'),
     (["sweep.axes.seed.set = ('seed',)"], "'seed': write it as key=value"),
     (["sweep.axes.seed.set = ('sed*={}',)"], 'config.sed*=0: no such field'),
     (
@@ -246,6 +295,16 @@ def test_broken_sweeps(lines, expected, tmp_path):
   with pytest.raises(UserError) as raised:
     own(tmp_path, *lines)
   assert any(expected in problem for problem in raised.value.problems)
+
+
+def test_numbers_of_numpy(tmp_path):
+  sweep = own(
+    tmp_path,
+    'import numpy as np',
+    'sweep.axes.multiplier.values = tuple(np.geomspace(1, 4, 3))',
+  )
+  rates = {trial.config().optim.learning_rate for trial in sweep.trials}
+  assert sorted(rates) == pytest.approx([0.02, 0.04, 0.08])
 
 
 def test_files():

@@ -1,5 +1,6 @@
 """The command that runs a sweep, with small networks that really train."""
 
+import contextlib
 import csv
 import json
 import os
@@ -200,11 +201,13 @@ def test_killed_at_any_moment(seconds, file, left_alone, tmp_path):
   wait_for_line(workdir / NAMES[0] / 'metrics.jsonl', second)
   # "process 123 on host"
   holder = (workdir / NAMES[0] / 'lock').read_text().split()[1]
-  os.kill(int(holder), signal.SIGKILL)
+  with contextlib.suppress(ProcessLookupError):
+    os.kill(int(holder), signal.SIGKILL)
   wait_for_line(workdir / NAMES[1] / 'metrics.jsonl', second)
   second.send_signal(signal.SIGTERM)
   out, _ = second.communicate(timeout=TIMEOUT)
-  assert second.returncode in (0, 75), out
+  # It may not have begun to listen.
+  assert second.returncode in (0, 75, -signal.SIGTERM), out
   code, out = run(file, workdir)
   assert code == 0, out
   assert content(workdir) == content(left_alone[0])
@@ -264,6 +267,10 @@ def test_trials_can_be_added(file, left_alone, capsys):
     (['--config.model.init_std=0.2'], 'holds a run of another config'),
     (['--trial=9'], '--trial=9: no such trial'),
     (['--trial=nobody'], '--trial=nobody: no such trial'),
+    # As of a variable that is not set.
+    (['--trial='], '--trial=: no such trial'),
+    (['--config.total_steps=100'], 'total_steps is 200 there, and 100 here'),
+    (['--config.eval_every=100'], 'eval_every is 50 there, and 100 here'),
     (['--jobs=0'], "argument --jobs: '0' is not a number from 1"),
   ],
 )
@@ -299,7 +306,7 @@ def test_a_trial_that_cannot_start(file, tmp_path):
   bad.write_text('no directory')
   code, out = run(file, workdir, '--sweep.multiplier=1')
   assert code == 1, out
-  assert out.splitlines()[-1].startswith(f'error: {NAMES[0]}: failed. See ')
+  assert out.splitlines()[-1].startswith(f'error: {NAMES[0]}: failed, see ')
   states = {row['trial']: row['status'] for row in table(workdir)}
   assert states[NAMES[1]] == 'done'
   assert states[NAMES[0]] != 'done'
@@ -312,6 +319,33 @@ def test_dry_run_writes_nothing(file, tmp_path, capsys):
   assert [line.split()[0] for line in lines[1:-1]] == NAMES
   assert [line.split()[2] for line in lines[1:-1]] == ['12,000'] * 4
   assert not workdir.exists()
+
+
+def test_nobody_reads_what_it_says(file, left_alone, tmp_path):
+  """As in `| head -1`: the trials go on."""
+  workdir = tmp_path / 'sweep'
+  process = start(file, workdir)
+  process.stdout.readline()
+  process.stdout.close()
+  assert process.wait(timeout=TIMEOUT) == 0
+  assert content(workdir) == content(left_alone[0])
+
+
+def test_a_damaged_list_of_trials(file, tmp_path, capsys):
+  workdir = tmp_path / 'sweep'
+  workdir.mkdir()
+  (workdir / 'sweep.json').write_text('{"a": 1}')
+  assert read_only(file, workdir) == 1
+  assert 'sweep.json: is not of this version' in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_a_trial(file, tmp_path, capsys):
+  workdir = tmp_path / 'sweep'
+  workdir.mkdir()
+  (workdir / NAMES[1]).touch()
+  assert read_only(file, workdir) == 1
+  assert 'is a file. Name a directory' in capsys.readouterr().err
+  assert [path.name for path in workdir.iterdir()] == [NAMES[1]]
 
 
 def test_two_at_once_on_a_directory(file, left_alone):

@@ -46,6 +46,9 @@ class Told(trials.Progress):
   def stopping(self):
     self.events.append('stop')
 
+  def found_elsewhere(self, trial):
+    self.events.append(f'elsewhere {trial.name}')
+
 
 class Asked:
   """An interruption that has come or not."""
@@ -107,8 +110,9 @@ def test_some_at_a_time_in_order(create):
     # One that gets further each time is never given up.
     ('step $starts; [ $starts -gt 6 ] || exit 75', 1, 'done', 7),
     ('step $starts; [ $starts -gt 6 ] || kill -KILL $$', 1, 'done', 7),
-    # It got further once.
-    ('step 5; exit 1', 1, 'failed', 2),
+    # It got further once, which does not count.
+    ('step 5; exit 1', 1, 'failed', 3),
+    ('step 5; exit 75', 0, 'failed', 2),
   ],
 )
 def test_ends(script, retries, expected, count, create):
@@ -127,7 +131,69 @@ def test_a_trial_that_cannot_start(create, tmp_path):
   finished, _ = run([bad, good])
   assert finished
   assert (bad.state, good.state) == ('failed', 'done')
-  assert trials.last_words(bad) == 'error: no such data'
+  assert trials.last_words(bad) == f'see {bad.log}: error: no such data'
+
+
+def test_a_trial_whose_process_cannot_be_started(create):
+  bad, good = create('bad', 'exit 0'), create('good', 'exit 0')
+  bad.log.mkdir(parents=True)
+  finished, told = run([bad, good], jobs=1)
+  assert finished
+  assert (bad.state, good.state) == ('failed', 'done')
+  assert 'Is a directory' in trials.last_words(bad)
+  assert ('start', 'bad') not in told.events
+
+
+class Impatient(Told):
+  """Ends a trial early when it has begun."""
+
+  def __init__(self, trial):
+    super().__init__()
+    self._trial = trial
+
+  def tick(self):
+    begun = (self._trial.workdir / 'begun').exists()
+    return [self._trial] if begun else []
+
+  def ended(self, trial, code):
+    if trial is self._trial:
+      self.events.append((code, trial.name, trial.state))
+
+
+def test_a_trial_that_is_ended_early(create):
+  """It may save, and is not started again; the other goes on."""
+  early = create(
+    'early',
+    'trap "echo saved >>$WORKDIR/saved; exit 75" TERM; touch $WORKDIR/begun; '
+    'sleep 60 & wait',
+  )
+  other = create('other', 'sleep 1')
+  told = Impatient(early)
+  assert trials.Runner([early, other], [{}] * 2, 5, told).run(Asked())
+  assert (early.state, other.state) == (trials.PRUNED, 'done')
+  assert starts(early) == 1
+  assert (early.workdir / 'saved').read_text() == 'saved\n'
+  assert (75, 'early', trials.PRUNED) in told.events
+
+
+def test_a_trial_that_is_done_before_it_can_be_ended(create):
+  early = create(
+    'early', 'trap "exit 0" TERM; touch $WORKDIR/begun; sleep 60 & wait'
+  )
+  assert trials.Runner([early], [{}], 0, Impatient(early)).run(Asked())
+  assert early.state == 'done'
+
+
+def test_stopping_one_that_does_not_listen_yet(create):
+  """It has saved nothing, and has not failed."""
+  trial = create('trial', 'sleep 60')
+  asked = Asked()
+  timer = threading.Timer(0.5, setattr, (asked, 'signal', signal.SIGTERM))
+  timer.start()
+  finished, told = run([trial], interruption=asked)
+  assert not finished
+  assert trial.state == 'preempted'
+  assert told.events[-1] == (-signal.SIGTERM, 'trial')
 
 
 def test_stopping(create):
@@ -155,10 +221,18 @@ def test_a_workdir_that_is_taken_is_waited_for(create, tmp_path):
   timer = threading.Timer(1, holder.release)
   timer.start()
   _, told = run([taken, free], jobs=1)
-  begun = [name for what, name in told.events if what == 'start']
+  begun = [event[1] for event in told.events if event[0] == 'start']
   assert begun == ['free', 'taken']
   assert taken.state == workdir_lib.DONE
   assert not trials.is_taken(taken.workdir)
+  assert told.events.count('elsewhere taken') == 1
+
+
+def test_a_lock_that_cannot_be_opened_is_no_reason_to_wait(create):
+  """Training will complain of it."""
+  trial = create('trial', 'exit 1')
+  (trial.workdir / 'lock').mkdir(parents=True)
+  assert not trials.is_taken(trial.workdir)
 
 
 RUNNER = """
@@ -215,7 +289,10 @@ def test_the_environment_of_a_slot(create, tmp_path):
 def test_slots(monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   assert trials.slots(3) == [{}, {}, {}]
-  assert len(trials.slots(None)) == os.cpu_count()
+  cores = os.sched_getaffinity(0)
+  assert len(trials.slots(None)) == len(cores)
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {3})
+  assert len(trials.slots(None)) == 1
   monkeypatch.delenv('JAX_PLATFORMS')
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,5')
   both = [{'CUDA_VISIBLE_DEVICES': '2'}, {'CUDA_VISIBLE_DEVICES': '5'}]
@@ -223,6 +300,8 @@ def test_slots(monkeypatch):
   assert trials.slots(1) == [{}]
   with pytest.raises(UserError, match='there are 2 GPUs'):
     trials.slots(3)
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+  assert trials.slots(3) == [{}, {}, {}]
 
 
 def test_the_end_of_a_long_log(tmp_path):
