@@ -341,7 +341,7 @@ def _ranges(comparison: Comparison) -> list[str]:
       )
     found.append(f'{sentence}.')
   if any('*' in sentence for sentence in found):
-    found.append('* an end of the sweep, beyond which nothing was tried.')
+    found.append('(*) An end of the sweep, beyond which nothing was tried.')
   return found
 
 

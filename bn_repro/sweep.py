@@ -204,7 +204,8 @@ def _check(folder: Path, sweep: Sweep, search: str) -> None:
       if saved_config[name] != config[name]
     ]
   if problems:
-    raise UserError(*problems)
+    more = f' So are {len(problems) - 1} more.' if problems[1:] else ''
+    raise UserError(problems[0] + more)
 
 
 def _freeze(folder: Path, sweep: Sweep, search: str) -> None:

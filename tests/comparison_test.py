@@ -81,7 +81,7 @@ def test_range_of_usable_rates(usual):
     'BN-Baseline: learns with multiplier 1* to 15, a factor of 15; 7.5 times '
     'the range of Inception.'
   )
-  assert note == '* an end of the sweep, beyond which nothing was tried.'
+  assert note == '(*) An end of the sweep, beyond which nothing was tried.'
 
 
 def test_best_by_validation_and_its_test_accuracy(usual):
