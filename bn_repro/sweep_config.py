@@ -5,7 +5,7 @@ its fields. Every mistake in one is found here, before the first trial, and all
 of them are reported at once. Imports no JAX.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -176,25 +176,21 @@ def load(
     # What all trials are overridden with can be told all the same.
     found.attempt('', lambda: expansion.trial((), {}))
     raise UserError(*problems, *found.lines())
-  # Lines change fastest: comparisons are whole early, and trials that start
-  # together compile different programs.
-  outermost_first = [axes[-1], axes[-2], *axes[:-2]]
-  trials = []
-  for combination in itertools.product(*(a.values for a in outermost_first)):
-    names = (axis.name for axis in outermost_first)
-    values = dict(zip(names, combination, strict=True))
-    trial = found.attempt(
-      _name(axes, values), functools.partial(expansion.trial, axes, values)
-    )
-    if trial is not None:
-      trials.append(trial)
-  problems = found.lines() + _clashes(trials)
-  if config_spec and not any(t.config_spec == config_spec for t in trials):
-    setting = ' and '.join(axis.name for axis in axes if _names_configs(axis))
-    problems.append(
-      f'--config={config_spec}: no trial would start from it, for the axis '
-      f'{setting} names their configs. Use --sweep.{setting}=...'
-    )
+  trials = [
+    trial
+    for values in _combinations(axes)
+    for trial in [
+      found.attempt(
+        _name(axes, values), functools.partial(expansion.trial, axes, values)
+      )
+    ]
+    if trial is not None
+  ]
+  problems = [
+    *found.lines(),
+    *_clashes(trials),
+    *_unused_base(config_spec, axes, trials),
+  ]
   if problems:
     raise UserError(*problems)
   return Sweep(
@@ -205,6 +201,34 @@ def load(
     retries=sweep.retries,
     expansion=expansion,
   )
+
+
+def _combinations(axes: Sequence[Axis]) -> Iterator[dict[str, Value]]:
+  """All combinations of values, in the order in which they are to be run.
+
+  Lines change fastest: comparisons are whole early, and trials that start
+  together compile different programs.
+
+  Args:
+    axes: the lines, then x, then the one that repeats settings.
+  """
+  outermost_first = [axes[-1], axes[-2], *axes[:-2]]
+  names = [axis.name for axis in outermost_first]
+  for values in itertools.product(*(axis.values for axis in outermost_first)):
+    yield dict(zip(names, values, strict=True))
+
+
+def _unused_base(
+  config_spec: str, axes: Sequence[Axis], trials: Sequence[Trial]
+) -> list[str]:
+  """A complaint where the base that is asked for is that of no trial."""
+  if not config_spec or any(t.config_spec == config_spec for t in trials):
+    return []
+  setting = ' and '.join(axis.name for axis in axes if _names_configs(axis))
+  return [
+    f'--config={config_spec}: no trial would start from it, for the axis '
+    f'{setting} names their configs. Use --sweep.{setting}=...'
+  ]
 
 
 def _misfits(sweep: ConfigDict) -> list[str]:

@@ -1,5 +1,6 @@
 """What is concluded from the trials of a sweep, on runs written by hand."""
 
+from collections import Counter
 import csv
 import json
 import shutil
@@ -7,7 +8,7 @@ import shutil
 import pytest
 from written_runs import write_run
 
-from bn_repro import comparison, sweep_config
+from bn_repro import comparison, figures, sweep_config
 from bn_repro.config import UserError
 
 # Accuracies of ten evaluations; the best mean of five of the first is .6, which
@@ -239,6 +240,20 @@ def test_named_settings_have_no_ranges(tmp_path):
   assert 'net bn_baseline, 80.00 % (mean of 1)' in best
   comparison.write(found)
   assert (tmp_path / 'sweep.png').stat().st_size > 10_000
+
+
+def test_marks_of_the_picture(usual):
+  """A mark for each trial that came to nothing; the lines leave those out."""
+  _, axes = figures.plt.subplots()
+  values = usual.sweep.axis('multiplier').values
+  figures._sweep_accuracies(axes, usual, dict(zip(values, values, strict=True)))
+  marks = Counter(line.get_marker() for line in axes.lines)
+  states = Counter(
+    comparison.state(result).split(' at step')[0] for result in usual.results
+  )
+  assert marks['x'] == states['diverged'] == 2
+  assert marks['s'] == states['below twice chance'] == 8
+  figures.plt.close()
 
 
 def test_what_is_written(usual):
