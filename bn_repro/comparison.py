@@ -430,13 +430,3 @@ def state(result: Result) -> str:
   if result.status == workdir_lib.DONE and not result.learns:
     return BELOW
   return result.status
-
-
-def write(comparison: Comparison) -> None:
-  """Writes `trials.csv`, `summary.md` and the picture beside the trials."""
-  from bn_repro import figures  # Matplotlib takes a second.
-
-  folder = comparison.folder
-  workdir_lib.replace_file(folder / 'trials.csv', table(comparison))
-  workdir_lib.replace_file(folder / 'summary.md', summary(comparison))
-  figures.sweep(comparison, folder, 'sweep')

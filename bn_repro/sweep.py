@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bn_repro import command_line, sweep_config, trials
 from bn_repro import config as config_lib
@@ -21,6 +21,9 @@ from bn_repro.config import UserError
 from bn_repro.interruption import Interruption
 from bn_repro.progress import duration
 from bn_repro.sweep_config import Sweep
+
+if TYPE_CHECKING:
+  from bn_repro.comparison import Comparison
 
 _DESCRIPTION = """\
 Train every combination of what a sweep varies, and compare. The same command
@@ -377,7 +380,7 @@ def _conclude(
     found = comparison.read(sweep, folder, endings, searched=searched)
     for line in comparison.conclusions(found):
       print(line)
-    comparison.write(found)
+    write(found)
     print(f'wrote {folder / "trials.csv"}, summary.md and sweep.png beside it')
   except UserError as error:
     problems += error.problems
@@ -387,6 +390,19 @@ def _conclude(
     print('stopped; the same command goes on')
     return workdir_lib.EXIT_CODES[workdir_lib.PREEMPTED]
   return command_line.report_errors(problems) if problems else 0
+
+
+def write(found: 'Comparison') -> None:
+  """Writes `trials.csv`, `summary.md` and the picture beside the trials."""
+  from bn_repro import comparison, figures  # Matplotlib takes a second.
+
+  tables = {
+    'trials.csv': comparison.table(found),
+    'summary.md': comparison.summary(found),
+  }
+  for name, text in tables.items():
+    workdir_lib.replace_file(found.folder / name, text)
+  figures.sweep(found, found.folder, 'sweep')
 
 
 if __name__ == '__main__':

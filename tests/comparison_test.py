@@ -10,6 +10,7 @@ from written_runs import write_run
 
 from bn_repro import comparison, figures, sweep_config
 from bn_repro.config import UserError
+from bn_repro.sweep import write as write_comparison
 
 # Accuracies of ten evaluations; the best mean of five of the first is .6, which
 # it first reaches at the sixth.
@@ -238,7 +239,7 @@ def test_named_settings_have_no_ranges(tmp_path):
   found = comparison.read(sweep, tmp_path, {})
   (best,) = comparison.conclusions(found)
   assert 'net bn_baseline, 80.00 % (mean of 1)' in best
-  comparison.write(found)
+  write_comparison(found)
   assert (tmp_path / 'sweep.png').stat().st_size > 10_000
 
 
@@ -257,7 +258,7 @@ def test_marks_of_the_picture(usual):
 
 
 def test_what_is_written(usual):
-  comparison.write(usual)
+  write_comparison(usual)
   folder = usual.folder
   assert (folder / 'trials.csv').read_text() == comparison.table(usual)
   assert (folder / 'summary.md').read_text() == comparison.summary(usual)

@@ -13,6 +13,7 @@ from written_runs import write_run
 
 from bn_repro import comparison, search, sweep_config
 from bn_repro import trials as trials_lib
+from bn_repro.sweep import write
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPLETE = optuna.trial.TrialState.COMPLETE
@@ -145,7 +146,7 @@ def test_a_trial_that_falls_behind_is_ended(sweep, tmp_path):
   read = comparison.read(tried, tmp_path, pruned, searched=True)
   assert {r.name: r.status for r in read.results}[bad.name] == 'pruned'
   assert 'ended early' not in comparison.summary(read)
-  comparison.write(read)
+  write(read)
   assert 'ended early' in (tmp_path / 'sweep.svg').read_text()
 
 
