@@ -316,7 +316,7 @@ def _gpus() -> list[str]:
 def is_taken(workdir: Path) -> bool:
   """Whether another process has claimed a run's directory."""
   try:
-    with (workdir / 'lock').open('a') as lock:
+    with (workdir / 'lock').open() as lock:
       fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
   except BlockingIOError:
     return True

@@ -3,6 +3,7 @@
 from collections import Counter
 import csv
 import json
+from pathlib import Path
 import shutil
 
 import pytest
@@ -241,6 +242,14 @@ def test_named_settings_have_no_ranges(tmp_path):
   assert 'net bn_baseline, 80.00 % (mean of 1)' in best
   write_comparison(found)
   assert (tmp_path / 'sweep.png').stat().st_size > 10_000
+
+
+def test_what_is_quoted_is_what_was_found():
+  """The README's lines, and those of the published summary."""
+  summary = Path('results/sweeps/lr_multipliers/summary.md').read_text()
+  found = [line[2:] for line in summary.splitlines() if line.startswith('- ')]
+  assert len(found) == 4
+  assert '```\n' + '\n'.join(found) + '\n```' in Path('README.md').read_text()
 
 
 def test_marks_of_the_picture(usual):
