@@ -190,7 +190,7 @@ def _check(folder: Path, sweep: Sweep, search: str) -> None:
   problems: list[str] = []
   for trial in sweep.trials:
     workdir = folder / trial.name
-    if not workdir.exists():
+    if not workdir.exists() or _is_of(workdir, trial):
       continue
     config = trial.config()
     try:
@@ -209,6 +209,15 @@ def _check(folder: Path, sweep: Sweep, search: str) -> None:
   if problems:
     more = f' So are {len(problems) - 1} more.' if problems[1:] else ''
     raise UserError(problems[0] + more)
+
+
+def _is_of(workdir: Path, trial: sweep_config.Trial) -> bool:
+  """Whether a directory holds a run of exactly this config."""
+  try:
+    saved = (workdir / 'config.json').read_text()
+  except OSError:
+    return False
+  return sweep_config.fingerprint(saved) == trial.fingerprint
 
 
 def _freeze(folder: Path, sweep: Sweep, search: str) -> None:

@@ -66,7 +66,7 @@ class Trial:
     values: by axis.
     config_spec: of `--config`.
     overrides: of `--config.KEY`, with all multiples worked out.
-    fingerprint: of its whole config.
+    fingerprint: of its config.
     batch_size: images in a step.
     total_steps: of the whole run.
   """
@@ -276,6 +276,11 @@ def _misfits(sweep: ConfigDict) -> list[str]:
 def _plain(value: Any) -> Any:
   """Python's number for one of NumPy's."""
   return value.item() if hasattr(value, 'item') else value
+
+
+def fingerprint(config_json: str) -> str:
+  """What tells whole configs apart, as they are written to workdirs."""
+  return hashlib.sha256(config_json.encode()).hexdigest()
 
 
 def text(value: Value) -> str:
@@ -495,13 +500,12 @@ class Expansion:
     spec, base = self.base(file)
     overrides = _worked_out(base, assignments)
     config = config_lib.override(base, overrides)
-    text_of_it = config_lib.to_json(config)
     return Trial(
       name=_name(axes, values),
       values=values,
       config_spec=spec,
       overrides=tuple(overrides),
-      fingerprint=hashlib.sha256(text_of_it.encode()).hexdigest(),
+      fingerprint=fingerprint(config_lib.to_json(config)),
       batch_size=config.batch_size,
       total_steps=config_lib.total_steps(config, self._train_images(config)),
     )
