@@ -198,11 +198,19 @@ def test_stopping_one_that_does_not_listen_yet(create):
 
 def test_stopping(create):
   """Every trial is told once, and may save; none is started after that."""
-  script = 'trap "echo saved >>$WORKDIR/saved; exit 75" TERM; sleep 60 & wait'
+  script = (
+    'trap "echo saved >>$WORKDIR/saved; exit 75" TERM; touch $WORKDIR/begun; '
+    'sleep 60 & wait'
+  )
   many = [create(f't{i}', script) for i in range(3)]
   asked = Asked()
-  timer = threading.Timer(1, setattr, (asked, 'signal', signal.SIGTERM))
-  timer.start()
+
+  def ask():
+    for trial in many[:2]:
+      wait_for(trial.workdir / 'begun')
+    asked.signal = signal.SIGTERM
+
+  threading.Thread(target=ask).start()
   finished, told = run(many, interruption=asked)
   assert not finished
   assert told.events.count('stop') == 1
