@@ -276,10 +276,11 @@ def sweep(comparison: Comparison, out: Path, name: str) -> None:
 def _sweep_accuracies(
   axes: Any, comparison: Comparison, places: Mapping[Any, float]
 ) -> None:
+  draw = _draw_spread if comparison.is_numeric else _draw_ranges
   for index, (line, settings) in enumerate(comparison.lines().items()):
     style = _style(index)
     # Broken where one of them was never evaluated, or has not ended.
-    _draw_spread(
+    draw(
       axes,
       [places[setting.x] for setting in settings],
       [
@@ -305,11 +306,13 @@ def _sweep_accuracies(
             clip_on=False,
             **_ENDINGS[ending],
           )
-  axes.axhline(comparison.chance, color='#999', lw=0.8, ls=':')
-  axes.set_ylim(0, 1)
+  if comparison.is_numeric:
+    axes.axhline(comparison.chance, color='#999', lw=0.8, ls=':')
+    axes.set_ylim(0, 1)
   axes.set_title(
-    f'Best accuracy on {comparison.eval_split} images; dotted: chance; '
-    f'x: diverged; square: {comparison_lib.BELOW}'
+    f'Best accuracy on {comparison.eval_split} images; '
+    + ('dotted: chance; ' if comparison.is_numeric else '')
+    + f'x: diverged; square: {comparison_lib.BELOW}'
     + ('; triangle: ended early' if comparison.searched else ''),
     loc='left',
     fontsize=10,
@@ -319,6 +322,7 @@ def _sweep_accuracies(
 def _sweep_steps(
   axes: Any, comparison: Comparison, places: Mapping[Any, float]
 ) -> None:
+  draw = _draw_spread if comparison.is_numeric else _draw_ranges
   for index, (line, settings) in enumerate(comparison.lines().items()):
     style = _style(index)
     reached = [
@@ -327,7 +331,7 @@ def _sweep_steps(
       for steps in [setting.steps_to_target().values]
       if None not in steps
     ]
-    _draw_spread(
+    draw(
       axes,
       [place for place, _ in reached],
       [steps for _, steps in reached],
@@ -371,9 +375,27 @@ def _draw_spread(
     alpha=0.12,
     lw=0,
   )
-  # As tables have it: the lower one of two, which a run has.
-  medians = [
-    float(np.nan if np.isnan(v).any() else sorted(v)[(len(v) - 1) // 2])
-    for v in values
-  ]
+  medians = [_lower_median(v) for v in values]
   axes.plot(x, medians, marker='o', ms=4, label=label, **style)
+
+
+def _draw_ranges(
+  axes: Any,
+  x: Sequence[float],
+  values: Sequence[Sequence[float]],
+  style: Mapping[str, Any],
+  label: str,
+) -> None:
+  """Points at medians, on bars of the range: nothing lies between names."""
+  ends = [(np.min(v), np.max(v)) for v in values]
+  low, high = zip(*ends, strict=True) if ends else ((), ())
+  axes.vlines(x, low, high, color=style['color'], lw=2, alpha=0.4)
+  medians = [_lower_median(v) for v in values]
+  axes.plot(x, medians, 'o', ms=5, color=style['color'], label=label)
+
+
+def _lower_median(values: Sequence[float]) -> float:
+  """As tables have it, one that a run has; none where a value is missing."""
+  if np.isnan(values).any():
+    return np.nan
+  return sorted(values)[(len(values) - 1) // 2]
