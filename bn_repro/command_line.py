@@ -23,11 +23,24 @@ def parse_arguments(
   Raises:
     UserError: for an argument that is no flag.
   """
-  rest, overrides = take_overrides(argv, '--config.')
+  rest, overrides = _take_overrides(argv, '--config.')
   return parser.parse_args(rest), overrides
 
 
-def take_overrides(
+def parse_sweep_arguments(
+  argv: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[argparse.Namespace, list[str], list[str]]:
+  """The same with the `axis=values` of each `--sweep.axis`, in the middle.
+
+  Raises:
+    UserError: for an argument that is no flag.
+  """
+  rest, axes = _take_overrides(argv, '--sweep.')
+  flags, overrides = parse_arguments(rest, parser)
+  return flags, axes, overrides
+
+
+def _take_overrides(
   argv: Sequence[str], prefix: str
 ) -> tuple[list[str], list[str]]:
   """Parts arguments from the `key=value` of those with a prefix."""
@@ -78,6 +91,21 @@ def add_config_arguments(
     dest='ignored',
     metavar='VALUE',
     help='replaces a field of the config, such as --config.seed=1',
+  )
+
+
+def add_sweep_arguments(
+  parser: argparse.ArgumentParser, *, required: bool
+) -> None:
+  """Adds `--sweep` and a word about `--sweep.AXIS`."""
+  parser.add_argument(
+    '--sweep', required=required, metavar='FILE[:MODE]', help='file of a sweep'
+  )
+  parser.add_argument(
+    '--sweep.AXIS',
+    dest='ignored_axis',
+    metavar='VALUES',
+    help="replaces an axis's values, such as --sweep.seed=0,1,2",
   )
 
 

@@ -56,7 +56,7 @@ class Result:
   @property
   def ended(self) -> bool:
     """Whether it has come to its end, be it by diverging."""
-    return self.status in (workdir_lib.DONE, workdir_lib.DIVERGED)
+    return self.status in workdir_lib.ENDED
 
   @property
   def usable(self) -> bool:

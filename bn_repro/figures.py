@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 import numpy as np
 
 from bn_repro import comparison as comparison_lib
-from bn_repro import ledger, paper
+from bn_repro import ledger, paper, results
 from bn_repro.comparison import Comparison
 from bn_repro.results import Group, Run, Section
 
@@ -276,11 +276,10 @@ def sweep(comparison: Comparison, out: Path, name: str) -> None:
 def _sweep_accuracies(
   axes: Any, comparison: Comparison, places: Mapping[Any, float]
 ) -> None:
-  draw = _draw_spread if comparison.is_numeric else _draw_ranges
   for index, (line, settings) in enumerate(comparison.lines().items()):
     style = _style(index)
     # Broken where one of them was never evaluated, or has not ended.
-    draw(
+    _draw_spread(
       axes,
       [places[setting.x] for setting in settings],
       [
@@ -294,6 +293,7 @@ def _sweep_accuracies(
       ],
       style,
       _plain_text(comparison.label(line)),
+      joined=comparison.is_numeric,
     )
     for setting in settings:
       for result in setting.results:
@@ -322,7 +322,6 @@ def _sweep_accuracies(
 def _sweep_steps(
   axes: Any, comparison: Comparison, places: Mapping[Any, float]
 ) -> None:
-  draw = _draw_spread if comparison.is_numeric else _draw_ranges
   for index, (line, settings) in enumerate(comparison.lines().items()):
     style = _style(index)
     reached = [
@@ -331,12 +330,13 @@ def _sweep_steps(
       for steps in [setting.steps_to_target().values]
       if None not in steps
     ]
-    draw(
+    _draw_spread(
       axes,
       [place for place, _ in reached],
       [steps for _, steps in reached],
       style,
       _plain_text(comparison.label(line)),
+      joined=comparison.is_numeric,
     )
     for setting in settings:
       ended = all(result.ended for result in setting.results)
@@ -365,37 +365,27 @@ def _draw_spread(
   values: Sequence[Sequence[float]],
   style: Mapping[str, Any],
   label: str,
+  *,
+  joined: bool = True,
 ) -> None:
-  """A line through medians, in a band of the range."""
-  axes.fill_between(
-    x,
-    [np.min(v) for v in values],
-    [np.max(v) for v in values],
-    color=style['color'],
-    alpha=0.12,
-    lw=0,
-  )
-  medians = [_lower_median(v) for v in values]
-  axes.plot(x, medians, marker='o', ms=4, label=label, **style)
+  """Medians and ranges: a line in a band, or points on bars.
 
-
-def _draw_ranges(
-  axes: Any,
-  x: Sequence[float],
-  values: Sequence[Sequence[float]],
-  style: Mapping[str, Any],
-  label: str,
-) -> None:
-  """Points at medians, on bars of the range: nothing lies between names."""
-  ends = [(np.min(v), np.max(v)) for v in values]
-  low, high = zip(*ends, strict=True) if ends else ((), ())
-  axes.vlines(x, low, high, color=style['color'], lw=2, alpha=0.4)
-  medians = [_lower_median(v) for v in values]
-  axes.plot(x, medians, 'o', ms=5, color=style['color'], label=label)
-
-
-def _lower_median(values: Sequence[float]) -> float:
-  """As tables have it, one that a run has; none where a value is missing."""
-  if np.isnan(values).any():
-    return np.nan
-  return sorted(values)[(len(values) - 1) // 2]
+  Args:
+    axes: to draw on.
+    x: places.
+    values: at each of them; nothing is drawn where one is not a number.
+    style: of the line.
+    label: for the legend.
+    joined: whether there is something between the places.
+  """
+  low, high = [np.min(v) for v in values], [np.max(v) for v in values]
+  medians = [
+    np.nan if np.isnan(v).any() else results.lower_median(v) for v in values
+  ]
+  colour = style['color']
+  if joined:
+    axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
+    axes.plot(x, medians, marker='o', ms=4, label=label, **style)
+  else:
+    axes.vlines(x, low, high, color=colour, lw=2, alpha=0.4)
+    axes.plot(x, medians, 'o', ms=5, color=colour, label=label)

@@ -73,10 +73,7 @@ class Run:
   @property
   def ended(self) -> bool:
     """Whether it has come to its end, be it by diverging."""
-    return self.status.get('status') in (
-      workdir_lib.DONE,
-      workdir_lib.DIVERGED,
-    )
+    return self.status.get('status') in workdir_lib.ENDED
 
   @property
   def chance(self) -> float:
@@ -212,6 +209,11 @@ def read_run(workdir: Path) -> Run:
   return run
 
 
+def lower_median(values: Sequence[float]) -> float:
+  """The median, the lower one of two: a value that a run has."""
+  return sorted(values)[(len(values) - 1) // 2]
+
+
 @dataclasses.dataclass(frozen=True)
 class Spread:
   """Values of several seeds.
@@ -242,7 +244,7 @@ class Spread:
     if not self.values:
       return '–'
     ends = each(self._sorted[0]), each(self._sorted[-1])
-    middle = each(self._sorted[(len(self.values) - 1) // 2])
+    middle = each(lower_median(self._sorted))
     if len(self.values) == 1:
       return middle
     return f'{middle} ({ends[0]} to {ends[1]})'

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 import dataclasses
 from pathlib import Path
 import statistics
-import sys
 import time
 
 try:
@@ -114,14 +113,7 @@ class Search(SweepProgress):
       {axis.name: self._suggest(suggested, axis) for axis in self._sweep.axes}
     )
     suggested.set_user_attr('values', dict(trial.values))
-    workdir = self._folder / trial.name
-    return Trial(
-      name=trial.name,
-      workdir=workdir,
-      command=[sys.executable, *trial.command(str(workdir))],
-      images=trial.images,
-      total_steps=trial.total_steps,
-    )
+    return trial.in_folder(self._folder)
 
   def _suggest(self, suggested: optuna.trial.Trial, axis: Axis) -> Value:
     if axis.name == self._sweep.repeat or len(axis.values) == 1:
@@ -150,7 +142,7 @@ class Search(SweepProgress):
     self._report(trial)
     states = optuna.trial.TrialState
     number = self._suggested[trial.name].number
-    if trial.state in (workdir_lib.DONE, workdir_lib.DIVERGED):
+    if trial.state in workdir_lib.ENDED:
       # One that diverged may not have been evaluated at all.
       best = results.read_run(trial.workdir).best() or 0.0
       self._study.tell(number, best)

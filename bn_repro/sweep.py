@@ -69,14 +69,8 @@ def _create_parser() -> command_line.Parser:
     allow_abbrev=False,
   )
   add = parser.add_argument
-  add('--sweep', required=True, metavar='FILE[:MODE]', help='file of the sweep')
+  command_line.add_sweep_arguments(parser, required=True)
   add('--workdir', required=True, metavar='DIR', help='of all its trials')
-  add(
-    '--sweep.AXIS',
-    dest='ignored_axis',
-    metavar='VALUES',
-    help="replaces an axis's values, such as --sweep.seed=0,1,2",
-  )
   command_line.add_config_arguments(parser, required=False)
   add(
     '--jobs',
@@ -114,10 +108,9 @@ def _create_parser() -> command_line.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
   try:
-    rest, axes = command_line.take_overrides(
-      sys.argv[1:] if argv is None else argv, '--sweep.'
+    flags, axes, overrides = command_line.parse_sweep_arguments(
+      sys.argv[1:] if argv is None else argv, _create_parser()
     )
-    flags, overrides = command_line.parse_arguments(rest, _create_parser())
     sweep = sweep_config.load(flags.sweep, axes, flags.config or '', overrides)
     folder = workdir_lib.Workdir(flags.workdir)
     _check(folder.path, sweep, flags.search)
@@ -265,9 +258,7 @@ def _become(folder: Path, sweep: Sweep, name: str) -> None:
       f'--trial={name}: no such trial. See --dry_run for their names; their '
       f'numbers are 0 to {len(by_number) - 1}.'
     )
-  os.execv(
-    sys.executable, [sys.executable, *trial.command(str(folder / trial.name))]
-  )
+  os.execv(sys.executable, list(trial.in_folder(folder).command))
 
 
 def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
@@ -308,8 +299,10 @@ def _seconds_an_image(folder: Path, sweep: Sweep) -> dict[str, float]:
   """By config file, from trials that have trained here in one go."""
   found: dict[str, float] = {}
   for trial in sweep.trials:
+    if trial.config_spec in found:
+      continue
     seconds = trials.seconds_taken(folder / trial.name)
-    if seconds is not None and trial.config_spec not in found:
+    if seconds is not None:
       found[trial.config_spec] = seconds / trial.images
   return found
 
@@ -324,13 +317,7 @@ def _run(
   from bn_repro.sweep_progress import SweepProgress
 
   left = [
-    trials.Trial(
-      name=trial.name,
-      workdir=folder / trial.name,
-      command=[sys.executable, *trial.command(str(folder / trial.name))],
-      images=trial.images,
-      total_steps=trial.total_steps,
-    )
+    trial.in_folder(folder)
     for trial in sweep.trials
     if not trials.has_ended(folder / trial.name, trial.total_steps)
   ]

@@ -14,11 +14,13 @@ import math
 import os
 from pathlib import Path
 import re
+import sys
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from bn_repro import config as config_lib
+from bn_repro import trials as trials_lib
 from bn_repro.config import UserError
 
 DEFAULT_MODE = 'mini'
@@ -88,13 +90,20 @@ class Trial:
     """Its config, made again: a thousand of them take some room."""
     return config_lib.override(_read(self.config_spec), self.overrides)
 
-  def command(self, workdir: str) -> tuple[str, ...]:
-    """The ordinary command that trains it, after the name of Python."""
-    return (
-      *('-m', 'bn_repro.main'),
-      f'--config={self.config_spec}',
-      f'--workdir={workdir}',
-      *(f'--config.{override}' for override in self.overrides),
+  def in_folder(self, folder: Path) -> trials_lib.Trial:
+    """What runs it in a sweep's directory: the ordinary command."""
+    workdir = folder / self.name
+    return trials_lib.Trial(
+      name=self.name,
+      workdir=workdir,
+      command=[
+        *(sys.executable, '-m', 'bn_repro.main'),
+        f'--config={self.config_spec}',
+        f'--workdir={workdir}',
+        *(f'--config.{override}' for override in self.overrides),
+      ],
+      images=self.images,
+      total_steps=self.total_steps,
     )
 
 

@@ -179,8 +179,7 @@ class SweepProgress(trials_lib.Progress):
       look = self._looks.get(trial.name)
       step = look.step if look else first
       if trial.state in (
-        workdir_lib.DONE,
-        workdir_lib.DIVERGED,
+        *workdir_lib.ENDED,
         workdir_lib.FAILED,
         trials_lib.PRUNED,
       ):

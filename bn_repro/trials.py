@@ -35,7 +35,6 @@ PRUNED = 'pruned'
 # another runner.
 ELSEWHERE = 'runs elsewhere'
 
-_ENDED = (workdir_lib.DONE, workdir_lib.DIVERGED)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -206,7 +205,7 @@ class Runner:
     trial.seconds += time.monotonic() - attempt.start
     pruned = trial.state == PRUNED
     trial.state = _STATES.get(code, workdir_lib.FAILED)
-    if trial.state not in _ENDED:
+    if trial.state not in workdir_lib.ENDED:
       if pruned:
         trial.state = PRUNED
       elif stopping:

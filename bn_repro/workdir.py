@@ -23,6 +23,9 @@ PREEMPTED = 'preempted'
 DIVERGED = 'diverged'
 FAILED = 'failed'
 
+# With nothing left to do.
+ENDED = (DONE, DIVERGED)
+
 # 75 is BSD's EX_TEMPFAIL: run the same command again.
 EXIT_CODES = {DONE: 0, FAILED: 1, DIVERGED: 3, PREEMPTED: 75}
 

@@ -503,13 +503,7 @@ def _create_parser() -> argparse.ArgumentParser:
     adders[place] = add = one.add_argument
     add('--name', required=True, help='of this launch')
     command_line.add_config_arguments(one, required=False)
-    add('--sweep', metavar='FILE[:MODE]', help='train a sweep instead')
-    add(
-      '--sweep.AXIS',
-      dest='ignored_axis',
-      metavar='VALUES',
-      help="replaces an axis's values, such as --sweep.seed=0,1,2",
-    )
+    command_line.add_sweep_arguments(one, required=False)
     add(
       '--workdir', required=True, metavar='DIR', help='absolute, on the hosts'
     )
@@ -590,10 +584,9 @@ def _create_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
   try:
-    rest, axes = command_line.take_overrides(
-      sys.argv[1:] if argv is None else argv, '--sweep.'
+    flags, axes, overrides = command_line.parse_sweep_arguments(
+      sys.argv[1:] if argv is None else argv, _create_parser()
     )
-    flags, overrides = command_line.parse_arguments(rest, _create_parser())
     out = Path(flags.out or ROOT / 'launch' / flags.name).absolute()
     inside = out.is_relative_to(ROOT)
     folder = str(out.relative_to(ROOT) if inside else out)
