@@ -13,12 +13,17 @@ import inspect
 import json
 import math
 import os
+from pathlib import Path
 import sys
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from bn_repro import architecture
+from bn_repro.errors import UserError
+from bn_repro.models import inception_table
+
+# The checkout.
+ROOT = Path(__file__).resolve().parent.parent
 
 MODES = ('full', 'mini')
 
@@ -39,18 +44,6 @@ CHANGEABLE = (
   'data.num_workers',
   'data.max_replaced',
 )
-
-
-class UserError(Exception):
-  """A mistake of the user's, told in one line a problem, without a traceback.
-
-  Attributes:
-    problems: what was wrong, where, and what to do, a line each.
-  """
-
-  def __init__(self, *problems: str):
-    super().__init__('\n'.join(problems))
-    self.problems = problems
 
 
 def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
@@ -131,9 +124,8 @@ def read_file(flag: str, spec: str, default_mode: str) -> ConfigDict:
     raise UserError(f'{flag}={path}: no such file.{hint}')
   # Config files import one another as `configs.NAME`, wherever they are
   # started from.
-  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-  if root not in sys.path:
-    sys.path.insert(0, root)
+  if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
   module_spec = importlib.util.spec_from_file_location('run_config', path)
   if module_spec is None or module_spec.loader is None:
     raise UserError(f'{flag}={path}: not a Python file.')
@@ -242,7 +234,7 @@ def _anything(value: Any) -> str | None:
 
 
 def _width(value: float) -> str | None:
-  least = architecture.smallest_width()
+  least = inception_table.smallest_width()
   if value > least:
     return None
   return (
@@ -406,7 +398,7 @@ def _data_problems(config: ConfigDict) -> list[str]:
 def _network_problems(config: ConfigDict) -> list[str]:
   """What the network cannot do with its images, or does not have."""
   if config.model.name == 'inception':
-    least = architecture.MIN_IMAGE_SIZE
+    least = inception_table.MIN_IMAGE_SIZE
     if config.data.image_size >= least:
       return []
     return [

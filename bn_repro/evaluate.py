@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 import sys
 from typing import Any
 
-from bn_repro import command_line, datasets
-from bn_repro import workdir as workdir_lib
-from bn_repro.config import UserError
+from bn_repro import cli
+from bn_repro.data import datasets
+from bn_repro.errors import UserError
+from bn_repro.runtime import workdir as workdir_lib
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
-  parser = command_line.Parser(
+  parser = cli.Parser(
     prog='python -m bn_repro.evaluate',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flush=True,
       )
   except UserError as error:
-    return command_line.report_errors(error.problems)
+    return cli.report_errors(error.problems)
   return 0
 
 
@@ -50,7 +51,7 @@ def _evaluate(
   workdir: workdir_lib.Workdir, split: str
 ) -> Iterator[dict[str, Any]]:
   """Yields the metrics of each form of statistics."""
-  config = command_line.read_config(str(workdir.path))
+  config = cli.read_config(str(workdir.path))
   dataset = datasets.check(config)
   split = split or config.eval_split
   if split not in dataset.splits:
@@ -58,10 +59,11 @@ def _evaluate(
       f'--split={split}: {config.data.name} has {", ".join(dataset.splits)}.'
     )
 
-  command_line.set_up_jax(config)
-  from bn_repro import evaluation, parallel, provenance
-  from bn_repro.checkpoint import Checkpoints, DamagedCheckpoint
-  from bn_repro.program import create_program
+  cli.set_up_jax(config)
+  from bn_repro import parallel
+  from bn_repro.training import evaluation, run_info
+  from bn_repro.training.checkpoint import Checkpoints, DamagedCheckpoint
+  from bn_repro.training.experiment import create_program
 
   program = create_program(config, dataset)
   state = program.initial_state()
@@ -76,7 +78,7 @@ def _evaluate(
         f'{workdir.checkpoints / str(steps[-1])}: {error}.'
       ) from error
   images, before = (
-    provenance.images_per_statistic(program),
+    run_info.images_per_statistic(program),
     checkpoint.meta['images_per_statistic'],
   )
   if images != before:

@@ -19,10 +19,11 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_repro import command_line, datasets
+from bn_repro import cli
 from bn_repro import config as config_lib
-from bn_repro.config import UserError
-from bn_repro.splits import Dataset, Split
+from bn_repro.data import datasets
+from bn_repro.data.split import Dataset, Split
+from bn_repro.errors import UserError
 
 # Images of each kind on a sheet, at most.
 SHEET_IMAGES = 48
@@ -30,13 +31,13 @@ SHEET_IMAGES = 48
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
-  parser = command_line.Parser(
+  parser = cli.Parser(
     prog='python -m bn_repro.examples',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  command_line.add_config_arguments(parser, required=False)
+  cli.add_config_arguments(parser, required=False)
   parser.add_argument(
     '--workdir', metavar='DIR', help='of a run, in place of a config file'
   )
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--sheet', type=Path, metavar='PNG', help='also draw a contact sheet'
   )
   try:
-    flags, overrides = command_line.parse_arguments(
+    flags, overrides = cli.parse_arguments(
       sys.argv[1:] if argv is None else argv, parser
     )
     if bool(flags.config) == bool(flags.workdir):
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.step < 0:
       raise UserError(f'--step={flags.step}: must be at least 0.')
     config = (
-      command_line.read_config(flags.workdir)
+      cli.read_config(flags.workdir)
       if flags.workdir
       else config_lib.load(flags.config, overrides)
     )
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       _draw(config, dataset, flags.step, flags.sheet)
       print(f'drawn: {flags.sheet}')
   except UserError as error:
-    return command_line.report_errors(error.problems)
+    return cli.report_errors(error.problems)
   return 0
 
 
@@ -79,7 +80,7 @@ def _step_examples(
   config: ConfigDict, split: Split, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Positions in the stream of a step's examples, and which they are."""
-  from bn_repro import input_pipeline  # Grain takes a second.
+  from bn_repro.data import input_pipeline  # Grain takes a second.
 
   positions = input_pipeline.positions(step, config.batch_size)
   order = input_pipeline.create_order(config, len(split))
@@ -115,8 +116,11 @@ def _list(config: ConfigDict, dataset: Dataset, step: int) -> list[str]:
 
 def _draw(config: ConfigDict, dataset: Dataset, step: int, path: Path) -> None:
   """Draws the contact sheet."""
-  command_line.set_up_jax(config)
-  from bn_repro import figures, input_pipeline, parallel, steps
+  cli.set_up_jax(config)
+  from bn_repro import parallel
+  from bn_repro.data import input_pipeline
+  from bn_repro.report import figures
+  from bn_repro.training import steps
 
   train, shown = dataset.splits['train'], dataset.splits[config.eval_split]
   order = input_pipeline.create_order(config, len(train))

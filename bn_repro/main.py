@@ -14,11 +14,13 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
-from bn_repro import command_line, datasets, processes
+from bn_repro import cli
 from bn_repro import config as config_lib
-from bn_repro import workdir as workdir_lib
-from bn_repro.config import UserError
-from bn_repro.interruption import Interruption
+from bn_repro.data import datasets
+from bn_repro.errors import UserError
+from bn_repro.runtime import processes
+from bn_repro.runtime import workdir as workdir_lib
+from bn_repro.runtime.preemption import Interruption
 
 _DESCRIPTION = """\
 Train one of the paper's networks. The same command goes on from the newest
@@ -53,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
   interruption = Interruption()
   interruption.listen()
-  parser = command_line.Parser(
+  parser = cli.Parser(
     prog='python -m bn_repro.main',
     description=_DESCRIPTION,
     epilog=_EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  command_line.add_config_arguments(parser)
+  cli.add_config_arguments(parser)
   parser.add_argument(
     '--workdir',
     required=True,
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   processes.add_arguments(parser)
   try:
-    flags, overrides = command_line.parse_arguments(
+    flags, overrides = cli.parse_arguments(
       sys.argv[1:] if argv is None else argv, parser
     )
     # Before the processes meet: it may take one of them long.
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except Exception as error:
     processes.abandon()
     if isinstance(error, OSError):  # A disk that is full, a file that is gone.
-      return command_line.report_errors([str(error)])
+      return cli.report_errors([str(error)])
     traceback.print_exc()
     return workdir_lib.EXIT_CODES[workdir_lib.FAILED]
   return workdir_lib.EXIT_CODES[status]
@@ -106,7 +108,7 @@ def _report(error: UserError) -> int:
   """Reports a mistake; where it is this process's alone, leaves the others."""
   if not isinstance(error, processes.Agreed):
     processes.abandon()
-  return command_line.report_errors(error.problems)
+  return cli.report_errors(error.problems)
 
 
 def _prepare(
@@ -187,8 +189,8 @@ def _train(
   config_file: str,
 ) -> str:
   """Sets JAX up and trains; returns the status."""
-  command_line.set_up_jax(config)
-  from bn_repro import train
+  cli.set_up_jax(config)
+  from bn_repro.training import train
 
   return train.train_and_evaluate(
     config, dataset, workdir, interruption, config_file

@@ -13,9 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bn_repro import command_line, networks
+from bn_repro import cli
 from bn_repro import config as config_lib
-from bn_repro.config import UserError
+from bn_repro.errors import UserError
+from bn_repro.models import factory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,19 +139,17 @@ def table(rows: Sequence[Layer]) -> list[str]:
 
 def main() -> int:
   """Prints the table of every convolution and dense layer of a config."""
-  parser = command_line.Parser(
-    prog='python -m bn_repro.overview', description=__doc__
-  )
-  command_line.add_config_arguments(parser)
+  parser = cli.Parser(prog='python -m bn_repro.overview', description=__doc__)
+  cli.add_config_arguments(parser)
   parser.add_argument(
     '--num_classes', type=int, default=1000, help='size of the classifier'
   )
   try:
-    flags, overrides = command_line.parse_arguments(sys.argv[1:], parser)
+    flags, overrides = cli.parse_arguments(sys.argv[1:], parser)
     config = config_lib.load(flags.config, overrides)
   except UserError as error:
-    return command_line.report_errors(error.problems)
-  model = networks.create_model(config.model, config.bn, flags.num_classes)
+    return cli.report_errors(error.problems)
+  model = factory.create_model(config.model, config.bn, flags.num_classes)
   size = config.data.image_size
   # The Inception network takes grey images as it takes coloured ones.
   for line in table(layers(model, (size, size, 1), depth=2)):

@@ -49,8 +49,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bn_repro import command_line, datasets  # noqa: E402
-from bn_repro import config as config_lib  # noqa: E402
+from bn_repro import cli
+from bn_repro import config as config_lib
+from bn_repro.data import datasets
 
 # The sizes of conv2_reduce, 3a and 4a at 224 pixels.
 BN_SHAPES = ((32, 56, 56, 64), (32, 28, 28, 192), (32, 14, 14, 576))
@@ -98,9 +99,9 @@ def show_ratio(
 
 def train(config: Any, dataset: datasets.Dataset) -> list[dict[str, Any]]:
   """Runs the trainer in a workdir of its own; returns its lines."""
-  from bn_repro import train as train_lib
-  from bn_repro.interruption import Interruption
-  from bn_repro.workdir import Workdir, read_metrics
+  from bn_repro.runtime.preemption import Interruption
+  from bn_repro.runtime.workdir import Workdir, read_metrics
+  from bn_repro.training import train as train_lib
 
   with tempfile.TemporaryDirectory() as folder:
     workdir = Workdir(folder)
@@ -127,11 +128,11 @@ def loop(rounds: int) -> None:
     ),
   )
   dataset = datasets.check(config)
-  command_line.set_up_jax(config)
+  cli.set_up_jax(config)
   import jax
 
   from bn_repro import parallel
-  from bn_repro.program import create_program
+  from bn_repro.training.experiment import create_program
 
   program = create_program(config, dataset)
   state = program.initial_state()
@@ -168,15 +169,17 @@ def fig1(rounds: int) -> None:
     for name in ('mnist', 'bn_mnist')
   ]
   dataset = datasets.check(configs[0])
-  command_line.set_up_jax(configs[0])
+  cli.set_up_jax(configs[0])
   import jax
 
-  from bn_repro import optim, parallel, steps
-  from bn_repro.program import create_program
+  from bn_repro import parallel
+  from bn_repro.training import optimizer as optimizer_lib
+  from bn_repro.training import steps
+  from bn_repro.training.experiment import create_program
 
   def bare_steps(config: Any) -> Callable[[], Any]:
     program = create_program(config, dataset)
-    optimizer = optim.create_optimizer(
+    optimizer = optimizer_lib.create_optimizer(
       config.optim, config.batch_size, program.schedule
     )
     step = steps.create_train_step(program.model, optimizer, config)
@@ -212,7 +215,7 @@ def bn(rounds: int) -> None:
   import jax
   import jax.numpy as jnp
 
-  from bn_repro import batch_norm
+  from bn_repro.models import batch_norm
 
   layers = {
     'ours': batch_norm.BatchNorm(use_running_average=False),
@@ -294,12 +297,15 @@ def step(rounds: int) -> None:
   """Milliseconds of a step in `mini`: our BN, flax's, none."""
   config = config_lib.load(str(ROOT / 'configs/bn_baseline.py:mini'))
   dataset = datasets.check(config)
-  command_line.set_up_jax(config)
+  cli.set_up_jax(config)
   import flax.linen as nn
   import jax
 
-  from bn_repro import networks, optim, parallel, steps
-  from bn_repro.program import create_program
+  from bn_repro import parallel
+  from bn_repro.models import factory
+  from bn_repro.training import optimizer as optimizer_lib
+  from bn_repro.training import steps
+  from bn_repro.training.experiment import create_program
 
   program = create_program(config, dataset)
   batch = next(program.train_batches(0, 1))
@@ -326,10 +332,10 @@ def step(rounds: int) -> None:
   }
 
   def create(config: Any, model: Any) -> Callable[[], float]:
-    optimizer = optim.create_optimizer(
+    optimizer = optimizer_lib.create_optimizer(
       config.optim, config.batch_size, program.schedule
     )
-    variables = networks.initial_variables(
+    variables = factory.initial_variables(
       model, dataset.image_shape, seed=0, init_std=0.0, init_scale=1.0
     )
     state = steps.TrainState(
@@ -366,7 +372,7 @@ def checkpoint(rounds: int) -> None:
   import jax
 
   from bn_repro import parallel
-  from bn_repro.checkpoint import Checkpoints
+  from bn_repro.training.checkpoint import Checkpoints
 
   with (
     tempfile.TemporaryDirectory() as name,
@@ -399,8 +405,8 @@ def _full_width(variant: str) -> tuple[Any, Any, Any]:
     ),
   )
   dataset = datasets.check(config)
-  command_line.set_up_jax(config)
-  from bn_repro.program import create_program
+  cli.set_up_jax(config)
+  from bn_repro.training.experiment import create_program
 
   program = create_program(config, dataset)
   state = program.initial_state()
@@ -436,7 +442,9 @@ def _distortion_of(variant: str, rounds: int) -> None:
   config = program.config
   import jax
 
-  from bn_repro import parallel, preprocess, steps
+  from bn_repro import parallel
+  from bn_repro.data import preprocess
+  from bn_repro.training import steps
 
   batch = next(program.train_batches(0, 1))
 
@@ -465,7 +473,7 @@ def _distortion_of(variant: str, rounds: int) -> None:
 
 def devices(rounds: int) -> None:
   """Final accuracies with population statistics, and their difference."""
-  from bn_repro.workdir import read_metrics
+  from bn_repro.runtime.workdir import read_metrics
 
   config = f'{ROOT}/configs/bn_x5.py:mini'
   steps = min(100 * rounds, config_lib.load(config).total_steps)
@@ -629,7 +637,7 @@ def make_photographs(folder: Path, count: int) -> None:
   from PIL import Image
   from sklearn.datasets import load_sample_images
 
-  from bn_repro import decoding, ilsvrc2012
+  from bn_repro.data import imagenet_metadata, jpeg
 
   photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
   hopper = Path(mpl.get_data_path(), 'sample_data/grace_hopper.jpg')
@@ -647,14 +655,14 @@ def make_photographs(folder: Path, count: int) -> None:
     file = io.BytesIO()
     piece.save(file, 'JPEG', quality=95)
     encoded.append(file.getvalue())
-    boxes.append(decoding.random_box(500, 375, rng.random(decoding.DRAWS)))
+    boxes.append(jpeg.random_box(500, 375, rng.random(jpeg.DRAWS)))
     (folder / f'{number:04}.jpg').write_bytes(encoded[-1])
   (folder / 'boxes.json').write_text(json.dumps(boxes))
   sizes = [len(raw) for raw in encoded]
   print(f'{count} photographs of {statistics.mean(sizes) / 1e3:.0f} kB')
-  synset = ilsvrc2012.synsets()[0]
-  first = ilsvrc2012.validation_synsets()[0]
-  label = ilsvrc2012.synsets().index(first)
+  synset = imagenet_metadata.synsets()[0]
+  first = imagenet_metadata.validation_synsets()[0]
+  label = imagenet_metadata.synsets().index(first)
   make_stand_in.write_prepared(
     folder,
     {
@@ -696,15 +704,15 @@ def stream(rounds: int) -> None:
   import make_stand_in
   from PIL import Image
 
-  from bn_repro import ilsvrc2012
+  from bn_repro.data import imagenet_metadata
 
-  synsets = ilsvrc2012.synsets()
+  synsets = imagenet_metadata.synsets()
   labels = {synset: label for label, synset in enumerate(synsets)}
-  of_validation = ilsvrc2012.validation_synsets()
+  of_validation = imagenet_metadata.validation_synsets()
   file = io.BytesIO()
   picture = make_stand_in.picture(synsets[0], 0)
   Image.open(io.BytesIO(picture)).resize((64, 48)).save(file, 'JPEG')
-  count = ilsvrc2012.NUM_EXAMPLES['train']
+  count = imagenet_metadata.NUM_EXAMPLES['train']
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     print(f'writing {count:,} small images', flush=True)

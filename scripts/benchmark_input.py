@@ -40,7 +40,7 @@ class Ours:
 
   def __init__(self, folder: Path, batch_size: int = BATCH_SIZE):
     from bn_repro import config as config_lib
-    from bn_repro import datasets
+    from bn_repro.data import datasets
 
     self._config = config_lib.load(
       str(ROOT / 'configs/bn_x5.py'),
@@ -54,7 +54,7 @@ class Ours:
 
   def batches(self, count: int) -> Iterator[Any]:
     """Training batches."""
-    from bn_repro import input_pipeline
+    from bn_repro.data import input_pipeline
 
     order = input_pipeline.create_order(self._config, len(self._train))
     return input_pipeline.train_batches(
@@ -63,16 +63,16 @@ class Ours:
 
   def views(self, images: list[bytes], boxes: Boxes) -> np.ndarray:
     """Pixels of boxes."""
-    from bn_repro import decoding
+    from bn_repro.data import jpeg
 
     out = np.empty((len(images), SIZE, SIZE, 3), np.uint8)
     for encoded, box, pixels in zip(images, boxes, out, strict=True):
 
       def choose(width: int, height: int, box: Any = box) -> Any:
         del width, height
-        return decoding.Box(*box)
+        return jpeg.Box(*box)
 
-      decoding.decode_view(encoded, choose, pixels)
+      jpeg.decode_view(encoded, choose, pixels)
     return out
 
 
@@ -81,15 +81,15 @@ class DecodeOnly(Ours):
 
   def batches(self, count: int) -> Iterator[Any]:
     """Batches of images at the scale and in the box that they decode to."""
-    from bn_repro import decoding, splits
+    from bn_repro.data import jpeg, split
 
     def as_decoded(
       encoded: bytes, choose_box: Callable[..., Any], out: np.ndarray
     ) -> None:
-      decoding.decode_jpeg(encoded, choose_box, len(out))
+      jpeg.decode_jpeg(encoded, choose_box, len(out))
 
-    assert isinstance(self._train, splits.EncodedSplit)
-    decoding.decode_view = as_decoded
+    assert isinstance(self._train, split.EncodedSplit)
+    jpeg.decode_view = as_decoded
     return super().batches(count)
 
 
@@ -154,20 +154,20 @@ def _fill_by_pillow(number: int) -> int:
   """Makes a batch as torchvision does, in one worker; returns its number."""
   from PIL import Image
 
-  from bn_repro import decoding
+  from bn_repro.data import jpeg
 
   rng = np.random.default_rng(number)
   for out in _shared_batches[number]:
     encoded = _photographs[rng.integers(len(_photographs))]
     image = Image.open(io.BytesIO(encoded)).convert('RGB')
-    draws = rng.random(decoding.DRAWS)
-    box = decoding.random_box(*image.size, draws)
+    draws = rng.random(jpeg.DRAWS)
+    box = jpeg.random_box(*image.size, draws)
     image = image.resize(
       (SIZE, SIZE),
       Image.Resampling.BILINEAR,
       (box.left, box.top, box.left + box.width, box.top + box.height),
     )
-    if decoding.is_mirrored(draws):
+    if jpeg.is_mirrored(draws):
       image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     out[:] = np.asarray(image).transpose(2, 0, 1)
     out -= MEAN[:, None, None]

@@ -41,9 +41,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bn_repro import command_line, cost, tpu  # noqa: E402
-from bn_repro import config as config_lib  # noqa: E402
-from bn_repro.config import UserError  # noqa: E402
+from bn_repro import cli
+from bn_repro import config as config_lib
+from bn_repro.errors import UserError
+from bn_repro.tpu import cost, slices
 
 ASSUMPTIONS = (
   'A chip computes and moves data at its peak rates, both at once; messages '
@@ -56,12 +57,12 @@ ASSUMPTIONS = (
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
   arguments = sys.argv[1:] if argv is None else argv
-  parser = command_line.Parser(
+  parser = cli.Parser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  command_line.add_config_arguments(parser)
+  cli.add_config_arguments(parser)
   parser.add_argument(
     '--platform',
     choices=('tpu', 'cpu', 'gpu'),
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--json', type=Path, metavar='FILE', help='also write all figures'
   )
   try:
-    flags, overrides = command_line.parse_arguments(arguments, parser)
+    flags, overrides = cli.parse_arguments(arguments, parser)
     if flags.batch_size is not None:
       overrides.append(f'batch_size={flags.batch_size}')
     _check_writable(flags.json)
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check = {'tpu': _check_tpu, 'cpu': _check_cpu, 'gpu': _check_gpu}
     return check[flags.platform](flags, overrides)
   except UserError as error:
-    return command_line.report_errors(error.problems)
+    return cli.report_errors(error.problems)
 
 
 def _check_writable(path: Path | None) -> None:
@@ -113,7 +114,7 @@ def _check_tpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   """Compiles for a slice, with `libtpu`."""
   if flags.topology is None or flags.num_devices is not None:
     raise UserError('--platform=tpu takes --topology, such as v5e:4x4.')
-  tpu_slice = tpu.parse_slice(flags.topology)
+  tpu_slice = slices.parse_slice(flags.topology)
   config = config_lib.load(flags.config, overrides)
   if config.model.dtype == 'float64':
     raise UserError(
@@ -137,8 +138,8 @@ def _check_tpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
   os.environ['TPU_WORKER_HOSTNAMES'] = 'localhost'
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  command_line.set_up_jax(config)
-  from bn_repro import estimate
+  cli.set_up_jax(config)
+  from bn_repro.tpu import estimate
 
   devices = estimate.slice_devices(tpu_slice)
   config = estimate.resolve(config, 'tpu')
@@ -175,10 +176,10 @@ def _take_large_stack() -> None:
 
 
 def _find_batch_size(
-  config: Any, devices: Sequence[Any], chip: tpu.Chip
+  config: Any, devices: Sequence[Any], chip: slices.Chip
 ) -> int:
   """The largest batch whose training step fits."""
-  from bn_repro import estimate
+  from bn_repro.tpu import estimate
 
   num_chips = len(devices)
   fitting = [0]
@@ -218,14 +219,14 @@ def _find_batch_size(
   return best
 
 
-def _memory(found: Any, chip: tpu.Chip) -> str:
+def _memory(found: Any, chip: slices.Chip) -> str:
   return f'{found.memory / 1e9:.2f} GB a chip of {chip.memory / 1e9:.1f} GB'
 
 
 def _check_cpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   """Compiles for CPU devices, as many as asked for."""
   config, devices = _cpu_devices(flags, overrides)
-  from bn_repro import estimate
+  from bn_repro.tpu import estimate
 
   config = estimate.resolve(config, 'cpu')
   program = estimate.abstract_program(config, devices)
@@ -240,7 +241,7 @@ def _check_cpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _check_gpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   """Says of GPUs what does not depend on their compiler."""
   config, devices = _cpu_devices(flags, overrides)
-  from bn_repro import estimate
+  from bn_repro.tpu import estimate
 
   config = estimate.resolve(config, 'gpu')
   program = estimate.abstract_program(config, devices)
@@ -278,7 +279,7 @@ def _cpu_devices(
     f'--xla_force_host_platform_device_count={num_devices}'
   )
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  command_line.set_up_jax(config)
+  cli.set_up_jax(config)
   import jax
 
   return config, jax.devices()
@@ -291,7 +292,7 @@ def _say(text: str) -> None:
 def _what(program: Any, found: Any, device: str) -> str:
   share = found.batch_size // found.num_devices
   plural = '' if found.num_devices == 1 else 's'
-  duration = command_line.duration(
+  duration = cli.duration(
     program.total_steps, found.batch_size, len(program.dataset.splits['train'])
   )
   return (
@@ -305,21 +306,21 @@ def _write_json(
   flags: argparse.Namespace,
   program: Any,
   found: Any,
-  tpu_slice: tpu.Slice | None,
+  tpu_slice: slices.Slice | None,
 ) -> None:
   """Writes the figures, with when, of what and by what they were made."""
   if flags.json is None:
     return
-  from bn_repro import provenance
+  from bn_repro.training import run_info
 
   facts = {
     'config': flags.config,
     'topology': str(tpu_slice) if tpu_slice else flags.platform,
     'command': shlex.join(flags.command),
     'resolved_config': program.config.to_dict(),
-    'git_revision': provenance.git_revision(),
+    'git_revision': run_info.git_revision(),
     'date': datetime.date.today().isoformat(),
-    'versions': provenance.versions(),
+    'versions': run_info.versions(),
     'libtpu': metadata.version('libtpu') if tpu_slice else None,
     **dataclasses.asdict(found),
   }

@@ -22,14 +22,12 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bn_repro import (  # noqa: E402
-  command_line,
-  ilsvrc2012,
-  sweep_config,
-  tpu,
-)
-from bn_repro import config as config_lib  # noqa: E402
-from bn_repro.config import UserError  # noqa: E402
+from bn_repro import cli
+from bn_repro import config as config_lib
+from bn_repro.data import imagenet_metadata
+from bn_repro.errors import UserError
+from bn_repro.sweep import grid
+from bn_repro.tpu import slices
 
 _DESCRIPTION = """\
 Write the scripts that train a config, or a sweep, on rented hardware, for you
@@ -124,7 +122,7 @@ def create_job(
       f'/mnt/runs/{name}.'
     )
   if flags.sweep:
-    sweep = sweep_config.load(flags.sweep, axes, flags.config or '', overrides)
+    sweep = grid.load(flags.sweep, axes, flags.config or '', overrides)
     configs = [trial.config() for trial in sweep.trials]
     command = (
       *('python', '-m', 'bn_repro.sweep'),
@@ -383,7 +381,9 @@ def check_storage(
     UserError: if not.
   """
   problems = []
-  if not job.data_dir and (flags.data or config.data.name == ilsvrc2012.NAME):
+  if not job.data_dir and (
+    flags.data or config.data.name == imagenet_metadata.NAME
+  ):
     problems.append(
       '--config.data.data_dir: say where the data lie, or are to be mounted, '
       'on the hosts, such as /mnt/data.'
@@ -403,11 +403,15 @@ def duration(config: ConfigDict) -> str:
   """How much a config trains, in words; of other data nobody counts images."""
   if not config.total_steps:
     return f'{config.total_epochs:g} epochs'
-  counted = config.data.name == ilsvrc2012.NAME and not config.data.stand_in
-  return command_line.duration(
+  counted = (
+    config.data.name == imagenet_metadata.NAME and not config.data.stand_in
+  )
+  return cli.duration(
     config.total_steps,
     config.batch_size,
-    ilsvrc2012.NUM_EXAMPLES['train'] - config.data.holdout if counted else None,
+    imagenet_metadata.NUM_EXAMPLES['train'] - config.data.holdout
+    if counted
+    else None,
   )
 
 
@@ -481,7 +485,7 @@ def _create_parser() -> argparse.ArgumentParser:
     'formatter_class': argparse.RawDescriptionHelpFormatter,
     'allow_abbrev': False,
   }
-  parser = command_line.Parser(
+  parser = cli.Parser(
     description=_DESCRIPTION,
     epilog=f'examples:{"".join(_EXAMPLES.values())}{_NOTES}',
     **options,
@@ -502,8 +506,8 @@ def _create_parser() -> argparse.ArgumentParser:
     )
     adders[place] = add = one.add_argument
     add('--name', required=True, help='of this launch')
-    command_line.add_config_arguments(one, required=False)
-    command_line.add_sweep_arguments(one, required=False)
+    cli.add_config_arguments(one, required=False)
+    cli.add_sweep_arguments(one, required=False)
     add(
       '--workdir', required=True, metavar='DIR', help='absolute, on the hosts'
     )
@@ -512,7 +516,10 @@ def _create_parser() -> argparse.ArgumentParser:
   for place in ('tpu-vm', 'sky'):
     add = adders[place]
     add(
-      '--topology', required=True, type=tpu.parse_slice, help='such as v5e:4x4'
+      '--topology',
+      required=True,
+      type=slices.parse_slice,
+      help='such as v5e:4x4',
     )
     add(
       '--source',
@@ -555,10 +562,10 @@ def _create_parser() -> argparse.ArgumentParser:
     help='bucket to mount on config.data.data_dir',
   )
   add = adders['slurm']
-  add('--nodes', type=command_line.positive, default=1, help='1 by default')
+  add('--nodes', type=cli.positive, default=1, help='1 by default')
   add(
     '--gpus',
-    type=command_line.positive,
+    type=cli.positive,
     default=1,
     help='of a node; 1 by default',
   )
@@ -568,9 +575,7 @@ def _create_parser() -> argparse.ArgumentParser:
     default='node',
     help='a process for each',
   )
-  add(
-    '--cpus_per_gpu', type=command_line.positive, default=8, help='8 by default'
-  )
+  add('--cpus_per_gpu', type=cli.positive, default=8, help='8 by default')
   add(
     '--sbatch',
     action='append',
@@ -584,7 +589,7 @@ def _create_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
   try:
-    flags, axes, overrides = command_line.parse_sweep_arguments(
+    flags, axes, overrides = cli.parse_sweep_arguments(
       sys.argv[1:] if argv is None else argv, _create_parser()
     )
     out = Path(flags.out or ROOT / 'launch' / flags.name).absolute()
@@ -596,9 +601,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       check_tools(launch.tools)
     write(launch.files, out)
   except UserError as error:
-    return command_line.report_errors(error.problems)
+    return cli.report_errors(error.problems)
   except OSError as error:
-    return command_line.report_errors([str(error)])
+    return cli.report_errors([str(error)])
   print(f'wrote {", ".join(f"{folder}/{name}" for name in launch.files)}')
   trials = f'{job.num_trials} trials, the first ' if job.num_trials else ''
   print(f'They train {trials}{duration(configs[0])}.')
@@ -612,7 +617,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       ['bash', '-c', command], cwd=ROOT, check=False
     ).returncode
     if code:
-      return command_line.report_errors([f'{command}: exit code {code}.'])
+      return cli.report_errors([f'{command}: exit code {code}.'])
   return 0
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bn_repro import ilsvrc2012, imagenet  # noqa: E402
+from bn_repro.data import imagenet, imagenet_metadata
 
 
 def picture(synset: str, number: int) -> bytes:
@@ -99,17 +99,21 @@ def write_prepared(
   from array_record.python import array_record_module
   import tensorflow_datasets as tfds
 
-  folder = data_dir / ilsvrc2012.NAME / imagenet.VERSION
+  folder = data_dir / imagenet_metadata.NAME / imagenet.VERSION
   folder.mkdir(parents=True)
   features = tfds.features.FeaturesDict(
     {
       'file_name': tfds.features.Text(),
       'image': tfds.features.Image(encoding_format='jpeg'),
-      'label': tfds.features.ClassLabel(num_classes=ilsvrc2012.NUM_CLASSES),
+      'label': tfds.features.ClassLabel(
+        num_classes=imagenet_metadata.NUM_CLASSES
+      ),
     }
   )
   features.save_config(folder)
-  (folder / 'label.labels.txt').write_text('\n'.join(ilsvrc2012.synsets()))
+  (folder / 'label.labels.txt').write_text(
+    '\n'.join(imagenet_metadata.synsets())
+  )
   infos: list[dict[str, Any]] = []
   for split, examples in splits.items():
     examples = list(examples)
@@ -137,7 +141,7 @@ def write_prepared(
       }
     )
   info = {
-    'name': ilsvrc2012.NAME,
+    'name': imagenet_metadata.NAME,
     'version': imagenet.VERSION,
     'fileFormat': 'array_record',
     'moduleName': (
@@ -158,7 +162,7 @@ def main() -> None:
   parser.add_argument('--num_validation', type=int, default=100)
   parser.add_argument('--images_per_class', type=int, default=20)
   flags = parser.parse_args()
-  validation = ilsvrc2012.validation_synsets()[: flags.num_validation]
+  validation = imagenet_metadata.validation_synsets()[: flags.num_validation]
   classes = sorted(set(validation))
   flags.out.mkdir(parents=True, exist_ok=True)
   make_training_archive(

@@ -36,13 +36,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bn_repro import open_files  # noqa: E402
-from bn_repro.ilsvrc2012 import (  # noqa: E402
+from bn_repro.data.imagenet_metadata import (
   NAME,
   NUM_CLASSES,
   NUM_EXAMPLES,
   synsets,
 )
+from bn_repro.errors import UserError, require_open_files
 
 # What the builder of tfds 4.9.10 states of both archives.
 ARCHIVES = {
@@ -74,16 +74,12 @@ MAX_SAME = 0.01
 AGAIN = 'Delete it and run the same command again, or copy it again.'
 
 
-class PreparationError(Exception):
-  """Something is wrong, told in one line."""
-
-
 @contextlib.contextmanager
 def one_line(what: str, advice: str) -> Iterator[None]:
   """Has a library say in one line what is wrong, and show progress as we do.
 
   Raises:
-    PreparationError: for whatever is raised, with what to do.
+    UserError: for whatever is raised, with what to do.
   """
   try:
     with contextlib.redirect_stderr(sys.stdout):
@@ -98,18 +94,7 @@ def one_line(what: str, advice: str) -> Iterator[None]:
       len(reason) > 300
     ):  # Of tfds, with the image in it; the cause comes last.
       reason = f'... {reason[-300:]}'
-    raise PreparationError(f'{what} ({reason}). {advice}') from error
-
-
-def allow_files(count: int) -> None:
-  """Sees that as many shards can be read from.
-
-  Raises:
-    PreparationError: if the system does not let us.
-  """
-  problem = open_files.shortage(count + OTHER_FILES)
-  if problem:
-    raise PreparationError(problem)
+    raise UserError(f'{what} ({reason}). {advice}') from error
 
 
 def progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
@@ -123,18 +108,18 @@ def check_archives(manual_dir: Path, *, stand_in: bool) -> dict[str, int]:
   """Looks through both archives, and returns their numbers of images.
 
   Raises:
-    PreparationError: if one is missing, cut off, or holds something else.
+    UserError: if one is missing, cut off, or holds something else.
   """
   for name, size in ARCHIVES.items():
     path = manual_dir / name
     if not path.is_file():
-      raise PreparationError(
+      raise UserError(
         f'{path}: not there. Get it from image-net.org (it takes an account), '
         f'and put it into {manual_dir}.'
       )
     found = path.stat().st_size
     if not stand_in and found != size:
-      raise PreparationError(
+      raise UserError(
         f'{path}: {found:,} bytes, not {size:,}. Download it again, or go on '
         'with the download.'
       )
@@ -148,19 +133,19 @@ def check_archives(manual_dir: Path, *, stand_in: bool) -> dict[str, int]:
     wrong = [n for n in names if not re.fullmatch(rf'{synset}_\d+\.JPEG', n)]
     if synset not in known or synset in classes or wrong:
       what = wrong[0] if wrong else f'{synset}.tar'
-      raise PreparationError(f'{train}: holds {what}, which does not belong.')
+      raise UserError(f'{train}: holds {what}, which does not belong.')
     classes.add(synset)
     counts['train'] += len(names)
   for member in progress(
     members(validation), NUM_EXAMPLES['validation'], 'validation archive'
   ):
     if not re.fullmatch(r'ILSVRC2012_val_\d{8}\.JPEG', member.name):
-      raise PreparationError(
+      raise UserError(
         f'{validation}: holds {member.name}, which does not belong.'
       )
     counts['validation'] += 1
   if not stand_in and (counts != NUM_EXAMPLES or len(classes) != NUM_CLASSES):
-    raise PreparationError(
+    raise UserError(
       f'{manual_dir}: {counts} images of {len(classes)} classes, not '
       f'{NUM_EXAMPLES} of {NUM_CLASSES}. Download the archives again.'
     )
@@ -171,7 +156,7 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
   """The members of an archive.
 
   Raises:
-    PreparationError: if it is damaged or cut off.
+    UserError: if it is damaged or cut off.
   """
   try:
     with tarfile.open(path, 'r:') as archive:
@@ -180,9 +165,7 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
           raise tarfile.ReadError(f'{member.name} is cut off')
         yield member
   except tarfile.TarError as error:
-    raise PreparationError(
-      f'{path}: damaged ({error}). Download it again.'
-    ) from error
+    raise UserError(f'{path}: damaged ({error}). Download it again.') from error
 
 
 def training_images(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -194,7 +177,7 @@ def training_images(path: Path) -> Iterator[tuple[str, list[str]]]:
         with tarfile.open(fileobj=content, mode='r:') as of_class:
           names = of_class.getnames()
       except tarfile.TarError as error:
-        raise PreparationError(
+        raise UserError(
           f'{path}: {member.name} is damaged ({error}). Download it again.'
         ) from error
       yield member.name.removesuffix('.tar'), names
@@ -239,7 +222,7 @@ def check_space(
     per_second: images.
 
   Raises:
-    PreparationError: if there is too little room.
+    UserError: if there is too little room.
   """
   needed = over * size
   free = shutil.disk_usage(data_dir).free
@@ -250,7 +233,7 @@ def check_space(
     flush=True,
   )
   if free < needed:
-    raise PreparationError(
+    raise UserError(
       f'--data_dir={data_dir}: {bytes_in_words(free)} are free, and it takes '
       f'{bytes_in_words(needed)}. Make room, or name another disk.'
     )
@@ -273,7 +256,7 @@ def prepare(data_dir: Path, manual_dir: Path, *, stand_in: bool) -> None:
   """Has the builder of tfds do it.
 
   Raises:
-    PreparationError: if the archives or the disk are not fit for it.
+    UserError: if the archives or the disk are not fit for it.
   """
   import tensorflow_datasets as tfds
 
@@ -320,18 +303,18 @@ def check_tfrecord(
   """Looks at a copy as TFRecord; returns its folder and number of images.
 
   Raises:
-    PreparationError: if it is not there or not whole.
+    UserError: if it is not there or not whole.
   """
   source = from_tfrecord / NAME / version
   flag = f'--from_tfrecord={from_tfrecord}'
   if not any(source.glob(f'{NAME}-train.tfrecord-*')):
     if any(source.glob(f'{NAME}-train.array_record-*')):
-      raise PreparationError(
+      raise UserError(
         f'{flag}: is ArrayRecord already. Train on it with '
         f'--config.data.data_dir={from_tfrecord}.'
       )
     found = sorted(path.name for path in (from_tfrecord / NAME).glob('[0-9]*'))
-    raise PreparationError(
+    raise UserError(
       f'{flag}: no TFRecord files in {source}; '
       + (
         f'found version {", ".join(found)}, and only {version} can be '
@@ -350,14 +333,14 @@ def check_tfrecord(
   for split, lengths in splits.items():
     files = sum(1 for _ in source.glob(f'{NAME}-{split}.tfrecord-*'))
     if files != len(lengths):
-      raise PreparationError(
+      raise UserError(
         f'{source}: {files} TFRecord files of {split}, not {len(lengths)}. '
         'Copy it again.'
       )
   for split, expected in NUM_EXAMPLES.items():
     count = sum(splits.get(split, []))
     if not count or (not stand_in and count != expected):
-      raise PreparationError(
+      raise UserError(
         f'{source}: {count:,} {split} images, not {expected:,}. Prepare it '
         'from the archives with --manual_dir.'
       )
@@ -370,7 +353,7 @@ def convert(
   """Converts a copy that tfds has prepared as TFRecord.
 
   Raises:
-    PreparationError: if there is none, or no room, or it is damaged.
+    UserError: if there is none, or no room, or it is damaged.
   """
   source, num_images = check_tfrecord(from_tfrecord, version, stand_in=stand_in)
   size = sum(path.stat().st_size for path in source.glob('*.tfrecord-*'))
@@ -421,7 +404,7 @@ def verify(data_dir: Path, version_dir: Path, *, stand_in: bool) -> str:
   """Reads what was prepared, every example; returns what is there.
 
   Raises:
-    PreparationError: if examples or classes are missing, or are there twice.
+    UserError: if examples or classes are missing, or are there twice.
   """
   import tensorflow_datasets as tfds
 
@@ -430,12 +413,10 @@ def verify(data_dir: Path, version_dir: Path, *, stand_in: bool) -> str:
     class_names = builder.info.features['label'].names
     splits = builder.info.splits
   if class_names != synsets():
-    raise PreparationError(f'{version_dir}: has other classes. {AGAIN}')
+    raise UserError(f'{version_dir}: has other classes. {AGAIN}')
   missing = [split for split in NUM_EXAMPLES if split not in splits]
   if missing:
-    raise PreparationError(
-      f'{version_dir}: has no {missing[0]} images. {AGAIN}'
-    )
+    raise UserError(f'{version_dir}: has no {missing[0]} images. {AGAIN}')
   shards = {
     split: [
       (Path(path), int(length))
@@ -445,7 +426,7 @@ def verify(data_dir: Path, version_dir: Path, *, stand_in: bool) -> str:
     ]
     for split in NUM_EXAMPLES
   }
-  allow_files(sum(map(len, shards.values())))
+  require_open_files(sum(map(len, shards.values())) + OTHER_FILES)
   check_shards([shard for of_split in shards.values() for shard in of_split])
   said = []
   contents = {}
@@ -465,19 +446,17 @@ def verify(data_dir: Path, version_dir: Path, *, stand_in: bool) -> str:
       examples(source, shards[split]), count, f'reading {split}'
     ):
       if not example['image']:
-        raise PreparationError(
-          f'{version_dir}: {split} {index} is empty. {AGAIN}'
-        )
+        raise UserError(f'{version_dir}: {split} {index} is empty. {AGAIN}')
       names[index] = digest(example['file_name'])
       images[index] = digest(example['image'])
       labels.add(int(example['label']))
     if not stand_in and (count, len(labels)) != (expected, NUM_CLASSES):
-      raise PreparationError(
+      raise UserError(
         f'{version_dir}: {count:,} {split} images of {len(labels)} classes, '
         f'not {expected:,} of {NUM_CLASSES}. {AGAIN}'
       )
     if len(np.unique(names)) != count:
-      raise PreparationError(
+      raise UserError(
         f'{version_dir}: {count:,} {split} images have '
         f'{len(np.unique(names)):,} names, and each should have its own. '
         f'{AGAIN}'
@@ -492,13 +471,13 @@ def check_shards(shards: list[tuple[Path, int]]) -> None:
   """Opens each shard, and compares its number of images.
 
   Raises:
-    PreparationError: for the first that is missing or damaged.
+    UserError: for the first that is missing or damaged.
   """
   from array_record.python import array_record_module
 
   for path, length in shards:
     if not path.is_file():
-      raise PreparationError(
+      raise UserError(
         f'{path}: missing. Copy it again, or delete {path.parent} and run the '
         'same command again.'
       )
@@ -548,7 +527,7 @@ def check_overlap(
     validation: a digest of each validation image.
 
   Raises:
-    PreparationError: if there are more.
+    UserError: if there are more.
   """
 
   def repeated(images: np.ndarray) -> int:
@@ -571,7 +550,7 @@ def check_overlap(
   ):
     most = int(MAX_SAME * total)
     if count > most:
-      raise PreparationError(
+      raise UserError(
         f'{version_dir}: {count:,} of {total:,} {split} images {what}, byte '
         f'for byte; expected at most {most:,}. Delete it, and prepare it from '
         'archives that image-net.org gave you.'
@@ -585,14 +564,14 @@ def run(flags: argparse.Namespace) -> None:
   data_dir = Path(flags.data_dir).expanduser().absolute()
   source = Path(flags.manual_dir or flags.from_tfrecord).expanduser().absolute()
   if not source.is_dir():
-    raise PreparationError(f'{source}: no such folder.')
+    raise UserError(f'{source}: no such folder.')
   if not flags.stand_in:  # Known before hours are spent.
-    allow_files(NUM_SHARDS)
+    require_open_files(NUM_SHARDS + OTHER_FILES)
   with lock_file(data_dir) as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-      raise PreparationError(
+      raise UserError(
         f'--data_dir={data_dir}: being prepared by another process.'
       ) from error
     # What an interruption has left, and nobody would take for whole.
@@ -603,13 +582,13 @@ def run(flags: argparse.Namespace) -> None:
     version = str(tfds.builder_cls(NAME).VERSION)
     version_dir = data_dir / NAME / version
     if any(version_dir.glob(f'{NAME}-train.tfrecord-*')):
-      raise PreparationError(
+      raise UserError(
         f'--data_dir={data_dir}: holds a copy prepared as TFRecord. Convert it '
         f'with --from_tfrecord={data_dir} and another --data_dir.'
       )
     if version_dir.is_dir():
       if not (version_dir / 'dataset_info.json').is_file():
-        raise PreparationError(
+        raise UserError(
           f'{version_dir}: not whole, as it has no dataset_info.json. {AGAIN}'
         )
       print(f'{version_dir}: prepared already', flush=True)
@@ -624,17 +603,15 @@ def lock_file(data_dir: Path) -> TextIO:
   """Makes the folder if need be, and opens the file that a process holds.
 
   Raises:
-    PreparationError: if nothing can be written there.
+    UserError: if nothing can be written there.
   """
   try:
     data_dir.mkdir(parents=True, exist_ok=True)
     return (data_dir / f'.{NAME}.lock').open('w')
   except FileExistsError as error:
-    raise PreparationError(
-      f'--data_dir={data_dir}: a file. Name a folder.'
-    ) from error
+    raise UserError(f'--data_dir={data_dir}: a file. Name a folder.') from error
   except OSError as error:
-    raise PreparationError(
+    raise UserError(
       f'--data_dir={data_dir}: nothing can be written there '
       f'({error.strerror}). Name a folder on a disk with room, and yours.'
     ) from error
@@ -662,7 +639,7 @@ def main() -> int:
   try:
     run(flags)
     return 0
-  except (PreparationError, OSError) as error:
+  except (UserError, OSError) as error:
     problem = str(error)
   except KeyboardInterrupt:
     problem = (

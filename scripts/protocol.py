@@ -24,8 +24,12 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bn_repro import config as config_lib  # noqa: E402
-from bn_repro import cost, ilsvrc2012, paper, tpu  # noqa: E402
+from bn_repro import config as config_lib
+from bn_repro import paper
+from bn_repro.data import imagenet_metadata
+from bn_repro.tpu import cost, slices
+
+NUM_TRAIN = imagenet_metadata.NUM_EXAMPLES['train']
 
 DOCUMENT = ROOT / 'docs' / 'imagenet.md'
 README = ROOT / 'README.md'
@@ -62,8 +66,8 @@ class Check:
 
   def command(self) -> list[str]:
     """Compiles it."""
-    chips = tpu.parse_slice(self.topology).num_chips
-    batch = BATCH_SIZE * chips // tpu.parse_slice(SLICE).num_chips
+    chips = slices.parse_slice(self.topology).num_chips
+    batch = BATCH_SIZE * chips // slices.parse_slice(SLICE).num_chips
     return [
       *('python', 'scripts/compile_check.py'),
       f'--config=configs/{self.variant}.py',
@@ -168,13 +172,13 @@ def _of_variant(variant: str) -> dict[str, Any]:
 
 def _least_seconds(step: dict[str, Any], check: dict[str, Any]) -> float:
   """The roofline of a step."""
-  chip = tpu.parse_slice(check['topology']).chip
+  chip = slices.parse_slice(check['topology']).chip
   return cost.least_step_seconds(cost.Cost(**step), chip, check['num_devices'])
 
 
 def _decoded(cpus: int) -> int:
   """Images a second of all hosts, with so many CPUs of each."""
-  return tpu.parse_slice(SLICE).num_hosts * cpus * IMAGES_A_CPU
+  return slices.parse_slice(SLICE).num_hosts * cpus * IMAGES_A_CPU
 
 
 def _hours(
@@ -203,7 +207,7 @@ def _hours(
 def hosts() -> str:
   """Whether the hosts decode as fast as the chips train."""
   check, config = _of_variant('bn_x30'), as_trained('bn_x30')
-  num_hosts = tpu.parse_slice(SLICE).num_hosts
+  num_hosts = slices.parse_slice(SLICE).num_hosts
   step = _least_seconds(check['steps']['train_steps'], check)
   taken = BATCH_SIZE / step
   evaluations = config.total_steps // config.eval_every
@@ -238,7 +242,7 @@ def costs() -> str:
       _hours(check, config.total_steps, factor, decoding=True)
       for factor in cost.SLOWER
     ]
-    epochs = config.total_steps * BATCH_SIZE / ilsvrc2012.NUM_EXAMPLES['train']
+    epochs = config.total_steps * BATCH_SIZE / NUM_TRAIN
     expect = '-'.join(f'{each:.1f}' for each in expected)
     chip_hours = '-'.join(
       f'{each * check["num_devices"]:.0f}' for each in expected
@@ -354,7 +358,7 @@ def last_rates() -> str:
   ends: dict[str, list[str]] = {}
   for variant in VARIANTS:
     config = as_trained(variant)
-    epochs = config.total_steps * BATCH_SIZE / ilsvrc2012.NUM_EXAMPLES['train']
+    epochs = config.total_steps * BATCH_SIZE / NUM_TRAIN
     decays = int(epochs / config.optim.decay_epochs)
     rate = f'{config.optim.decay_rate**decays:.2g}'
     ends.setdefault(rate, []).append(paper.label(variant))

@@ -33,17 +33,15 @@ import sys
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bn_repro import (  # noqa: E402
-  command_line,
-  report,
-  results,
-  trials,
-  workdir,
-)
-from bn_repro import config as config_lib  # noqa: E402
-from bn_repro.config import UserError  # noqa: E402
-from bn_repro.interruption import Interruption  # noqa: E402
-from bn_repro.sweep_progress import SweepProgress  # noqa: E402
+from bn_repro import cli
+from bn_repro import config as config_lib
+from bn_repro.errors import UserError
+from bn_repro.report import page
+from bn_repro.report import runs as runs_lib
+from bn_repro.runtime import workdir
+from bn_repro.runtime.preemption import Interruption
+from bn_repro.sweep import runner
+from bn_repro.sweep.progress import SweepProgress
 
 # Fixed before any of these runs was looked at.
 SEEDS = (0, 1, 2)
@@ -141,7 +139,7 @@ def chosen_rate(out: Path) -> float:
   Raises:
     UserError: if not all of its runs have ended.
   """
-  runs, _ = results.read_runs([str(out / 'choose_rate')])
+  runs, _ = runs_lib.read_runs([str(out / 'choose_rate')])
   if sum(run.ended for run in runs) < len(RATES_TO_CHOOSE_FROM):
     raise UserError('choose_rate has not ended. Run that part first.')
   best = max(runs, key=lambda run: run.best() or 0.0)
@@ -207,9 +205,9 @@ def train(
     config = config_lib.load(
       f'configs/{trial.variant}.py:mini', trial.overrides
     )
-    if not trials.has_ended(path, config.total_steps):
+    if not runner.has_ended(path, config.total_steps):
       todo.append(
-        trials.Trial(
+        runner.Trial(
           name=trial.name,
           workdir=path,
           command=trial.command(out),
@@ -218,12 +216,12 @@ def train(
         )
       )
   print(f'{part}: {len(todo)} runs', flush=True)
-  slots = trials.slots(jobs)
+  slots = runner.slots(jobs)
   progress = SweepProgress(todo, len(slots))
-  if not trials.Runner(todo, slots, 0, progress).run(interruption):
+  if not runner.Runner(todo, slots, 0, progress).run(interruption):
     return None
   return [
-    f'{trial.name}: failed, {trials.last_words(trial)}'
+    f'{trial.name}: failed, {runner.last_words(trial)}'
     for trial in todo
     if trial.state == workdir.FAILED
   ]
@@ -243,7 +241,7 @@ def publish(out: Path) -> list[str]:
         text = (config.parent / name).read_text()
         # Where it was trained says nothing to a reader.
         (folder / name).write_text(text.replace(f'{out}/', ''))
-  return report.write_report([str(published)], published / 'report')
+  return page.write_report([str(published)], published / 'report')
 
 
 def main() -> int:
@@ -254,7 +252,7 @@ def main() -> int:
   parser.add_argument('parts', nargs='*', metavar='PART', help='all by default')
   parser.add_argument('--out', default='runs/study', metavar='DIR')
   parser.add_argument(
-    '--jobs', type=command_line.positive, metavar='N', help='runs at a time'
+    '--jobs', type=cli.positive, metavar='N', help='runs at a time'
   )
   parser.add_argument(
     '--publish', action='store_true', help='then copy the runs into results/'
@@ -276,12 +274,12 @@ def main() -> int:
         print('stopped; the same command goes on')
         return workdir.EXIT_CODES[workdir.PREEMPTED]
       problems += found
-    problems += report.write_report([str(out)], out / 'report')
+    problems += page.write_report([str(out)], out / 'report')
     if flags.publish:
       problems += publish(out)
   except UserError as error:
     problems += error.problems
-  return command_line.report_errors(problems) if problems else 0
+  return cli.report_errors(problems) if problems else 0
 
 
 if __name__ == '__main__':

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from bn_repro import batch_norm, command_line
+from bn_repro import cli
 from bn_repro import config as config_lib
-from bn_repro.config import UserError
+from bn_repro.errors import UserError
+from bn_repro.models import batch_norm
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = f'{ROOT}/configs/bn_x5.py:mini'
@@ -294,10 +295,10 @@ def test_own_file(tmp_path):
 
 
 def parse(*arguments):
-  parser = command_line.Parser(allow_abbrev=False)
-  command_line.add_config_arguments(parser)
+  parser = cli.Parser(allow_abbrev=False)
+  cli.add_config_arguments(parser)
   parser.add_argument('--workdir', required=True)
-  return command_line.parse_arguments(arguments, parser)
+  return cli.parse_arguments(arguments, parser)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +343,7 @@ def test_arguments_that_are_refused(arguments, expected):
 
 
 def test_errors_are_a_line_each(capsys):
-  assert command_line.report_errors(['one', 'two']) == 1
+  assert cli.report_errors(['one', 'two']) == 1
   assert capsys.readouterr().err == 'error: one\nerror: two\n'
 
 
@@ -557,6 +558,6 @@ def test_total_steps():
 
 def test_help_names_its_flags():
   parser = argparse.ArgumentParser()
-  command_line.add_config_arguments(parser)
+  cli.add_config_arguments(parser)
   assert '--config FILE[:MODE]' in parser.format_help()
   assert '--config.KEY VALUE' in parser.format_help()

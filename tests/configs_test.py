@@ -9,10 +9,12 @@ import pytest
 from tiny import rows
 import written_imagenet
 
-from bn_repro import architecture, datasets, layers, optim, train
 from bn_repro import config as config_lib
-from bn_repro import workdir as workdir_lib
-from bn_repro.interruption import Interruption
+from bn_repro.data import datasets
+from bn_repro.models import inception_table, layers
+from bn_repro.runtime import workdir as workdir_lib
+from bn_repro.runtime.preemption import Interruption
+from bn_repro.training import optimizer, train
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(
@@ -160,7 +162,7 @@ def test_paper_values_of_inception():
 def test_learning_rates_of_bn_x30(epoch, rate):
   config = load('bn_x30', 'full')
   steps_per_epoch = 1_281_167 / 32
-  schedule = optim.create_schedule(config.optim, steps_per_epoch)
+  schedule = optimizer.create_schedule(config.optim, steps_per_epoch)
   step = round(epoch * steps_per_epoch + 0.5)
   assert float(schedule(step)) * config.optim.learning_rate == pytest.approx(
     rate, rel=2e-3
@@ -183,9 +185,9 @@ class Recording:
 
 def test_every_field_is_read(tmp_path, monkeypatch):
   """By the program, not by validation or by writing the config down."""
-  monkeypatch.setattr(architecture, 'rows', rows)
+  monkeypatch.setattr(inception_table, 'rows', rows)
   # The rows of the small network do not reach 4d.
-  monkeypatch.setattr(architecture, 'AUX_HEAD_AFTER', '3a')
+  monkeypatch.setattr(inception_table, 'AUX_HEAD_AFTER', '3a')
   monkeypatch.setattr(config_lib, 'digest', lambda config: 'digest')
   monkeypatch.setattr(config_lib, 'to_json', lambda config: '{}')
   read = set()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_repro import batch_norm as bn
+from bn_repro.models import batch_norm as bn
 
 pytestmark = pytest.mark.usefixtures('x64')
 

@@ -6,7 +6,9 @@ import pytest
 import written_imagenet
 
 from bn_repro import config as config_lib
-from bn_repro import datasets, examples, figures, input_pipeline
+from bn_repro import examples
+from bn_repro.data import datasets, input_pipeline
+from bn_repro.report import figures
 
 MINI = 'configs/bn_x5.py:mini'
 
@@ -66,8 +68,8 @@ def test_names_and_words(imagenet, capsys):
   assert code == 0 and len(lines) == 8
   names = dict(
     zip(
-      written_imagenet.ilsvrc2012.synsets(),
-      written_imagenet.ilsvrc2012.words(),
+      written_imagenet.imagenet_metadata.synsets(),
+      written_imagenet.imagenet_metadata.words(),
       strict=True,
     )
   )

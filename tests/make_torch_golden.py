@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch_case
 
-from bn_repro import architecture
 from bn_repro import config as config_lib
+from bn_repro.models import inception_table
 
 HERE = Path(__file__).resolve().parent
 torch.set_default_dtype(torch.float64)
@@ -98,7 +98,7 @@ class Net(nn.Module):
     self.lrn = nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0)
     blocks = []
     inputs = second
-    for row in architecture.rows('608'):
+    for row in inception_table.rows('608'):
       row = row.scaled(width)
       blocks.append(Block(inputs, row, epsilon))
       rest = row.projection or inputs

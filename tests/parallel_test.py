@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from bn_repro import parallel
-from bn_repro.interruption import AgreedInterruption, Interrupted, Interruption
+from bn_repro.runtime.preemption import (
+  AgreedInterruption,
+  Interrupted,
+  Interruption,
+)
 
 
 def test_devices_of_a_process_stand_together(monkeypatch):

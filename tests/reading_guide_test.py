@@ -90,19 +90,25 @@ def test_every_equation_is_in_the_guide():
 @pytest.mark.parametrize(
   'text, wrong',
   [
-    ('`bn_repro/batch_norm.py:batch_moments`, `:batch_norm`', []),
-    ('`bn_repro/batch_norm.py:BatchNorm.axis`, `bn.enabled`, `seed`', []),
-    ('`tests/collectives.txt`', []),
+    ('`bn_repro/models/batch_norm.py:batch_moments`, `:batch_norm`', []),
+    (
+      '`bn_repro/models/batch_norm.py:BatchNorm.axis`, `bn.enabled`, `seed`',
+      [],
+    ),
+    ('`tests/tpu/collectives.txt`', []),
     ('`bn_repro/no_such.py`', ['bn_repro/no_such.py']),
     (
-      '`bn_repro/batch_norm.py:batch_mean`',
-      ['bn_repro/batch_norm.py:batch_mean'],
+      '`bn_repro/models/batch_norm.py:batch_mean`',
+      ['bn_repro/models/batch_norm.py:batch_mean'],
     ),
     # A method is one of its class.
-    ('`bn_repro/batch_norm.py:total`', ['bn_repro/batch_norm.py:total']),
-    ('`tests/collectives.txt:table`', ['tests/collectives.txt:table']),
+    (
+      '`bn_repro/models/batch_norm.py:total`',
+      ['bn_repro/models/batch_norm.py:total'],
+    ),
+    ('`tests/tpu/collectives.txt:table`', ['tests/tpu/collectives.txt:table']),
     # Each cell names its file again.
-    ('`bn_repro/mlp.py:Mlp` | `:PROBE`', [':PROBE']),
+    ('`bn_repro/models/mlp.py:Mlp` | `:PROBE`', [':PROBE']),
     ('`bn.momenta`, `bn`, `batch_norm`', ['bn.momenta', 'bn', 'batch_norm']),
   ],
 )

@@ -9,9 +9,10 @@ import sys
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bn_repro import architecture, main
+from bn_repro import main
+from bn_repro.models import inception_table
 
-_FULL_ROWS = architecture.rows
+_FULL_ROWS = inception_table.rows
 
 
 def rows(reading):
@@ -20,5 +21,5 @@ def rows(reading):
 
 
 if __name__ == '__main__':
-  architecture.rows = rows
+  inception_table.rows = rows
   main.run_and_exit()

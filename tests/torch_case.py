@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from bn_repro import architecture
+from bn_repro.models import inception_table
 
 # The small net: BN-Baseline in `mini`, of the 608 reading with torch padding,
 # without dropout, whose masks the frameworks do not share.
@@ -34,7 +34,7 @@ FULL = (
 def unit_paths():
   """Convolution units in the order of the forward pass, as module names."""
   paths = [('conv1',), ('conv2_reduce',), ('conv2',)]
-  for row in architecture.rows('608'):
+  for row in inception_table.rows('608'):
     names = ['reduce_3x3', 'conv_3x3']
     names += ['reduce_double', 'conv_double_1', 'conv_double_2']
     if row.conv_1x1:

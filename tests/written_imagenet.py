@@ -1,21 +1,16 @@
 """A small copy of ImageNet as tfds leaves it, written without TensorFlow."""
 
-from pathlib import Path
-import sys
-
-from bn_repro import ilsvrc2012, imagenet
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'scripts'))
-
 import make_stand_in
+
+from bn_repro.data import imagenet, imagenet_metadata
 
 NUM_SHARDS = 4
 
 
 def examples(num_train=40, num_validation=10):
   """Names, labels and pictures of both splits, few of every class."""
-  labels = {s: label for label, s in enumerate(ilsvrc2012.synsets())}
-  of_validation = ilsvrc2012.validation_synsets()[:num_validation]
+  labels = {s: label for label, s in enumerate(imagenet_metadata.synsets())}
+  of_validation = imagenet_metadata.validation_synsets()[:num_validation]
   classes = sorted(set(of_validation))
   train = [(classes[i % len(classes)], i) for i in range(num_train)]
   return {
@@ -39,5 +34,5 @@ def write(data_dir, splits):
 
 
 def shard_path(data_dir, split, shard):
-  folder = data_dir / ilsvrc2012.NAME / imagenet.VERSION
+  folder = data_dir / imagenet_metadata.NAME / imagenet.VERSION
   return imagenet.shard_path(folder, split, shard, NUM_SHARDS)

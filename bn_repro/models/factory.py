@@ -1,0 +1,135 @@
+"""From `config.model` and `config.bn` to a linen module and its first values.
+
+What makes the variants differ, the layer (with or without a bias), the
+normalisation and the nonlinearity, is passed to a network here; the network
+itself does not know which variant it is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from bn_repro import parallel
+from bn_repro.models import batch_norm, inception, mlp
+from bn_repro.models.layers import NoNorm, compute_dtype, parameter_dtype
+
+# Our choice: near-zero logits, so that the first loss is ln(classes) and a net
+# without BN starts at all (He-normal throughout starts at a loss of 19).
+CLASSIFIER_STD = 0.01
+
+# The network of each `config.model.name`, and the layer that BN follows.
+NETWORKS: Mapping[str, tuple[Callable[..., nn.Module], Any]] = {
+  'inception': (inception.create, nn.Conv),
+  'mlp': (mlp.create, nn.Dense),
+}
+
+
+def create_model(
+  model: ConfigDict, bn: ConfigDict, num_classes: int, **bn_overrides: Any
+) -> nn.Module:
+  """Builds the network that `config.model` and `config.bn` describe.
+
+  Args:
+    model: the `model` sub-tree of a config.
+    bn: the `bn` sub-tree.
+    num_classes: number of logits.
+    **bn_overrides: arguments of `BatchNorm` that replace the config's.
+
+  Returns:
+    A module that maps images in [-1, 1] to `layers.Logits`.
+  """
+  dtype = compute_dtype(model)
+  param_dtype = parameter_dtype(dtype)
+  norm: Any = NoNorm
+  if bn.enabled:
+    shared = {
+      'global': {'axis_name': parallel.AXIS},
+      'device': {},
+      'group': {
+        'axis_name': parallel.AXIS,
+        'virtual_batch_size': bn.virtual_batch_size,
+      },
+    }[bn.statistics]
+    norm = functools.partial(
+      batch_norm.BatchNorm,
+      **{
+        'momentum': bn.momentum,
+        'epsilon': bn.epsilon,
+        'dtype': dtype,
+        'param_dtype': param_dtype,
+        **shared,
+        **bn_overrides,
+      },
+    )
+  create, layer = NETWORKS[model.name]
+  layer = functools.partial(
+    layer,
+    # A bias before BN would be cancelled by the mean (section 3.2).
+    use_bias=not bn.enabled,
+    dtype=dtype,
+    param_dtype=param_dtype,
+  )
+  return create(model, num_classes, layer, norm)
+
+
+def initial_variables(
+  model: nn.Module,
+  image_shape: Sequence[int],
+  seed: int,
+  init_std: float,
+  init_scale: float,
+) -> dict[str, Any]:
+  """Draws `params` and `batch_stats`; the only place that knows their values.
+
+  Gamma and running variances are 1, all else but the kernels 0 (gamma and beta
+  universal, the rest our choice; the paper gives no initial values). All
+  kernels come from one stream in the order of their names, so that variants
+  that differ in BN or in the nonlinearity start from the same weights.
+
+  Compiling flax's own `init` of the Inception network takes minutes on a CPU;
+  this compiles one random draw.
+
+  Args:
+    model: from `create_model`.
+    image_shape: (height, width, channels).
+    seed: of the kernels.
+    init_std: standard deviation of all kernels; 0 makes them He normal (fan-in)
+      and `CLASSIFIER_STD` in classifiers.
+    init_scale: multiplies that.
+  """
+  images = jnp.zeros((1, *image_shape), jnp.float32)
+  shapes = jax.eval_shape(
+    lambda key: model.init({'params': key, 'dropout': key}, images, train=True),
+    jax.random.key(0),
+  )
+  shapes = {name: shapes.get(name, {}) for name in ('params', 'batch_stats')}
+  leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+  num_weights = sum(
+    leaf.size for path, leaf in leaves if path[-1].key == 'kernel'
+  )
+  draws = np.asarray(
+    jax.random.normal(jax.random.key(seed), (num_weights,), jnp.float32)
+  )
+  position = 0
+  values = []
+  for path, leaf in leaves:
+    name = path[-1].key
+    if name == 'kernel':
+      fan_in = math.prod(leaf.shape[:-1])
+      is_classifier = path[-2].key == 'classifier'
+      he = math.sqrt(2 / fan_in)
+      std = init_std or (CLASSIFIER_STD if is_classifier else he)
+      draw = draws[position : position + leaf.size].reshape(leaf.shape)
+      values.append((init_scale * std * draw).astype(leaf.dtype))
+      position += leaf.size
+    else:
+      initial = {'scale': 1, 'var': 1, 'bias': 0, 'mean': 0}[name]
+      values.append(np.full(leaf.shape, initial, leaf.dtype))
+  return jax.tree_util.tree_unflatten(structure, values)

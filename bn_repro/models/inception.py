@@ -1,0 +1,259 @@
+"""The Inception network as a linen module, built from the table.
+
+What makes the five variants differ, the convolution (with or without a bias),
+the normalisation and the nonlinearity, is passed in.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bn_repro.models import inception_table
+from bn_repro.models.layers import (
+  NONLINEARITIES,
+  Dropout,
+  Logits,
+  classifier,
+  compute_dtype,
+  parameter_dtype,
+)
+
+Array = jax.Array
+ModuleDef = Callable[..., Any]
+
+# Caffe's values for both places (bvlc_googlenet); the paper gives none. Caffe
+# divides alpha by the window, as `local_response_norm` does.
+LRN_WINDOW, LRN_ALPHA, LRN_BETA = 5, 1e-4, 0.75
+
+
+def local_response_norm(x: Array) -> Array:
+  """X / (1 + alpha / n * sum of x^2 over n neighbouring channels)^beta."""
+  reach = LRN_WINDOW // 2
+  squares = jnp.pad(x * x, ((0, 0),) * (x.ndim - 1) + ((reach, reach),))
+  channels = x.shape[-1]
+  total = sum(squares[..., i : i + channels] for i in range(LRN_WINDOW))
+  return x / (1 + LRN_ALPHA / LRN_WINDOW * total) ** LRN_BETA
+
+
+class ConvUnit(nn.Module):
+  """Convolution, normalisation, nonlinearity: z = g(BN(Wu)), section 3.2.
+
+  Max pooling of z, if any, goes through the nonlinearities, which increase, and
+  is done with the normalisation.
+  """
+
+  features: int
+  kernel: int
+  conv: ModuleDef
+  norm: ModuleDef
+  nonlinearity: Callable[[Array], Array]
+  strides: int = 1
+  depth_multiplier: int = 0
+  max_pool: Callable[[Array], Array] | None = None
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps (batch, height, width, channels) to `features` channels."""
+    window = (self.kernel, self.kernel)
+    strides = (self.strides, self.strides)
+    if self.depth_multiplier:
+      x = self.conv(
+        x.shape[-1] * self.depth_multiplier,
+        window,
+        strides,
+        feature_group_count=x.shape[-1],
+        use_bias=False,
+        name='depthwise',
+      )(x)
+      window, strides = (1, 1), (1, 1)
+    x = self.conv(self.features, window, strides, name='conv')(x)
+    x = self.norm(name='bn')(x, max_pool=self.max_pool)
+    return self.nonlinearity(x)
+
+
+class InceptionModule(nn.Module):
+  """One row of the table: four branches, concatenated in the printed order."""
+
+  row: inception_table.Row
+  unit: ModuleDef
+  avg_pool: Callable[..., Array]
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps (batch, height, width, channels) to the module's channels."""
+    row, unit = self.row, self.unit
+    branches = []
+    if row.conv_1x1:
+      branches.append(unit(row.conv_1x1, 1, name='conv_1x1')(x))
+    y = unit(row.reduce_3x3, 1, name='reduce_3x3')(x)
+    branches.append(
+      unit(row.conv_3x3, 3, strides=row.stride, name='conv_3x3')(y)
+    )
+    y = unit(row.reduce_double, 1, name='reduce_double')(x)
+    y = unit(row.conv_double, 3, name='conv_double_1')(y)
+    branches.append(
+      unit(row.conv_double, 3, strides=row.stride, name='conv_double_2')(y)
+    )
+    pool = {'avg': self.avg_pool, 'max': nn.max_pool}[row.pool]
+    y = pool(x, (3, 3), (row.stride, row.stride), padding='SAME')
+    if row.projection:
+      y = unit(row.projection, 1, name='projection')(y)
+    return jnp.concatenate([*branches, y], axis=-1)
+
+
+class AuxHead(nn.Module):
+  """Auxiliary classifier on the output of 4d; training only.
+
+  Its layers carry biases and no BN in every variant, as in the implementation
+  that its sizes come from.
+  """
+
+  num_classes: int
+  nonlinearity: Callable[[Array], Array]
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps the output of 4d to logits (batch, classes)."""
+    dense = functools.partial(
+      nn.Dense, dtype=self.dtype, param_dtype=parameter_dtype(self.dtype)
+    )
+    window = tuple(min(5, size) for size in x.shape[1:3])
+    x = nn.avg_pool(x, window, (3, 3), padding='VALID')
+    x = nn.Conv(
+      inception_table.AUX_CONV_CHANNELS,
+      (1, 1),
+      dtype=self.dtype,
+      param_dtype=parameter_dtype(self.dtype),
+      name='conv',
+    )(x)
+    x = self.nonlinearity(x).reshape(x.shape[0], -1)
+    x = self.nonlinearity(dense(inception_table.AUX_HIDDEN, name='hidden')(x))
+    return classifier(self.num_classes, self.dtype)(x)
+
+
+class Inception(nn.Module):
+  """The network of the paper's appendix, for NHWC images of 32 pixels and up.
+
+  Attributes:
+    num_classes: number of logits.
+    rows: the Inception modules, in order.
+    stem_channels: filters of the three convolutions of the stem.
+    stem_kernel: window of the first convolution.
+    stem_pool: max pool after the first convolution.
+    separable_stem: first convolution depthwise (multiplier 8), then pointwise.
+    conv: convolution, bias included or not.
+    norm: normalisation; called with `use_running_average`.
+    nonlinearity: after every normalisation.
+    torch_padding: pad strided convolutions and average pools as Caffe and
+      PyTorch do, instead of TensorFlow's SAME.
+    lrn: local response normalisation before and after the second convolution.
+    dropout_rate: share of the 1,024 features dropped before the classifier.
+    aux_head: one auxiliary classifier after 4d, in training.
+    dtype: compute type.
+  """
+
+  num_classes: int
+  rows: tuple[inception_table.Row, ...]
+  stem_channels: tuple[int, ...]
+  stem_kernel: int
+  stem_pool: bool
+  separable_stem: bool
+  conv: ModuleDef
+  norm: ModuleDef
+  nonlinearity: Callable[[Array], Array]
+  torch_padding: bool
+  lrn: bool
+  dropout_rate: float
+  aux_head: bool
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, images: Array, *, train: bool) -> Logits:
+    """Logits of (batch, height, width, 1 or 3) images in [-1, 1]."""
+
+    def conv(
+      features: int, window: tuple[int, int], *args: Any, **kwargs: Any
+    ) -> nn.Module:
+      padding: Any = 'SAME'
+      if self.torch_padding:
+        padding = tuple((size // 2, size // 2) for size in window)
+      return self.conv(features, window, *args, padding=padding, **kwargs)
+
+    unit = functools.partial(
+      ConvUnit,
+      conv=conv,
+      norm=functools.partial(self.norm, use_running_average=not train),
+      nonlinearity=self.nonlinearity,
+    )
+    max_pool = functools.partial(
+      nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding='SAME'
+    )
+    # Caffe and PyTorch count the padding in the average, TensorFlow does not.
+    avg_pool = functools.partial(
+      nn.avg_pool, count_include_pad=self.torch_padding
+    )
+    lrn = local_response_norm if self.lrn else (lambda x: x)
+
+    first, reduce, second = self.stem_channels
+    depth_multiplier = inception_table.DEPTH_MULTIPLIER
+    x = unit(
+      first,
+      self.stem_kernel,
+      strides=2,
+      depth_multiplier=depth_multiplier if self.separable_stem else 0,
+      max_pool=max_pool if self.stem_pool else None,
+      name='conv1',
+    )(jnp.broadcast_to(images.astype(self.dtype), (*images.shape[:3], 3)))
+    x = unit(reduce, 1, name='conv2_reduce')(lrn(x))
+    if self.lrn:
+      x = max_pool(lrn(unit(second, 3, name='conv2')(x)))
+    else:
+      x = unit(second, 3, max_pool=max_pool, name='conv2')(x)
+
+    aux_logits = None
+    for row in self.rows:
+      x = InceptionModule(
+        row, unit=unit, avg_pool=avg_pool, name=f'inception_{row.name}'
+      )(x)
+      if train and self.aux_head and row.name == inception_table.AUX_HEAD_AFTER:
+        aux_logits = AuxHead(
+          self.num_classes, self.nonlinearity, self.dtype, name='aux_head'
+        )(x)
+
+    x = x.mean(axis=(1, 2))
+    if train:
+      x = Dropout(self.dropout_rate, name='dropout')(x)
+    return Logits(classifier(self.num_classes, self.dtype)(x), aux_logits)
+
+
+def create(
+  model: ConfigDict, num_classes: int, conv: ModuleDef, norm: ModuleDef
+) -> Inception:
+  """Builds the network of `config.model` around a convolution and a norm."""
+  return Inception(
+    num_classes=num_classes,
+    rows=tuple(
+      row.scaled(model.width) for row in inception_table.rows(model.reading)
+    ),
+    stem_channels=tuple(
+      round(channels * model.width)
+      for channels in inception_table.STEM_CHANNELS
+    ),
+    stem_kernel=model.stem_kernel,
+    stem_pool=model.stem_pool,
+    separable_stem=model.stem == 'separable',
+    conv=conv,
+    norm=norm,
+    nonlinearity=NONLINEARITIES[model.nonlinearity],
+    torch_padding=model.padding == 'torch',
+    lrn=model.lrn,
+    dropout_rate=model.dropout_rate,
+    aux_head=model.aux_head,
+    dtype=compute_dtype(model),
+  )

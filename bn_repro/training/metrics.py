@@ -1,0 +1,111 @@
+"""Metrics are sums and a count that travel, divided once at the end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bn_repro.errors import UserError
+
+Array = jax.Array
+
+
+class Sums(flax.struct.PyTreeNode):
+  """Sums over examples, as device arrays or as Python numbers.
+
+  Attributes:
+    loss: cross-entropy in nats, without the L2 term and auxiliary heads.
+    correct: examples whose label has the largest logit.
+    top5: examples whose label is among the five largest.
+    count: examples.
+    replaced: examples in the place of others that could not be decoded.
+    nonfinite: values of the parameters and statistics that are not finite.
+  """
+
+  loss: Any = 0.0
+  correct: Any = 0
+  top5: Any = 0
+  count: Any = 0
+  replaced: Any = 0
+  nonfinite: Any = 0
+
+  def merge(self, other: 'Sums') -> 'Sums':
+    """The sums over both sets of examples."""
+    return jax.tree.map(lambda a, b: a + b, self, other)
+
+  def fetch(self) -> 'Sums':
+    """Waits for the device and returns Python numbers."""
+    return jax.tree.map(lambda x: np.asarray(x).item(), jax.device_get(self))
+
+  def fetch_steps(self) -> list['Sums']:
+    """Waits for the device; one `Sums` for each step of the leading axis."""
+    columns, structure = jax.tree.flatten(jax.device_get(self))
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [jax.tree.unflatten(structure, row) for row in rows]
+
+  def means(self) -> dict[str, float | int]:
+    """What is written for these sums."""
+    return {
+      'loss': self.loss / self.count,
+      'accuracy': self.correct / self.count,
+      'top5_accuracy': self.top5 / self.count,
+      'num_examples': self.count,
+      **({'replaced_examples': self.replaced} if self.replaced else {}),
+    }
+
+
+def check_replaced(sums: Sums, limit: float, what: str) -> None:
+  """Sees that no more images had to be replaced than are allowed.
+
+  Args:
+    sums: over images of all processes.
+    limit: the share of them that may, `config.data.max_replaced`.
+    what: they are, in words.
+
+  Raises:
+    UserError: if more were.
+  """
+  if sums.replaced > limit * sums.count:
+    raise UserError(
+      f'{what}: {sums.replaced} of {sums.count} images could not be decoded, a '
+      f'share above config.data.max_replaced={limit:g}. They are named above. '
+      'Mend the data, or raise the limit.'
+    )
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+  """Softmax cross-entropy of each example, in at least float32."""
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def classification_sums(logits: Array, batch: Mapping[str, Array]) -> Sums:
+  """Sums over the examples where `mask` is True, of one device.
+
+  Args:
+    logits: (batch, classes).
+    batch: `label`, int (batch,); `mask` and `replaced`, bool (batch,).
+  """
+  labels, mask = batch['label'], batch['mask']
+  top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == labels[:, None]
+  return Sums(
+    loss=jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
+    correct=(mask & top[:, 0]).sum(),
+    top5=(mask & top.any(-1)).sum(),
+    count=mask.sum(),
+    replaced=(mask & batch['replaced']).sum(),
+    nonfinite=jnp.zeros((), jnp.int32),
+  )
+
+
+def count_nonfinite(tree: Any) -> Array:
+  """How many values of a tree are infinite or not a number, int32."""
+  leaves = jax.tree.leaves(tree)
+  return sum(
+    (jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves),
+    start=jnp.zeros((), jnp.int32),
+  )

@@ -1,0 +1,161 @@
+"""Distortions against colorsys, pixel by pixel."""
+
+import colorsys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bn_repro.data import preprocess
+
+IMAGE = np.random.default_rng(0).random((6, 7, 3)).astype(np.float32)
+
+
+def by_pixel(convert, image):
+  flat = [convert(*pixel) for pixel in image.reshape(-1, 3).tolist()]
+  return np.array(flat).reshape(image.shape)
+
+
+@pytest.mark.parametrize('turn', [-0.2, -0.05, 0.13, 0.2])
+def test_hue_turns_hue_alone(turn):
+  found = np.asarray(preprocess._turn_hue(jnp.asarray(IMAGE), turn))
+  before, after = (
+    by_pixel(colorsys.rgb_to_hsv, image) for image in (IMAGE, found)
+  )
+  np.testing.assert_allclose(after[..., 1:], before[..., 1:], atol=1e-5)
+  turned = (after[..., 0] - before[..., 0] + 0.5) % 1 - 0.5
+  np.testing.assert_allclose(turned, turn, atol=1e-5)
+
+
+@pytest.mark.parametrize('factor', [0.5, 0.9, 1.0, 1.5])
+def test_saturation_scales_saturation_alone(factor):
+  found = np.asarray(preprocess._saturate(jnp.asarray(IMAGE), factor))
+  before, after = (
+    by_pixel(colorsys.rgb_to_hsv, image) for image in (IMAGE, found)
+  )
+  expected = np.minimum(factor * before[..., 1], 1)
+  np.testing.assert_allclose(after[..., 1], expected, atol=1e-4)
+  np.testing.assert_allclose(after[..., 2], before[..., 2], atol=1e-6)
+  coloured = after[..., 1] > 1e-3
+  np.testing.assert_allclose(
+    after[coloured][:, 0], before[coloured][:, 0], atol=1e-4
+  )
+
+
+def test_what_is_darker_than_black_loses_its_colour():
+  image = jnp.asarray([[[-0.1, -0.05, -0.2]]])
+  found = preprocess._saturate(image, 1.2)
+  np.testing.assert_allclose(found, [[[-0.05, -0.05, -0.05]]], atol=1e-7)
+
+
+@pytest.mark.parametrize('factor', [0.5, 1.5])
+def test_contrast(factor):
+  found = np.asarray(preprocess._adjust_contrast(jnp.asarray(IMAGE), factor))
+  means = IMAGE.mean((0, 1))
+  np.testing.assert_allclose(
+    found, means + factor * (IMAGE - means), rtol=1e-5, atol=1e-6
+  )
+
+
+def steps_of(drawn):
+  """Each adjustment by itself, in float64 and pixel by pixel."""
+
+  def in_hsv(change):
+    def convert(red, green, blue):
+      # Brightness, which changes neither hue nor chroma, may lie below black.
+      lift = max(0.0, -min(red, green, blue))
+      hue, saturation, value = colorsys.rgb_to_hsv(
+        red + lift, green + lift, blue + lift
+      )
+      chroma, value = saturation * value, value - lift
+      return change(hue, chroma, value)
+
+    return lambda image: by_pixel(convert, image)
+
+  def rgb(hue, chroma, value):
+    top = value if chroma < value else chroma
+    saturation = chroma / top if top > 0 else 0.0
+    return [x + value - top for x in colorsys.hsv_to_rgb(hue, saturation, top)]
+
+  def turn(hue, chroma, value):
+    return rgb((hue + float(drawn.hue)) % 1, chroma, value)
+
+  def saturate(hue, chroma, value):
+    limit = max(value, 0.0)
+    return rgb(hue, min(float(drawn.saturation) * chroma, limit), value)
+
+  def contrast(image):
+    means = image.mean((0, 1))
+    return means + float(drawn.contrast) * (image - means)
+
+  return {
+    'b': lambda image: image + float(drawn.brightness),
+    's': in_hsv(saturate),
+    'h': in_hsv(turn),
+    'c': contrast,
+  }
+
+
+@pytest.mark.parametrize(
+  'strength, orders',
+  [('reduced', ('bs', 'sb')), ('full', ('bshc', 'sbch', 'chbs', 'hscb'))],
+)
+def test_orders_of_the_adjustments(strength, orders):
+  """As one after another, in TF-Slim's orders, each of them drawn."""
+  # Neither so dark nor so coloured that rounding decides about a pixel.
+  image = (40 + 200 * IMAGE).astype(np.uint8)
+  seen = set()
+  for seed in range(24):
+    key = jax.random.key(seed)
+    drawn = preprocess._draw(key)
+    order = orders[int(len(orders) * float(drawn.order))]
+    seen.add(order)
+    expected = image.astype(np.float64) / 255
+    for name in order:
+      expected = steps_of(drawn)[name](expected)
+    found = preprocess.distort(jnp.asarray(image)[None], key[None], strength)[0]
+    np.testing.assert_allclose(found / 255, np.clip(expected, 0, 1), atol=2e-5)
+  assert seen == set(orders)
+
+
+def test_ranges_of_the_adjustments():
+  drawn = jax.vmap(preprocess._draw)(jax.vmap(jax.random.key)(jnp.arange(2000)))
+  for name, low, high in (
+    ('order', 0, 1),
+    ('brightness', -32 / 255, 32 / 255),
+    ('saturation', 0.5, 1.5),
+    ('hue', -0.2, 0.2),
+    ('contrast', 0.5, 1.5),
+  ):
+    values = np.asarray(getattr(drawn, name))
+    width = high - low
+    assert low <= values.min() < low + 0.01 * width
+    assert high - 0.01 * width < values.max() <= high
+    assert values.mean() == pytest.approx((low + high) / 2, abs=0.02 * width)
+
+
+@pytest.mark.parametrize('strength', ['reduced', 'full'])
+def test_distort(strength):
+  images = jnp.asarray((IMAGE[None].repeat(8, 0) * 255).astype(np.uint8))
+  keys = jax.vmap(jax.random.key)(jnp.arange(8))
+  found = np.asarray(preprocess.distort(images, keys, strength))
+  assert found.min() >= 0
+  assert found.max() <= 255
+  assert len(np.unique(found.reshape(8, -1), axis=0)) == 8
+  alone = preprocess.distort(images[3:4], keys[3:4], strength)
+  np.testing.assert_allclose(alone[0], found[3], atol=1e-3)
+
+
+def test_no_distortion_is_the_identity():
+  images = jnp.zeros((2, 3, 3, 1), jnp.uint8)
+  keys = jax.vmap(jax.random.key)(jnp.arange(2))
+  assert preprocess.distort(images, keys, 'none') is images
+
+
+def test_normalize():
+  images = jnp.asarray([0, 51, 255], jnp.uint8).reshape(1, 1, 3, 1)
+  found = preprocess.normalize(images, jnp.bfloat16)
+  assert found.shape == (1, 1, 3, 1)
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found[0, 0, :, 0], [-1, -0.6, 1], rtol=1e-6)

@@ -1,0 +1,146 @@
+"""Runs read back and put together."""
+
+import math
+
+import pytest
+from written_runs import write_run
+
+from bn_repro.errors import UserError
+from bn_repro.report import runs as runs_lib
+from bn_repro.report.runs import Spread
+
+
+def sections(tmp_path):
+  runs, problems = runs_lib.read_runs([str(tmp_path)])
+  assert problems == []
+  found, problems = runs_lib.sections(
+    runs, ('inception', 'bn_baseline', 'bn_x5')
+  )
+  assert problems == []
+  return found
+
+
+def test_steps_are_equivalent_steps(tmp_path):
+  """Batch 64 counts double on the paper's axis."""
+  write_run(tmp_path / 'run', 'bn_x5', [0.1, 0.8, 0.9], 'batch_size=64')
+  ((run,), _) = runs_lib.read_runs([str(tmp_path)])
+  assert run.steps_to(0.8) == 40
+  assert run.steps_to(0.85) == 60
+  assert run.steps_to(0.95) is None
+
+
+def test_best_is_of_five_evaluations_in_a_row(tmp_path):
+  write_run(tmp_path / 'a', 'bn_x5', [0.1, 0.5, 0.6, 0.5, 0.7, 0.6, 0.1])
+  write_run(tmp_path / 'b', 'bn_x5', [0.2, 0.4], 'seed=1')
+  (long, short), _ = runs_lib.read_runs([str(tmp_path)])
+  assert long.best() == pytest.approx((0.5 + 0.6 + 0.5 + 0.7 + 0.6) / 5)
+  assert long.last() == pytest.approx((0.6 + 0.5 + 0.7 + 0.6 + 0.1) / 5)
+  assert short.best() == pytest.approx(0.3)
+
+
+def test_population_statistics_are_quoted(tmp_path):
+  write_run(tmp_path / 'a', 'bn_x5', [0.5])
+  ((run,), _) = runs_lib.read_runs([str(tmp_path)])
+  assert run.accuracies() == [0.5]
+  assert run.curve('validation', 'accuracy', 'moving') == [(10.0, 0.1)]
+
+
+def test_runs_of_other_settings_are_not_other_seeds(tmp_path):
+  for seed in (0, 1):
+    write_run(tmp_path / f's{seed}', 'bn_x5', [0.5], f'seed={seed}')
+  write_run(tmp_path / 'own', 'bn_x5', [0.5], 'optim.learning_rate=0.7')
+  write_run(tmp_path / 'log', 'bn_x5', [0.5], 'seed=2', 'log_every=7')
+  # Where it is evaluated decides what is best in it.
+  write_run(tmp_path / 'eval', 'bn_x5', [0.5], 'seed=3', 'eval_every=50')
+  (section,) = sections(tmp_path)
+  assert section.is_sweep
+  found = {
+    section.what_varies(group): len(group.runs) for group in section.groups
+  }
+  assert found == {
+    'eval_every=25, optim.learning_rate=0.02': 3,
+    'eval_every=25, optim.learning_rate=0.7': 1,
+    'eval_every=50, optim.learning_rate=0.02': 1,
+  }
+
+
+def test_sections_are_by_folder_network_and_data(tmp_path):
+  write_run(tmp_path / 'one' / 'a', 'bn_x5', [0.5])
+  write_run(tmp_path / 'one' / 'b', 'inception', [0.5])
+  write_run(tmp_path / 'one' / 'c', 'inception', [0.5], 'data.name=mnist')
+  write_run(tmp_path / 'one' / 'd', 'mnist', [0.5])
+  write_run(tmp_path / 'two' / 'a', 'bn_x5', [0.5])
+  found = {
+    (section.folder.name, section.data_name, section.network): [
+      group.variant for group in section.groups
+    ]
+    for section in sections(tmp_path)
+  }
+  assert found == {
+    ('one', 'mnist_5k', 'inception'): ['inception', 'bn_x5'],
+    ('one', 'mnist', 'inception'): ['inception'],
+    ('one', 'mnist_5k', 'mlp'): ['mnist'],
+    ('two', 'mnist_5k', 'inception'): ['bn_x5'],
+  }
+
+
+def test_what_runs_do_not_share_is_named(tmp_path):
+  write_run(tmp_path / 'a', 'bn_x5', [0.5])
+  write_run(tmp_path / 'b', 'inception', [0.5], 'total_steps=3000')
+  (section,) = sections(tmp_path)
+  assert section.not_shared() == ['total_steps (3000, 500)']
+
+
+@pytest.mark.parametrize(
+  'values, shown',
+  [
+    ([3.0, 1.0, 2.0], '2 (1 to 3)'),
+    # A seed that never gets there took longest.
+    ([10.0, None, 20.0], '20 (10 to never)'),
+    ([10.0, None, None], 'never (10 to never)'),
+    ([4.0], '4'),
+    ([None], 'never'),
+    # Of an even number, one that a seed has.
+    ([1.0, 2.0], '1 (1 to 2)'),
+    ([], '–'),
+  ],
+)
+def test_spread_of_steps(values, shown):
+  assert Spread(values).show('{:g}'.format) == shown
+
+
+def test_spread_of_factors():
+  """There a seed that never gets there has the smallest."""
+  spread = Spread([2.0, None, 3.0], never=-math.inf)
+  assert spread.show('{:g}'.format) == '2 (never to 3)'
+
+
+def test_a_run_named_twice_counts_once(tmp_path):
+  write_run(tmp_path / 'plain', 'inception', [0.5])
+  runs, _ = runs_lib.read_runs([str(tmp_path), str(tmp_path / 'plain')])
+  assert len(runs) == 1
+
+
+@pytest.mark.parametrize('line', ['3', '{"step": 1}', 'x'])
+def test_run_with_a_strange_line_is_named(line, tmp_path):
+  write_run(tmp_path / 'good', 'inception', [0.5])
+  write_run(tmp_path / 'strange', 'bn_x5', [0.5])
+  with (tmp_path / 'strange' / 'metrics.jsonl').open('a') as file:
+    file.write(line + '\n')
+  runs, problems = runs_lib.read_runs([str(tmp_path)])
+  assert [run.name for run in runs] == ['good']
+  assert 'strange' in problems[0]
+
+
+def test_half_a_line_of_a_killed_run_is_left_out(tmp_path):
+  write_run(tmp_path / 'killed', 'inception', [0.5, 0.6])
+  with (tmp_path / 'killed' / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 30, "spl')
+  (run,), problems = runs_lib.read_runs([str(tmp_path)])
+  assert problems == []
+  assert run.accuracies() == [0.5, 0.6]
+
+
+def test_no_runs(tmp_path):
+  with pytest.raises(UserError, match='no run there'):
+    runs_lib.read_runs([str(tmp_path)])

@@ -1,0 +1,58 @@
+"""Signals to a process that hangs: the first is noted, a later one ends it."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bn_repro.runtime import preemption
+
+HANGS = """
+import threading
+from bn_repro.interruption import Interrupted, Interruption
+own = Interruption()
+own.listen()
+print('listening', flush=True)
+while not own.signal:
+  threading.Event().wait(0.01)
+try:
+  own.check()
+except Interrupted as reason:
+  print(reason, flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.fixture
+def hanging():
+  process = subprocess.Popen(
+    [sys.executable, '-c', HANGS], stdout=subprocess.PIPE, text=True
+  )
+  assert process.stdout.readline() == 'listening\n'
+  yield process
+  process.kill()
+  process.communicate()
+
+
+def test_the_first_is_a_question(hanging):
+  hanging.send_signal(signal.SIGTERM)
+  assert hanging.stdout.readline() == 'stopped by SIGTERM\n'
+
+
+def test_another_at_once_is_the_same_one(hanging):
+  hanging.send_signal(signal.SIGTERM)
+  hanging.send_signal(signal.SIGINT)
+  hanging.stdout.readline()
+  with pytest.raises(subprocess.TimeoutExpired):
+    hanging.wait(0.5 + preemption.SAME_SIGNAL_SECONDS)
+
+
+@pytest.mark.parametrize('number', preemption.SIGNALS)
+def test_another_one_later_ends_it(hanging, number):
+  hanging.send_signal(signal.SIGTERM)
+  hanging.stdout.readline()
+  time.sleep(0.2 + preemption.SAME_SIGNAL_SECONDS)
+  hanging.send_signal(number)
+  assert hanging.wait(20) == 128 + number

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=bn-x30
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=112
+#SBATCH --signal=B:TERM@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=tests/scripts/launch/slurm/%j.log
+# Written by scripts/launch.py, from scripts/launch/job.sh.
+# shellcheck disable=SC2016,SC2054,SC2089,SC2090  # Settings are no code.
+COMMAND=(
+  python
+  -m
+  bn_repro.main
+  --config=configs/bn_x30.py
+  --workdir=/shared/runs/bn_x30
+  --config.data.data_dir=/shared/data
+  --config.batch_size=512
+  --config.total_steps=375000
+  --config.eval_every=6250
+  --config.checkpoint_every=1250
+  --config.log_every=125
+  --config.bn.statistics=group
+  --config.bn.momentum=0.9952
+  --config.data.num_workers=14
+  --config.data.num_threads=8
+)
+# A process a node, or a gpu.
+TASKS=node
+GPUS=8
+CPUS=112
+
+# Trains as a batch job of SLURM. Submit it in the repository, on a file system
+# that all nodes share. One loop starts all processes; shortly before the job's
+# time is over they save, and the job is put back into the queue.
+set -uo pipefail
+
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+[ -e scripts/train_loop.sh ] || fail 'submit it in the repository'
+export PATH=$PWD/.venv/bin:$PATH
+python -c 'import jax_cuda13_plugin' 2>/dev/null ||
+  python -c 'import jax_cuda12_plugin' 2>/dev/null ||
+  fail ".venv has no JAX for GPUs. Run in the repository: bash -c" \
+    "'source scripts/environment.sh && use_environment requirements-gpu.txt'"
+if [ "$TASKS" = node ]; then
+  # Under SLURM JAX takes one GPU a process, unless it is told of more.
+  JAX_LOCAL_DEVICE_IDS=$(seq -s , 0 $((GPUS - 1)))
+  export JAX_LOCAL_DEVICE_IDS
+fi
+
+# In an array: a trial of a sweep.
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || COMMAND+=(--trial="$SLURM_ARRAY_TASK_ID")
+
+told_to_stop=no
+# shellcheck disable=SC2329  # The trap below does.
+stop() {
+  told_to_stop=yes
+  kill -TERM "$loop"
+}
+# Every process sees all GPUs of its node and takes its own; and one that has
+# stopped is no reason to kill one that still saves.
+bash scripts/train_loop.sh srun --gpu-bind=none --kill-on-bad-exit=0 \
+  --cpus-per-task="$CPUS" "${COMMAND[@]}" &
+loop=$!
+trap stop TERM
+wait "$loop"
+code=$?
+if [ "$told_to_stop" = yes ]; then
+  # The signal ended the wait; the loop ends when all is saved.
+  wait "$loop"
+  code=$?
+fi
+[ "$code" -ne 75 ] || scontrol requeue "$SLURM_JOB_ID"
+exit "$code"

@@ -1,0 +1,188 @@
+"""The protocol for ImageNet: commands that load, and tables of the code."""
+
+import json
+import re
+import shlex
+
+import launch
+import protocol
+import pytest
+
+from bn_repro import config as config_lib
+from bn_repro import paper
+from bn_repro.data import imagenet_metadata
+from bn_repro.tpu import estimate, slices
+
+TEXT = protocol.DOCUMENT.read_text()
+README = protocol.README.read_text()
+
+
+def test_tables_are_those_of_the_code():
+  """Python scripts/protocol.py writes them anew."""
+  for name in protocol.BLOCKS:
+    assert f'<!-- {name} -->' in TEXT
+  assert protocol.written(TEXT) == TEXT
+  for name in ('prove', 'launch'):
+    assert f'<!-- {name} -->' in README
+  assert protocol.written(README) == README
+
+
+def command_lines(text=TEXT):
+  """The commands of a document that take a config, a line each."""
+  blocks = re.findall(r'```\n(.*?)```', text, re.DOTALL)
+  lines = [line for block in blocks for line in block.splitlines()]
+  return [line for line in lines if '--config=' in line]
+
+
+def options(line):
+  """Its config and overrides."""
+  arguments = shlex.split(line)
+  (config,) = (a for a in arguments if a.startswith('--config='))
+  overrides = [
+    a.removeprefix('--config.') for a in arguments if a.startswith('--config.')
+  ]
+  return config.removeprefix('--config='), overrides
+
+
+def test_commands_can_be_typed():
+  assert len(command_lines()) == len(protocol.VARIANTS) + 2
+  of_readme = command_lines(README)
+  assert len(of_readme) > 6
+  for line in [*command_lines(), *of_readme]:
+    config_lib.load(*options(line))
+
+
+def command_with(program, text):
+  """The one command of a document that runs a program."""
+  (line,) = (line for line in command_lines(text) if program in line)
+  return line
+
+
+def test_launches_are_accepted(tmp_path, capsys):
+  """One after the other; what they print to be run is what the README says."""
+  for text in (README, TEXT):
+    arguments = shlex.split(command_with('launch.py', text))[2:]
+    assert launch.main([*arguments, f'--out={tmp_path / "out"}']) == 0
+  printed = capsys.readouterr().out
+  assert '375,000 steps of 512: 192,000,000 images, 149.9 epochs' in printed
+  words = re.findall(r'slice\.sh (\w+)', printed)
+  words = words[: len(words) // 2]
+  of_readme = README[README.index('slice.sh ...') :]
+  assert re.findall(r'`(\w+)`', of_readme)[: len(words)] == words
+  script = (tmp_path / 'out' / 'slice.sh').read_text()
+  for word in words:
+    assert re.search(rf'^  ([a-z_]+ \| )*{word}( \| [a-z_]+)*\)', script, re.M)
+
+
+def test_what_is_proved_is_what_is_launched():
+  """And what the table is of, wherever it is written."""
+  expected = set(protocol.overrides('bn_x30'))
+  for text in (README, TEXT):
+    line = command_with('compile_check.py', text)
+    assert shlex.split(line) == protocol.Check('bn_x30', 'v5e:4x4').command()
+    path, overrides = options(line)
+    assert path == 'configs/bn_x30.py'
+    assert {'batch_size=512', *overrides} == expected
+  examples = {
+    place: ' '.join(text.replace('\\\n', '').split())
+    for place, text in launch._EXAMPLES.items()
+  }
+  assert (
+    examples['tpu-vm']
+    == command_with('launch.py', README)
+    == command_with('launch.py', TEXT)
+  )
+  for example in examples.values():
+    path, overrides = options(example)
+    assert path == 'configs/bn_x30.py'
+    assert {o for o in overrides if 'data_dir' not in o} == expected
+
+
+def test_decoding_bounds_what_is_expected():
+  """By hand: 512 images a call, on four hosts."""
+  figures = {
+    'memory': 0,
+    'code': 0,
+    'flops': 197e12 * 1e-3,  # A millisecond of a chip.
+    'bytes_accessed': 0,
+    'by_kind': {},
+    'num_collectives': 0,
+    'collective_bytes': 0,
+  }
+  check = {
+    'topology': 'v5e:4x4',
+    'num_devices': 16,
+    'batch_size': 512,
+    'steps': {'train_steps': figures, 'eval_step': figures},
+    'calls': {'train_steps': 1000, 'eval_step': 100, 'statistics_step': 0},
+  }
+  hours = protocol._hours(check, 1000, 2, decoding=True)
+  training = 1000 * 2e-3  # 512 / (4 * 112 * 800) is 1.4 ms.
+  evaluation = 100 * 512 / (4 * 8 * 800)
+  assert 3600 * hours == pytest.approx(training + evaluation)
+  hours = protocol._hours(check, 1000, 1, decoding=True)
+  assert 3600 * hours == pytest.approx(
+    1000 * 512 / (4 * 112 * 800) + evaluation
+  )
+  assert 3600 * protocol._hours(check, 2000) == pytest.approx(2.2)
+
+
+def test_rates_at_the_end():
+  """As the schedule has them, of which the text is a summary."""
+  from bn_repro.training import optimizer
+
+  for variant in protocol.VARIANTS:
+    config = protocol.as_trained(variant)
+    schedule = optimizer.create_schedule(
+      config.optim, imagenet_metadata.NUM_EXAMPLES['train'] / config.batch_size
+    )
+    last = float(schedule(config.total_steps - 1))
+    assert re.search(
+      rf'{last:.2g} for [^;]*{paper.label(variant)}\b', protocol.last_rates()
+    )
+
+
+@pytest.mark.parametrize('variant', protocol.VARIANTS)
+def test_as_many_images_as_the_config_says(variant):
+  """Fewer steps of more images, and averages over as many images."""
+  config = config_lib.load(f'configs/{variant}.py')
+  ours = protocol.as_trained(variant)
+  assert ours.total_steps * ours.batch_size == config.total_steps * 32
+  assert ours.eval_every * ours.batch_size == config.eval_every * 32
+  if config.bn.enabled:
+    assert ours.bn.virtual_batch_size == paper.BATCH_SIZE
+    assert ours.bn.momentum == pytest.approx(config.bn.momentum**16, abs=1e-4)
+  config_lib.check_divides(ours, slices.parse_slice(protocol.SLICE).num_chips)
+
+
+def test_steps_of_the_paper_are_those_of_the_table():
+  for row in paper.PAPER.values():
+    if row.steps:
+      step = round(row.steps * 1e6 * 32 / protocol.BATCH_SIZE)
+      assert f'| {step:,} | {row.steps:g}M of 32 |' in TEXT
+  epochs = 2_500 * protocol.BATCH_SIZE / imagenet_metadata.NUM_EXAMPLES['train']
+  assert epochs == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+  'check', protocol.CHECKS, ids=lambda check: check.path.stem
+)
+def test_figures_are_of_the_programs_they_are_said_to_be(check):
+  facts = json.loads(check.path.read_text())
+  command = check.recorded_command()
+  assert facts['command'] == shlex.join(command)
+  path, overrides = options(facts['command'])
+  (batch_size,) = (
+    argument.removeprefix('--') for argument in command if 'batch_' in argument
+  )
+  config = config_lib.load(path, [*overrides, batch_size])
+  assert facts['resolved_config'] == estimate.resolve(config, 'tpu').to_dict()
+  # Null where it was not written down.
+  assert 'git_revision' in facts
+  assert facts['topology'] == check.topology
+  assert facts['config'] == path == f'configs/{check.variant}.py'
+  chips = slices.parse_slice(check.topology).num_chips
+  assert (facts['num_devices'], facts['batch_size']) == (chips, 32 * chips)
+  assert facts['dtype'] == 'bfloat16'
+  assert facts['steps']['train_steps']['flops'] > 3e11
+  assert facts['calls']['train_steps'] == config.total_steps

@@ -1,0 +1,277 @@
+"""What is concluded from the trials of a sweep, on runs written by hand."""
+
+from collections import Counter
+import csv
+import json
+from pathlib import Path
+import shutil
+
+import pytest
+from written_runs import write_run
+
+from bn_repro.errors import UserError
+from bn_repro.report import figures
+from bn_repro.sweep import comparison, grid
+from bn_repro.sweep.__main__ import write as write_comparison
+
+# Accuracies of ten evaluations; the best mean of five of the first is .6, which
+# it first reaches at the sixth.
+PLAIN = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6]
+FAST = [0.1, 0.7, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]
+CHANCE = [0.1] * 10
+
+
+def load(*axes):
+  return grid.load(
+    'configs/sweeps/lr_multipliers.py',
+    [*axes, 'variant=inception,bn_baseline'],
+    config_overrides=['total_steps=100'],
+  )
+
+
+def write(folder, sweep, curves, seeds_lower=0.0, **endings):
+  """Runs by (variant, multiplier); seed 1 is `seeds_lower` below seed 0."""
+  for trial in sweep.trials:
+    key = trial.values['variant'], trial.values['multiplier']
+    lower = seeds_lower * trial.values['seed']
+    accuracies = [round(a - lower, 6) for a in curves.get(key, CHANCE)]
+    write_run(
+      folder / trial.name,
+      trial.values['variant'],
+      accuracies,
+      *trial.overrides,
+      **endings.get(trial.name, {}),
+    )
+
+
+def add_test(folder, accuracy):
+  path = folder / 'metrics.jsonl'
+  line = json.loads(path.read_text().splitlines()[-1])
+  line |= {'split': 'test', 'accuracy': accuracy}
+  with path.open('a') as file:
+    file.write(json.dumps(line) + '\n')
+
+
+@pytest.fixture
+def usual(tmp_path):
+  """Without BN it learns up to x2, with BN from x1 to x15."""
+  sweep = load('multiplier=1,2,5,10,15,30')
+  curves = {('inception', m): PLAIN for m in (1, 2)}
+  curves |= {('bn_baseline', m): FAST for m in (1, 2, 5, 10, 15)}
+  curves[('bn_baseline', 5)] = [a + 0.05 for a in FAST]
+  diverged = {
+    f'inception_multiplier30_seed{seed}': {
+      'status': 'diverged',
+      'step': 100,
+      'reason': 'loss',
+    }
+    for seed in (0, 1)
+  }
+  write(tmp_path, sweep, curves, **diverged)
+  for trial in sweep.trials:
+    # The best on test images is another one, which nobody may see.
+    best = trial.name.startswith('bn_baseline_multiplier5_')
+    add_test(
+      tmp_path / trial.name, 0.8 + trial.values['seed'] / 50 if best else 0.99
+    )
+  return comparison.read(sweep, tmp_path, {})
+
+
+def test_range_of_usable_rates(usual):
+  """By hand: 15 over 1 against 2 over 1."""
+  first, second, note, _ = comparison.conclusions(usual)
+  assert first == 'Inception: learns with multiplier 1* to 2, a factor of 2.'
+  assert second == (
+    'BN-Baseline: learns with multiplier 1* to 15, a factor of 15; 7.5 times '
+    'the range of Inception.'
+  )
+  assert note == '(*) An end of the sweep, beyond which nothing was tried.'
+
+
+def test_best_by_validation_and_its_test_accuracy(usual):
+  assert comparison.conclusions(usual)[-1] == (
+    'Best on validation images: variant bn_baseline, multiplier 5, 85.00 % '
+    '(mean of 2); on the test images 81.00 %.'
+  )
+  for text in (comparison.table(usual), comparison.summary(usual)):
+    assert '99' not in text
+
+
+def test_table(usual):
+  rows = {
+    row['trial']: row
+    for row in csv.DictReader(comparison.table(usual).splitlines())
+  }
+  assert len(rows) == 24
+  row = rows['bn_baseline_multiplier2_seed1']
+  assert row == {
+    'trial': 'bn_baseline_multiplier2_seed1',
+    'variant': 'bn_baseline',
+    'multiplier': '2',
+    'seed': '1',
+    'status': 'done',
+    'step': '100',
+    'total_steps': '100',
+    'best_validation_accuracy': '0.8',
+    'last_validation_accuracy': '0.8',
+    'equivalent_steps_to_target': '20.0',
+    'learns': 'True',
+  }
+  assert rows['inception_multiplier1_seed0']['equivalent_steps_to_target'] == (
+    '60.0'
+  )
+  assert rows['inception_multiplier30_seed0']['status'] == 'diverged'
+  assert rows['inception_multiplier5_seed0']['learns'] == 'False'
+  assert rows['inception_multiplier5_seed0']['equivalent_steps_to_target'] == ''
+
+
+def test_summary(usual):
+  text = comparison.summary(usual)
+  assert (
+    '| inception | 1 | 2 | 60.0 (60.0 to 60.0) | 60 (60 to 60) | done |'
+    in (text)
+  )
+  assert (
+    '| inception | 5 | 2 | 10.0 (10.0 to 10.0) | never (never to never) '
+    in (text)
+  )
+  assert 'diverged at step 100' in text
+  assert 'seed: 0: 60.0 %, 1: 60.0 %' in text
+
+
+def test_each_seed_has_a_target_of_its_own(tmp_path):
+  sweep = load('multiplier=1,2')
+  curves = dict.fromkeys(
+    [('inception', 1), ('inception', 2), ('bn_baseline', 1)], PLAIN
+  )
+  write(tmp_path, sweep, curves, seeds_lower=0.2)
+  found = comparison.read(sweep, tmp_path, {})
+  assert found.targets == pytest.approx({0: 0.6, 1: 0.4})
+  by_name = {result.name: result for result in found.results}
+  assert by_name['inception_multiplier2_seed1'].steps_to_target == 60
+
+
+def test_a_seed_that_does_not_learn_makes_a_rate_unusable(tmp_path):
+  sweep = load('multiplier=1,2,5')
+  curves = {
+    (variant, m): [0.3] * 10
+    for variant in ('inception', 'bn_baseline')
+    for m in (1, 2, 5)
+  }
+  curves['inception', 2] = [0.25] * 10
+  # Twice chance is .2: seed 1 of Inception at x2 is below.
+  write(tmp_path, sweep, curves, seeds_lower=0.06)
+  first, second, *_ = comparison.conclusions(
+    comparison.read(sweep, tmp_path, {})
+  )
+  assert first == 'Inception: learns with multiplier 1* alone, a factor of 1.'
+  assert second == (
+    'BN-Baseline: learns with multiplier 1* to 5*, a factor of 5; 5 times the '
+    'range of Inception.'
+  )
+
+
+def test_no_wider_range_and_none_at_all(tmp_path):
+  sweep = load('multiplier=1,2', 'seed=0')
+  same = {('inception', 1): PLAIN, ('bn_baseline', 2): FAST}
+  write(tmp_path / 'same', sweep, same)
+  _, second, *_ = comparison.conclusions(
+    comparison.read(sweep, tmp_path / 'same', {})
+  )
+  assert second.endswith('a factor of 1; no wider than Inception.')
+  write(tmp_path / 'none', sweep, {('bn_baseline', 2): FAST})
+  found = comparison.read(sweep, tmp_path / 'none', {})
+  first, second, *_ = comparison.conclusions(found)
+  assert first == 'Inception: learns at no multiplier.'
+  assert second.startswith('BN-Baseline: learns with multiplier 2* alone')
+  assert found.targets == {0: None}
+  assert all(result.steps_to_target is None for result in found.results)
+
+
+def test_what_has_not_ended_is_named(tmp_path):
+  sweep = load('multiplier=1', 'seed=0')
+  write(
+    tmp_path,
+    sweep,
+    {('inception', 1): PLAIN},
+    bn_baseline_multiplier1_seed0={'status': 'preempted'},
+  )
+  lines = comparison.conclusions(comparison.read(sweep, tmp_path, {}))
+  assert lines[1] == 'BN-Baseline: 1 trials have not ended.'
+  assert lines[-1] == (
+    'Not ended: 1 of 2 trials, bn_baseline_multiplier1_seed0.'
+  )
+
+
+def test_trials_that_were_not_started(tmp_path, usual):
+  sweep = usual.sweep
+  missing = sweep.trials[0].name
+  shutil.rmtree(usual.folder / missing)
+  found = comparison.read(sweep, usual.folder, {})
+  assert {r.name: r.status for r in found.results}[missing] == 'not started'
+  lines = comparison.conclusions(found)
+  # Nothing is said of a range of which a part is unknown.
+  assert lines[0] == 'Inception: 1 trials have not ended.'
+  assert lines[1].endswith('15, a factor of 15.')
+  assert lines[-1] == f'Not ended: 1 of 24 trials, {missing}.'
+  with pytest.raises(UserError, match='no trial of this sweep'):
+    comparison.read(sweep, tmp_path / 'nothing', {})
+
+
+def test_diverged_trials_are_no_best_setting(tmp_path):
+  sweep = load('multiplier=1,2', 'seed=0')
+  write(
+    tmp_path,
+    sweep,
+    {('inception', 1): PLAIN, ('bn_baseline', 2): FAST},
+    bn_baseline_multiplier2_seed0={'status': 'diverged', 'reason': 'loss'},
+  )
+  lines = comparison.conclusions(comparison.read(sweep, tmp_path, {}))
+  assert 'variant inception, multiplier 1, 60.00 %' in lines[-1]
+
+
+def test_named_settings_have_no_ranges(tmp_path):
+  sweep = grid.load(
+    'configs/sweeps/section_421.py',
+    ['net=bn_baseline,with_lrn,without_lrn', 'seed=0'],
+    config_overrides=['total_steps=100'],
+  )
+  for trial in sweep.trials:
+    write_run(tmp_path / trial.name, 'bn_x5', FAST, *trial.overrides)
+  found = comparison.read(sweep, tmp_path, {})
+  (best,) = comparison.conclusions(found)
+  assert 'net bn_baseline, 80.00 % (mean of 1)' in best
+  write_comparison(found)
+  assert (tmp_path / 'sweep.png').stat().st_size > 10_000
+
+
+def test_what_is_quoted_is_what_was_found():
+  """The README's lines, and those of the published summary."""
+  summary = Path('results/sweeps/lr_multipliers/summary.md').read_text()
+  found = [line[2:] for line in summary.splitlines() if line.startswith('- ')]
+  assert len(found) == 4
+  assert '```\n' + '\n'.join(found) + '\n```' in Path('README.md').read_text()
+
+
+def test_marks_of_the_picture(usual):
+  """A mark for each trial that came to nothing; the lines leave those out."""
+  _, axes = figures.plt.subplots()
+  values = usual.sweep.axis('multiplier').values
+  figures._sweep_accuracies(axes, usual, dict(zip(values, values, strict=True)))
+  marks = Counter(line.get_marker() for line in axes.lines)
+  states = Counter(
+    comparison.state(result).split(' at step')[0] for result in usual.results
+  )
+  assert marks['x'] == states['diverged'] == 2
+  assert marks['s'] == states['below twice chance'] == 8
+  figures.plt.close()
+
+
+def test_what_is_written(usual):
+  write_comparison(usual)
+  folder = usual.folder
+  assert (folder / 'trials.csv').read_text() == comparison.table(usual)
+  assert (folder / 'summary.md').read_text() == comparison.summary(usual)
+  picture = (folder / 'sweep.svg').read_text()
+  for text in ('Inception', 'BN-Baseline', 'multiplier', 'diverged'):
+    assert f'<!-- {text}' in picture or text in picture

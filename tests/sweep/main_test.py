@@ -1,0 +1,378 @@
+"""The command that runs a sweep, with small networks that really train."""
+
+import contextlib
+import csv
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from written_runs import write_run
+
+from bn_repro.sweep import __main__ as sweep
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TIMEOUT = 600
+
+# Four runs of 200 steps of the MNIST network, which compiles once in a second.
+SWEEP = """
+from ml_collections import ConfigDict
+from configs.sweeps import lr_multipliers
+
+def get_config(mode):
+  sweep = lr_multipliers.get_config(mode)
+  sweep.config = f'configs/mnist.py:{mode}'
+  sweep.overrides = (
+    'total_steps=200', 'steps_per_call=10', 'log_every=50', 'eval_every=50',
+    'checkpoint_every=50', 'data.distorted_copies=0', 'data.holdout=500',
+    'eval_split=validation', 'model.init_std=0.1',
+  )
+  sweep.axes.variant.values = ('mnist', 'bn_mnist')
+  sweep.axes.multiplier.values = (1, 10)
+  sweep.axes.seed.values = (0,)
+  return sweep
+"""
+NAMES = [
+  'mnist_multiplier1_seed0',
+  'bn_mnist_multiplier1_seed0',
+  'mnist_multiplier10_seed0',
+  'bn_mnist_multiplier10_seed0',
+]
+
+
+@pytest.fixture(scope='session')
+def file(tmp_path_factory):
+  path = tmp_path_factory.mktemp('sweeps') / 'own.py'
+  path.write_text(SWEEP)
+  return path
+
+
+def command(file, workdir, *arguments):
+  return [
+    *(sys.executable, '-m', 'bn_repro.sweep', f'--sweep={file}'),
+    f'--workdir={workdir}',
+    *arguments,
+  ]
+
+
+def start(file, workdir, *arguments, **environment):
+  return subprocess.Popen(
+    command(file, workdir, *arguments),
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': '', **environment},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def run(file, workdir, *arguments, **environment):
+  process = start(file, workdir, *arguments, **environment)
+  out, _ = process.communicate(timeout=TIMEOUT)
+  return process.returncode, out
+
+
+def read_only(file, workdir, *arguments):
+  """What a command that starts nothing prints and returns, in this process."""
+  return sweep.main([f'--sweep={file}', f'--workdir={workdir}', *arguments])
+
+
+def table(workdir):
+  with (workdir / 'trials.csv').open() as file:
+    return list(csv.DictReader(file))
+
+
+def steady(text):
+  """Lines of a `metrics.jsonl` without what depends on the clock."""
+  lines = [json.loads(line) for line in text.splitlines()]
+  for line in lines:
+    del line['timing']
+  return lines
+
+
+def content(workdir):
+  """All that a sweep leaves and that must not depend on how it went."""
+  return {
+    'table': (workdir / 'trials.csv').read_text(),
+    'summary': (workdir / 'summary.md').read_text(),
+    **{
+      name: steady((workdir / name / 'metrics.jsonl').read_text())
+      for name in NAMES
+    },
+  }
+
+
+@pytest.fixture(scope='session')
+def left_alone(file, tmp_path_factory):
+  """A sweep that nothing happened to, and what it printed."""
+  workdir = tmp_path_factory.mktemp('alone') / 'sweep'
+  code, out = run(file, workdir)
+  assert code == 0, out
+  return workdir, out
+
+
+def test_what_comes_out(left_alone):
+  workdir, out = left_alone
+  rows = table(workdir)
+  assert [row['trial'] for row in rows] == [
+    NAMES[0],
+    NAMES[2],
+    NAMES[1],
+    NAMES[3],
+  ]
+  assert {row['status'] for row in rows} == {'done'}
+  assert {row['step'] for row in rows} == {'200'}
+  for row in rows:
+    lines = steady((workdir / row['trial'] / 'metrics.jsonl').read_text())
+    accuracies = [
+      line['accuracy']
+      for line in lines
+      if line['split'] == 'validation' and line.get('statistics') != 'moving'
+    ]
+    best = float(row['best_validation_accuracy'])
+    assert best == pytest.approx(sum(accuracies) / 4)
+    config = json.loads((workdir / row['trial'] / 'config.json').read_text())
+    rate = 0.1 * 32 / 60 * int(row['multiplier'])
+    assert config['optim']['learning_rate'] == pytest.approx(rate)
+    assert config['bn']['enabled'] == (row['variant'] == 'bn_mnist')
+  assert 'test' not in (workdir / 'trials.csv').read_text()
+  assert 'Best on validation images: ' in out
+  assert out.count('on the test images') == 1
+  for name in ('sweep.png', 'sweep.svg'):
+    assert (workdir / name).stat().st_size > 10_000
+
+
+def test_trials_that_differ_in_a_rate_compile_once(file, tmp_path):
+  """The second one finds every program in the cache."""
+  cache = tmp_path / 'cache'
+  environment = {
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+  counts = []
+  for multipliers in ('1', '1,10'):
+    code, out = run(
+      file,
+      tmp_path / 'sweep',
+      '--sweep.variant=bn_mnist',
+      f'--sweep.multiplier={multipliers}',
+      **environment,
+    )
+    assert code == 0, out
+    counts.append(len(list(cache.glob('*-cache'))))
+  assert counts[0] == counts[1] > 0
+
+
+def test_again_it_does_nothing(file, left_alone):
+  workdir, _ = left_alone
+  before = {
+    path: path.stat().st_mtime_ns for path in workdir.rglob('metrics.jsonl')
+  }
+  code, out = run(file, workdir)
+  assert code == 0
+  assert '4 trials, 0 of them left' in out
+  assert 'Best on validation images: ' in out
+  for path, time_of in before.items():
+    assert path.stat().st_mtime_ns == time_of
+
+
+def wait_for_line(path, process):
+  give_up = time.monotonic() + TIMEOUT
+  while not (path.exists() and path.read_text().count('\n') >= 2):
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < give_up
+    time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seconds', [0.5, 3, 6])
+def test_killed_at_any_moment(seconds, file, left_alone, tmp_path):
+  """SIGKILL to the sweep, then to a trial, then SIGTERM; then to the end."""
+  workdir = tmp_path / 'sweep'
+  first = start(file, workdir)
+  time.sleep(seconds)
+  first.kill()
+  first.communicate()
+  second = start(file, workdir)
+  wait_for_line(workdir / NAMES[0] / 'metrics.jsonl', second)
+  # "process 123 on host"
+  holder = (workdir / NAMES[0] / 'lock').read_text().split()[1]
+  with contextlib.suppress(ProcessLookupError):
+    os.kill(int(holder), signal.SIGKILL)
+  wait_for_line(workdir / NAMES[1] / 'metrics.jsonl', second)
+  second.send_signal(signal.SIGTERM)
+  out, _ = second.communicate(timeout=TIMEOUT)
+  # It may not have begun to listen.
+  assert second.returncode in (0, 75, -signal.SIGTERM), out
+  code, out = run(file, workdir)
+  assert code == 0, out
+  assert content(workdir) == content(left_alone[0])
+
+
+def test_ctrl_c(file, left_alone, tmp_path):
+  """All trials save; the same command goes on to the same table."""
+  workdir = tmp_path / 'sweep'
+  process = start(file, workdir)
+  wait_for_line(workdir / NAMES[0] / 'metrics.jsonl', process)
+  process.send_signal(signal.SIGINT)
+  out, _ = process.communicate(timeout=TIMEOUT)
+  assert process.returncode == 75, out
+  assert 'stopping: the running trials save' in out
+  assert out.endswith('stopped; the same command goes on\n')
+  statuses = {
+    json.loads(path.read_text())['status']
+    for path in workdir.glob('*/status.json')
+  }
+  assert statuses <= {'done', 'preempted'}
+  code, out = run(file, workdir)
+  assert code == 0
+  assert content(workdir) == content(left_alone[0])
+
+
+def test_one_trial_of_it(file, left_alone, tmp_path):
+  """As a job of a cluster, by its number; then the rest, as the whole sweep."""
+  workdir = tmp_path / 'sweep'
+  code, out = run(file, workdir, '--trial=2')
+  assert code == 0
+  assert 'done at step 200' in out
+  assert [p.name for p in workdir.iterdir()] == [NAMES[2]]
+  code, out = run(file, workdir, '--compare')
+  assert code == 0
+  assert 'Not ended: 3 of 4 trials' in out
+  code, out = run(file, workdir)
+  assert '4 trials, 3 of them left' in out
+  assert content(workdir) == content(left_alone[0])
+
+
+def test_trials_can_be_added(file, left_alone, capsys):
+  workdir, _ = left_alone
+  assert not read_only(file, workdir, '--sweep.seed=0,1', '--dry_run')
+  lines = capsys.readouterr().out.splitlines()
+  assert sum(line.endswith('done') for line in lines) == 4
+  assert sum(line.endswith('waiting') for line in lines) == 4
+  assert '8 trials, 96,000 images; about ' in lines[-1]
+
+
+@pytest.mark.parametrize(
+  'arguments, expected',
+  [
+    (
+      ['--sweep.multiplier=1,2'],
+      'holds another sweep: 2 of its trials are not',
+    ),
+    (['--config.model.init_std=0.2'], 'holds a run of another config'),
+    (['--trial=9'], '--trial=9: no such trial'),
+    (['--trial=nobody'], '--trial=nobody: no such trial'),
+    # As of a variable that is not set.
+    (['--trial='], '--trial=: no such trial'),
+    (['--config.total_steps=100'], 'total_steps is 200 there, and 100 here'),
+    (['--config.eval_every=100'], 'eval_every is 50 there, and 100 here'),
+    (['--jobs=0'], "argument --jobs: '0' is not a number from 1"),
+  ],
+)
+def test_what_is_refused(arguments, expected, file, left_alone, capsys):
+  workdir, _ = left_alone
+  before = sorted(workdir.rglob('*'))
+  assert read_only(file, workdir, *arguments) == 1
+  errors = capsys.readouterr().err.splitlines()
+  assert all(error.startswith('error: ') for error in errors)
+  assert expected in errors[0]
+  assert sorted(workdir.rglob('*')) == before
+
+
+def test_a_directory_of_a_run_is_refused(file, tmp_path, capsys):
+  write_run(tmp_path / 'run', 'mnist', [0.5])
+  assert read_only(file, tmp_path / 'run') == 1
+  assert 'holds a run, not a sweep' in capsys.readouterr().err
+
+
+def test_all_problems_before_the_first_trial(file, tmp_path, capsys):
+  workdir = tmp_path / 'sweep'
+  arguments = ('--sweep.multiplier=', '--sweep.sed=1', '--config.sed=2')
+  assert read_only(file, workdir, *arguments) == 1
+  assert len(capsys.readouterr().err.splitlines()) == 3
+  assert not workdir.exists()
+
+
+def test_a_trial_that_cannot_start(file, tmp_path):
+  """The others go on; it is named at the end, with its reason."""
+  workdir = tmp_path / 'sweep'
+  bad = workdir / NAMES[0] / 'checkpoints'
+  bad.parent.mkdir(parents=True)
+  bad.write_text('no directory')
+  code, out = run(file, workdir, '--sweep.multiplier=1')
+  assert code == 1, out
+  assert out.splitlines()[-1].startswith(f'error: {NAMES[0]}: failed, see ')
+  states = {row['trial']: row['status'] for row in table(workdir)}
+  assert states[NAMES[1]] == 'done'
+  assert states[NAMES[0]] != 'done'
+
+
+def test_dry_run_writes_nothing(file, tmp_path, capsys):
+  workdir = tmp_path / 'sweep'
+  assert not read_only(file, workdir, '--dry_run', '--jobs=2')
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines[1:-1]] == NAMES
+  assert [line.split()[2] for line in lines[1:-1]] == ['12,000'] * 4
+  assert not workdir.exists()
+
+
+def test_nobody_reads_what_it_says(file, left_alone, tmp_path):
+  """As in `| head -1`: the trials go on."""
+  workdir = tmp_path / 'sweep'
+  process = start(file, workdir)
+  process.stdout.readline()
+  process.stdout.close()
+  assert process.wait(timeout=TIMEOUT) == 0
+  assert content(workdir) == content(left_alone[0])
+
+
+def test_a_damaged_list_of_trials(file, tmp_path, capsys):
+  workdir = tmp_path / 'sweep'
+  workdir.mkdir()
+  (workdir / 'sweep.json').write_text('{"a": 1}')
+  assert read_only(file, workdir) == 1
+  assert 'sweep.json: is not of this version' in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_a_trial(file, tmp_path, capsys):
+  workdir = tmp_path / 'sweep'
+  workdir.mkdir()
+  (workdir / NAMES[1]).touch()
+  assert read_only(file, workdir) == 1
+  assert 'is a file. Name a directory' in capsys.readouterr().err
+  assert [path.name for path in workdir.iterdir()] == [NAMES[1]]
+
+
+def test_two_at_once_on_a_directory(file, left_alone):
+  workdir, _ = left_alone
+  holder = sweep.workdir_lib.Workdir(str(workdir))
+  holder.claim()
+  try:
+    code, out = run(file, workdir)
+  finally:
+    holder.release()
+  assert code == 1
+  assert 'in use by process' in out
+
+
+def test_help():
+  result = subprocess.run(
+    [sys.executable, '-m', 'bn_repro.sweep', '--help'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  for text in (
+    'lr_multipliers',
+    '--dry_run',
+    'trials.csv',
+    '75',
+    '--sweep.seed',
+  ):
+    assert text in result.stdout

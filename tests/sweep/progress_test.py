@@ -1,0 +1,147 @@
+"""What is shown of a sweep, on a terminal and elsewhere."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from bn_repro.sweep import progress as progress_lib
+from bn_repro.sweep.progress import SweepProgress
+from bn_repro.sweep.runner import Trial
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+class Clock:
+  """In the place of the `time` module."""
+
+  now = 100.0
+
+  def monotonic(self):
+    return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  clock = Clock()
+  monkeypatch.setattr(progress_lib, 'time', clock)
+  return clock
+
+
+def create(tmp_path, number):
+  return [
+    Trial(f't{i}', tmp_path / f't{i}', ['true'], images=3200, total_steps=100)
+    for i in range(number)
+  ]
+
+
+def write(trial, *lines):
+  trial.workdir.mkdir(exist_ok=True)
+  with (trial.workdir / 'metrics.jsonl').open('a') as file:
+    for step, split, accuracy in lines:
+      line = {'step': step, 'split': split, 'accuracy': accuracy}
+      file.write(json.dumps(line) + '\n')
+
+
+def test_lines(tmp_path, clock, capsys):
+  """By hand: half of a trial in 50 s, of three that are trained one by one."""
+  first, *_ = many = create(tmp_path, 3)
+  progress = SweepProgress(many, jobs=1)
+  first.state = 'running'
+  progress.started(first)
+  assert 't0: runs, from step 0' in capsys.readouterr().out
+  write(
+    first,
+    (50, 'train', 0.9),
+    (50, 'validation', 0.75),
+    # Nobody is to choose by it.
+    (50, 'test', 0.99),
+  )
+  clock.now += 50
+  progress.tick()
+  out = capsys.readouterr().out
+  assert out == 't0: step 50/100, accuracy 0.7500, ETA 0:50\n'
+  clock.now += 1
+  assert not list(progress.tick())
+  assert not capsys.readouterr().out
+  clock.now += 49
+  write(first, (100, 'validation', 0.8))
+  first.state, first.seconds = 'done', 100.0
+  progress.ended(first, 0)
+  assert capsys.readouterr().out == (
+    't0: done, accuracy 0.8000, 1:40; 1 done, 2 waiting, ETA 3:20\n'
+  )
+  progress.close()
+  assert capsys.readouterr().out == (
+    "1:40 of wall time; the trials' own 1:40 over 1 at a time: 1.00 times as "
+    'long\n'
+  )
+
+
+def test_a_resumed_trial(tmp_path, clock, capsys):
+  """What was there before takes no part in the estimate."""
+  (trial,) = create(tmp_path, 1)
+  progress = SweepProgress([trial], jobs=1)
+  trial.state, trial.step = 'running', 80
+  progress.started(trial)
+  write(trial, (90, 'validation', 0.5))
+  clock.now += 40
+  progress.tick()
+  assert 'step 90/100, accuracy 0.5000, ETA 0:40' in capsys.readouterr().out
+
+
+def test_endings(tmp_path, clock, capsys):
+  again, failed, diverged = create(tmp_path, 3)
+  progress = SweepProgress([again, failed, diverged], jobs=2)
+  failed.log.write_text('error: no data\n')
+  for trial, state, code, expected in (
+    (again, 'waiting', -9, 't0: exit code -9, is started again'),
+    (failed, 'failed', 1, 'see ' + str(failed.log) + ': error: no data'),
+    (diverged, 'diverged', 3, 't2: diverged, 0:00'),
+  ):
+    progress.started(trial)
+    trial.state = state
+    progress.ended(trial, code)
+    assert expected in capsys.readouterr().out
+
+
+def test_those_that_nobody_knows_of_yet(tmp_path, clock, capsys):
+  """They are taken to be as long as the others."""
+  (trial,) = create(tmp_path, 1)
+  progress = SweepProgress([], jobs=1, number=4)
+  progress.started(trial)
+  trial.state = 'done'
+  clock.now += 10
+  progress.ended(trial, 0)
+  assert '1 done, 3 to come, ETA 0:30' in capsys.readouterr().out
+
+
+def test_table(tmp_path, clock, monkeypatch):
+  """Those that run first, then those that have ended; the rest is counted."""
+  terminal = Terminal()
+  monkeypatch.setattr(sys, 'stdout', terminal)
+  monkeypatch.setenv('LINES', '13')
+  monkeypatch.setenv('COLUMNS', '100')
+  monkeypatch.setenv('TERM', 'xterm')
+  many = create(tmp_path, 8)
+  progress = SweepProgress(many, jobs=1)
+  many[4].state = 'running'
+  progress.started(many[4])
+  write(many[4], (25, 'validation', 0.3))
+  many[6].state = 'done'
+  progress.ended(many[6], 0)
+  clock.now += 30
+  progress.tick()
+  text = terminal.getvalue()
+  rows = [line for line in text.splitlines() if '│ t' in line]
+  cells = [[cell.strip() for cell in row.split('│')[1:-1]] for row in rows]
+  assert cells[0] == ['t4', 'running', '25/100', '0.3000', '1:30']
+  assert cells[1][:2] == ['t6', 'done']
+  assert [row[1] for row in cells[2:]] == ['waiting'] * 3
+  assert 'and 3 more' in text
+  assert '6 waiting' in text
+  progress.close()

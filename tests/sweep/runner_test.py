@@ -1,0 +1,355 @@
+"""The runner of trials, with small shell scripts in the place of training."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from bn_repro.errors import UserError
+from bn_repro.runtime import workdir as workdir_lib
+from bn_repro.sweep import runner as runner_lib
+from bn_repro.sweep.runner import Trial
+
+# What a trial's script may use: how often it has been started, where it writes.
+PRELUDE = """
+mkdir -p "$WORKDIR"
+echo x >>"$WORKDIR/starts"
+starts=$(wc -l <"$WORKDIR/starts")
+step() {
+  echo "{\\"step\\": $1, \\"split\\": \\"train\\"}" >>"$WORKDIR/metrics.jsonl"
+}
+"""
+
+
+class Told(runner_lib.Progress):
+  """Remembers what it is told."""
+
+  def __init__(self):
+    self.events = []
+    self.most = 0
+    self._running = 0
+
+  def started(self, trial):
+    self._running += 1
+    self.most = max(self.most, self._running)
+    self.events.append(('start', trial.name))
+
+  def ended(self, trial, code):
+    self._running -= 1
+    self.events.append((code, trial.name))
+
+  def stopping(self):
+    self.events.append('stop')
+
+  def found_elsewhere(self, trial):
+    self.events.append(f'elsewhere {trial.name}')
+
+
+class Asked:
+  """An interruption that has come or not."""
+
+  signal = 0
+
+
+@pytest.fixture
+def create(tmp_path):
+  def one(name, script):
+    return Trial(
+      name=name,
+      workdir=tmp_path / name,
+      command=[
+        'bash',
+        '-c',
+        f'WORKDIR={tmp_path / name}\n{PRELUDE}\n{script}',
+      ],
+      images=100,
+      total_steps=10,
+    )
+
+  return one
+
+
+def run(all_trials, jobs=2, retries=1, interruption=None):
+  told = Told()
+  runner = runner_lib.Runner(all_trials, [{}] * jobs, retries, told)
+  finished = runner.run(interruption or Asked())
+  return finished, told
+
+
+def starts(trial):
+  return len((trial.workdir / 'starts').read_text().splitlines())
+
+
+def test_some_at_a_time_in_order(create):
+  many = [create(f't{i}', 'sleep 0.2') for i in range(5)]
+  finished, told = run(many)
+  assert finished
+  assert told.most == 2
+  begun = [name for what, name in told.events if what == 'start']
+  assert begun == [trial.name for trial in many]
+  assert {trial.state for trial in many} == {workdir_lib.DONE}
+  assert all(trial.seconds >= 0.2 for trial in many)
+
+
+@pytest.mark.parametrize(
+  'script, retries, expected, count',
+  [
+    ('exit 0', 1, 'done', 1),
+    ('exit 3', 1, 'diverged', 1),
+    ('exit 1', 0, 'failed', 1),
+    ('exit 1', 2, 'failed', 3),
+    ('exit 9', 1, 'failed', 2),
+    ('kill -KILL $$', 1, 'failed', 2),
+    ('[ $starts -gt 1 ] || exit 75', 1, 'done', 2),
+    ('[ $starts -gt 1 ] || kill -KILL $$', 1, 'done', 2),
+    # One that gets further each time is never given up.
+    ('step $starts; [ $starts -gt 6 ] || exit 75', 1, 'done', 7),
+    ('step $starts; [ $starts -gt 6 ] || kill -KILL $$', 1, 'done', 7),
+    # It got further once, which does not count.
+    ('step 5; exit 1', 1, 'failed', 3),
+    ('step 5; exit 75', 0, 'failed', 2),
+  ],
+)
+def test_ends(script, retries, expected, count, create):
+  trial, other = create('trial', script), create('other', 'exit 0')
+  finished, _ = run([trial, other], retries=retries)
+  assert finished
+  assert trial.state == expected
+  assert starts(trial) == count
+  assert other.state == workdir_lib.DONE
+
+
+def test_a_trial_that_cannot_start(create, tmp_path):
+  """It does not stop the others, and what it said is kept."""
+  bad = create('bad', 'echo "error: no such data" >&2; exit 1')
+  good = create('good', 'exit 0')
+  finished, _ = run([bad, good])
+  assert finished
+  assert (bad.state, good.state) == ('failed', 'done')
+  assert runner_lib.last_words(bad) == f'see {bad.log}: error: no such data'
+
+
+def test_a_trial_whose_process_cannot_be_started(create):
+  bad, good = create('bad', 'exit 0'), create('good', 'exit 0')
+  bad.log.mkdir(parents=True)
+  finished, told = run([bad, good], jobs=1)
+  assert finished
+  assert (bad.state, good.state) == ('failed', 'done')
+  assert 'Is a directory' in runner_lib.last_words(bad)
+  assert ('start', 'bad') not in told.events
+
+
+class Impatient(Told):
+  """Ends a trial early when it has begun."""
+
+  def __init__(self, trial):
+    super().__init__()
+    self._trial = trial
+
+  def tick(self):
+    begun = (self._trial.workdir / 'begun').exists()
+    return [self._trial] if begun else []
+
+  def ended(self, trial, code):
+    if trial is self._trial:
+      self.events.append((code, trial.name, trial.state))
+
+
+def test_a_trial_that_is_ended_early(create):
+  """It may save, and is not started again; the other goes on."""
+  early = create(
+    'early',
+    'trap "echo saved >>$WORKDIR/saved; exit 75" TERM; touch $WORKDIR/begun; '
+    'sleep 60 & wait',
+  )
+  other = create('other', 'sleep 1')
+  told = Impatient(early)
+  assert runner_lib.Runner([early, other], [{}] * 2, 5, told).run(Asked())
+  assert (early.state, other.state) == (runner_lib.PRUNED, 'done')
+  assert starts(early) == 1
+  assert (early.workdir / 'saved').read_text() == 'saved\n'
+  assert (75, 'early', runner_lib.PRUNED) in told.events
+
+
+def test_a_trial_that_is_done_before_it_can_be_ended(create):
+  early = create(
+    'early', 'trap "exit 0" TERM; touch $WORKDIR/begun; sleep 60 & wait'
+  )
+  assert runner_lib.Runner([early], [{}], 0, Impatient(early)).run(Asked())
+  assert early.state == 'done'
+
+
+def test_stopping_one_that_does_not_listen_yet(create):
+  """It has saved nothing, and has not failed."""
+  trial = create('trial', 'sleep 60')
+  asked = Asked()
+  timer = threading.Timer(0.5, setattr, (asked, 'signal', signal.SIGTERM))
+  timer.start()
+  finished, told = run([trial], interruption=asked)
+  assert not finished
+  assert trial.state == 'preempted'
+  assert told.events[-1] == (-signal.SIGTERM, 'trial')
+
+
+def test_stopping(create):
+  """Every trial is told once, and may save; none is started after that."""
+  script = (
+    'trap "echo saved >>$WORKDIR/saved; exit 75" TERM; touch $WORKDIR/begun; '
+    'sleep 60 & wait'
+  )
+  many = [create(f't{i}', script) for i in range(3)]
+  asked = Asked()
+
+  def ask():
+    for trial in many[:2]:
+      wait_for(trial.workdir / 'begun')
+    asked.signal = signal.SIGTERM
+
+  threading.Thread(target=ask).start()
+  finished, told = run(many, interruption=asked)
+  assert not finished
+  assert told.events.count('stop') == 1
+  assert [t.state for t in many] == ['preempted', 'preempted', 'waiting']
+  for trial in many[:2]:
+    assert (trial.workdir / 'saved').read_text() == 'saved\n'
+  assert not many[2].workdir.exists()
+
+
+def test_a_workdir_that_is_taken_is_waited_for(create, tmp_path):
+  """By another process; the others go first."""
+  taken, free = create('taken', 'exit 0'), create('free', 'exit 0')
+  holder = workdir_lib.Workdir(str(taken.workdir))
+  holder.claim()
+  assert runner_lib.is_taken(taken.workdir)
+  timer = threading.Timer(1, holder.release)
+  timer.start()
+  _, told = run([taken, free], jobs=1)
+  begun = [event[1] for event in told.events if event[0] == 'start']
+  assert begun == ['free', 'taken']
+  assert taken.state == workdir_lib.DONE
+  assert not runner_lib.is_taken(taken.workdir)
+  assert told.events.count('elsewhere taken') == 1
+
+
+def test_a_lock_that_cannot_be_opened_is_no_reason_to_wait(create):
+  """Training will complain of it."""
+  trial = create('trial', 'exit 1')
+  (trial.workdir / 'lock').mkdir(parents=True)
+  assert not runner_lib.is_taken(trial.workdir)
+
+
+RUNNER = """
+import sys
+from bn_repro import trials
+from bn_repro.interruption import Interruption
+from pathlib import Path
+script, folder = sys.argv[1], Path(sys.argv[2])
+trial = trials.Trial('t', folder, ['bash', '-c', script], 1, 1)
+trials.Runner([trial], [{}], 0, trials.Progress()).run(Interruption())
+"""
+
+
+@pytest.mark.skipif(
+  sys.platform != 'linux', reason='the kernel tells children on Linux alone'
+)
+def test_a_killed_runner_takes_its_trials_along(tmp_path):
+  """They are told to save, as nobody looks after them any more."""
+  script = (
+    f'trap "echo saved >{tmp_path}/saved; exit 75" TERM; '
+    f'echo >{tmp_path}/begun; sleep 60 & wait'
+  )
+  runner = subprocess.Popen(
+    [sys.executable, '-c', RUNNER, script, str(tmp_path / 'run')]
+  )
+  wait_for(tmp_path / 'begun')
+  runner.kill()
+  runner.wait()
+  wait_for(tmp_path / 'saved')
+
+
+def wait_for(path):
+  give_up = time.monotonic() + 60
+  while not path.exists():
+    assert time.monotonic() < give_up, path
+    time.sleep(0.05)
+
+
+def test_a_log_holds_all_that_was_said(create):
+  trial = create('trial', 'echo try $starts; [ $starts -gt 1 ] || exit 75')
+  run([trial])
+  assert trial.log.read_text() == 'try 1\ntry 2\n'
+
+
+def test_the_environment_of_a_slot(create, tmp_path):
+  """Trials that run at a time have different devices."""
+  many = [create(f't{i}', 'echo $GPU >$WORKDIR/gpu; sleep 0.3') for i in (0, 1)]
+  slots = [{'GPU': '0'}, {'GPU': '1'}]
+  runner_lib.Runner(many, slots, 0, runner_lib.Progress()).run(Asked())
+  found = [(t.workdir / 'gpu').read_text().strip() for t in many]
+  assert found == ['0', '1']
+
+
+def test_slots(monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  assert runner_lib.slots(3) == [{}, {}, {}]
+  cores = os.sched_getaffinity(0)
+  assert len(runner_lib.slots(None)) == len(cores)
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {3})
+  assert len(runner_lib.slots(None)) == 1
+  monkeypatch.delenv('JAX_PLATFORMS')
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,5')
+  both = [{'CUDA_VISIBLE_DEVICES': '2'}, {'CUDA_VISIBLE_DEVICES': '5'}]
+  assert runner_lib.slots(None) == runner_lib.slots(2) == both
+  assert runner_lib.slots(1) == [{}]
+  with pytest.raises(UserError, match='there are 2 GPUs'):
+    runner_lib.slots(3)
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+  assert runner_lib.slots(3) == [{}, {}, {}]
+
+
+def test_the_end_of_a_long_log(tmp_path):
+  """Read from its end, and without half a line at either."""
+  line = {'split': 'train', 'loss': 1.0}
+  with (tmp_path / 'metrics.jsonl').open('w') as file:
+    for step in range(5000):
+      file.write(json.dumps({'step': step, **line}) + '\n')
+    file.write('{"step": 9')
+  found = runner_lib.last_lines(tmp_path)
+  assert 10 < len(found) < 1000
+  assert [each['step'] for each in found] == list(range(5000))[-len(found) :]
+  assert runner_lib.last_step(tmp_path) == 4999
+  assert runner_lib.last_step(tmp_path / 'none') == 0
+
+
+def test_memory_does_not_grow_with_trials(tmp_path):
+  """Of a process that runs them: 20 times as many, within 2 MB."""
+  script = """
+import resource, sys
+from pathlib import Path
+from bn_repro import trials
+from bn_repro.interruption import Interruption
+number, folder = int(sys.argv[1]), Path(sys.argv[2])
+many = [
+  trials.Trial(f't{i}', folder / f't{i}', ['true'], 1, 1) for i in range(number)
+]
+trials.Runner(many, [{}] * 20, 0, trials.Progress()).run(Interruption())
+assert {trial.state for trial in many} == {'done'}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+  kilobytes = [
+    int(
+      subprocess.run(
+        [sys.executable, '-c', script, str(number), folder],
+        capture_output=True,
+        text=True,
+        check=True,
+      ).stdout
+    )
+    for number, folder in ((20, tmp_path / 'few'), (400, tmp_path / 'many'))
+  ]
+  assert kilobytes[1] - kilobytes[0] < 2000

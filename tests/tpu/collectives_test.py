@@ -1,0 +1,201 @@
+"""Collectives of the training step, held against a text that is reviewed.
+
+python tests/tpu/collectives_test.py writes the text anew.
+"""
+
+import functools
+from pathlib import Path
+
+import conftest  # noqa: F401 Eight devices, also where pytest does not run it.
+import flax.linen as nn
+import jax
+import pytest
+from tiny import rows
+
+from bn_repro import config as config_lib
+from bn_repro import parallel
+from bn_repro.data import datasets
+from bn_repro.models import inception_table
+from bn_repro.tpu import collectives
+from bn_repro.training import optimizer as optimizer_lib
+from bn_repro.training import steps
+from bn_repro.training.experiment import create_program
+
+WRITTEN = Path(__file__).with_name('collectives.txt')
+# What is written down, with what sets it apart; 4 images a device.
+STEPS = {
+  'inception': ('inception',),
+  'bn_baseline': ('bn_baseline',),
+  'bn_x5': ('bn_x5',),
+  'bn_x5, statistics of each device': ('bn_x5', 'bn.statistics=device'),
+  'bn_x5, groups of 2 images, within a device': (
+    'bn_x5',
+    'bn.statistics=group',
+    'bn.virtual_batch_size=2',
+  ),
+  'bn_x5, groups of 8 images, across devices': (
+    'bn_x5',
+    'bn.statistics=group',
+    'bn.virtual_batch_size=8',
+  ),
+}
+
+
+def program(variant, num_devices, *overrides):
+  config = config_lib.load(f'configs/{variant}.py:mini', overrides)
+  mesh = parallel.create_mesh(jax.devices()[:num_devices])
+  assert mesh.devices.size == num_devices
+  return create_program(config, datasets.check(config), mesh)
+
+
+def lower(program):
+  return program.train_steps.lower(
+    program.initial_state(), program.abstract_batch(1)
+  )
+
+
+def found(variant, num_devices, *overrides):
+  lowered = lower(program(variant, num_devices, *overrides))
+  return collectives.of_lowered(lowered.as_text())
+
+
+def found_in_evaluation(variant, num_devices):
+  created = program(variant, num_devices)
+  lowered = created.eval_step.lower(
+    created.initial_state(), created.abstract_batch()
+  )
+  return collectives.of_lowered(lowered.as_text())
+
+
+def text():
+  tables = {
+    title: found(variant, 8, *overrides)
+    for title, (variant, *overrides) in STEPS.items()
+  }
+  tables['bn_x5, evaluation'] = found_in_evaluation('bn_x5', 8)
+  lines = []
+  for title, table in tables.items():
+    lines += [f'{title}, mini, 8 devices', '', *collectives.table(table), '']
+  return '\n'.join(lines)
+
+
+def test_collectives_are_those_that_are_written_down():
+  assert text() == WRITTEN.read_text()
+
+
+def test_one_reduction_a_layer_forward_and_one_backward():
+  """Beside one for each gradient, and one for each sum of the metrics."""
+
+  def besides_gradients(variant):
+    params = program(variant, 8).initial_state().params
+    return sum(found(variant, 8).values()) - len(jax.tree.leaves(params))
+
+  num_layers = 69
+  assert besides_gradients('bn_x5') == (
+    2 * num_layers + besides_gradients('inception')
+  )
+
+
+@pytest.mark.slow
+def test_bytes_do_not_grow_with_the_devices():
+  for statistics in ('global', 'group', 'device'):
+    overrides = (
+      f'bn.statistics={statistics}',
+      'bn.virtual_batch_size=4',
+      'batch_size=64',
+    )
+    of_two, of_eight = (
+      collectives.total_bytes(found('bn_x5', number, *overrides))
+      for number in (2, 8)
+    )
+    assert of_two == of_eight
+
+
+def test_bytes_of_arrays():
+  both = collectives.Collective('all_reduce', ('8x8xf32', 'i32'))
+  assert both.num_bytes() == 260
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+  monkeypatch.setattr(inception_table, 'rows', rows)
+
+
+@pytest.fixture(params=['tiny', pytest.param('whole', marks=pytest.mark.slow)])
+def network(request):
+  if request.param == 'tiny':
+    request.getfixturevalue('small_network')
+
+
+@pytest.mark.parametrize('statistics', ['global', 'group', 'device'])
+def test_bfloat16_is_reduced_in_float32(statistics, small_network):
+  """Gradients, statistics, and what goes back through them."""
+  kinds = {
+    array.split('x')[-1]
+    for each in found(
+      'bn_x5', 8, 'model.dtype=bfloat16', f'bn.statistics={statistics}'
+    )
+    for array in each.arrays
+  }
+  assert kinds == {'f32', 'i32'}
+
+
+class FlaxBatchNorm(nn.BatchNorm):
+  """Called as the networks call theirs, which pools as well."""
+
+  def __call__(self, x, max_pool=None):
+    y = super().__call__(x)
+    return y if max_pool is None else max_pool(y)
+
+
+def test_no_more_reductions_after_compiling_than_with_flax(network):
+  ours = program('bn_baseline', 8)
+  config = ours.config
+  flax_norm = functools.partial(
+    FlaxBatchNorm,
+    momentum=config.bn.momentum,
+    epsilon=config.bn.epsilon,
+    axis_name=parallel.AXIS,
+  )
+  model = ours.model.clone(norm=flax_norm)
+  optimizer = optimizer_lib.create_optimizer(
+    config.optim, config.batch_size, ours.schedule
+  )
+  flax_step = parallel.data_parallel(
+    steps.several(steps.create_train_step(model, optimizer, config)),
+    ours.mesh,
+    donate_state=True,
+    batch_axis=1,
+  )
+  counts = [
+    collectives.of_compiled(
+      step.lower(ours.initial_state(), ours.abstract_batch(1))
+      .compile()
+      .as_text()
+    )
+    for step in (ours.train_steps, flax_step)
+  ]
+  assert 0 < counts[0] <= counts[1]
+
+
+def test_a_device_does_the_same_whatever_their_number(network):
+  """FLOPs and memory of a device at 8 images each, for 1, 2, 4, 8 devices."""
+  flops, memory = [], []
+  for number in (1, 2, 4, 8):
+    compiled = lower(
+      program('bn_x5', number, f'batch_size={8 * number}')
+    ).compile()
+    flops.append(compiled.cost_analysis()['flops'])
+    analysis = compiled.memory_analysis()
+    memory.append(
+      analysis.temp_size_in_bytes
+      + analysis.argument_size_in_bytes
+      + analysis.output_size_in_bytes
+      - analysis.alias_size_in_bytes
+    )
+  for amounts in (flops, memory):
+    assert max(amounts) < 1.02 * min(amounts), amounts
+
+
+if __name__ == '__main__':
+  WRITTEN.write_text(text())

@@ -1,0 +1,224 @@
+"""Exact evaluation and the population statistics, against doing it by hand."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from tiny import rows
+
+from bn_repro import cli, evaluate, parallel
+from bn_repro import config as config_lib
+from bn_repro.data import datasets, preprocess
+from bn_repro.errors import UserError
+from bn_repro.models import factory, inception_table
+from bn_repro.runtime import workdir
+from bn_repro.training import checkpoint, evaluation, metrics, run_info
+from bn_repro.training.experiment import create_program
+
+
+def never_stop():
+  """Nothing interrupts these tests."""
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+  monkeypatch.setattr(inception_table, 'rows', rows)
+
+
+def untrained(*overrides, variant='bn_baseline', num_devices=8):
+  """A program and its initial state."""
+  config = config_lib.load(
+    f'configs/{variant}.py:mini', ('bn.population_batches=4', *overrides)
+  )
+  mesh = parallel.create_mesh(jax.devices()[:num_devices])
+  program = create_program(config, datasets.check(config), mesh)
+  return program, parallel.replicate(mesh, program.initial_state())
+
+
+def trained(*overrides, **options):
+  """A program and its state after three steps."""
+  program, state = untrained(*overrides, **options)
+  for batches in program.stacked_batches(0, 3):
+    state, _ = program.train_steps(state, batches)
+  return program, state
+
+
+def logits(program, state, images):
+  """Inference on all images at once, outside the mesh and the masks."""
+  model = factory.create_model(
+    program.config.model, program.config.bn, program.dataset.num_classes
+  )
+  state = jax.device_get(state)
+  return model.apply(
+    {'params': state.params, 'batch_stats': state.batch_stats},
+    preprocess.normalize(images, model.dtype),
+    train=False,
+  ).main
+
+
+@pytest.mark.parametrize('batch_size', [32, 64, 496])
+def test_every_example_counts_once(batch_size):
+  """500 images: the last batch has 20, 52 and 4, the others are padding."""
+  program, state = trained(f'batch_size={batch_size}')
+  sums, _ = evaluation.evaluate(program, state, 'validation', never_stop)
+  split = program.dataset.splits['validation']
+  found = np.asarray(logits(program, state, split.images)).astype(np.float64)
+  log_softmax = found - np.log(np.exp(found).sum(1, keepdims=True))
+  assert sums.count == 500
+  assert sums.correct == (found.argmax(1) == split.labels).sum()
+  loss = -log_softmax[np.arange(500), split.labels].sum()
+  assert sums.loss == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_lost_example_is_an_error():
+  program, state = trained()
+  lossy = dataclasses.replace(
+    program,
+    eval_step=lambda state, batch: program.eval_step(
+      state, {**batch, 'mask': batch['mask'].at[0].set(False)}
+    ),
+  )
+  with pytest.raises(RuntimeError, match='counted 484 examples, not 500'):
+    evaluation.evaluate(lossy, state, 'validation', never_stop)
+
+
+@pytest.mark.parametrize('limit, fails', [(0.032, False), (0.031, True)])
+def test_replaced_examples_are_limited(limit, fails):
+  """One of each of 16 batches, of 500 images in all."""
+  program, state = untrained(f'data.max_replaced={limit}', num_devices=1)
+
+  def eval_step(state, batch):
+    del state
+    replaced = batch['replaced'].at[0].set(True)
+    logits = np.zeros((32, 10), np.float32)
+    sums = metrics.classification_sums(logits, {**batch, 'replaced': replaced})
+    return sums, {}
+
+  replacing = dataclasses.replace(program, eval_step=eval_step)
+  if not fails:
+    sums, _ = evaluation.evaluate(replacing, state, 'validation', never_stop)
+    assert (sums.replaced, sums.count) == (16, 500)
+    return
+  with pytest.raises(UserError, match='validation images: 16 of 500 images'):
+    evaluation.evaluate(replacing, state, 'validation', never_stop)
+
+
+def test_statistics_of_each_device_are_evaluated_on_as_many(
+  tmp_path, monkeypatch, capsys
+):
+  program, state = untrained(
+    'bn.statistics=device', 'bn.population_batches=0', num_devices=4
+  )
+  run = workdir.Workdir(str(tmp_path))
+  run.write_config(program.config)
+  with checkpoint.Checkpoints(run.checkpoints, keep=1) as checkpoints:
+    images = run_info.images_per_statistic(program)
+    checkpoints.save(0, state, {'step': 0, 'images_per_statistic': images})
+    checkpoints.wait()
+  monkeypatch.setattr(cli, 'set_up_jax', lambda config: None)
+  create_mesh = parallel.create_mesh
+
+  def evaluate_on(num_devices):
+    devices = jax.devices()[:num_devices]
+    monkeypatch.setattr(parallel, 'create_mesh', lambda: create_mesh(devices))
+    code = evaluate.main([f'--workdir={tmp_path}'])
+    return code, capsys.readouterr()
+
+  code, said = evaluate_on(1)
+  assert code == 1 and said.err.count('\n') == 1
+  assert 'of 8 images, and here they would be of 32' in said.err
+  assert 'Evaluate on as many devices' in said.err
+  code, said = evaluate_on(4)
+  assert code == 0 and '(500 images)' in said.out
+
+
+def test_population_statistics_are_algorithm_2(x64):
+  """The first layer's, from the images alone, in NumPy.
+
+  Its input does not depend on statistics: E[x] and Var[x] are averages of the
+  means and of m' / (m' - 1) times the variances of four batches.
+  """
+  program, state = trained('model.dtype=float64')
+  found = evaluation.inference_state(
+    program, state, evaluation.POPULATION, never_stop
+  )
+  kernel = np.asarray(state.params['conv1']['conv']['kernel'])
+  means, variances = [], []
+  for batch in program.train_batches(0, 4):
+    images = np.asarray(preprocess.normalize(batch['image'], np.float64))
+    # TensorFlow's SAME for 5x5 / 2 on 32 pixels: 1 before, 2 after.
+    padded = np.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), (1, 2))
+    x = np.einsum('bhwcij,ijcf->bhwf', windows[:, ::2, ::2], kernel)
+    x = x.reshape(-1, x.shape[-1])
+    assert len(x) == 32 * 16 * 16
+    means.append(x.mean(0))
+    variances.append(x.var(0, ddof=1))
+  stats = found.batch_stats['conv1']['bn']
+  np.testing.assert_allclose(stats['mean'], np.mean(means, 0), rtol=1e-9)
+  np.testing.assert_allclose(stats['var'], np.mean(variances, 0), rtol=1e-9)
+
+
+def test_population_statistics_leave_the_rest_alone():
+  program, state = trained()
+  before = jax.device_get(state)
+  found = evaluation.inference_state(
+    program, state, evaluation.POPULATION, never_stop
+  )
+  for name in ('step', 'seed', 'params', 'opt_state', 'batch_stats'):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      jax.device_get(getattr(state, name)),
+      getattr(before, name),
+    )
+  jax.tree.map(np.testing.assert_array_equal, found.params, before.params)
+  moving = jax.tree.leaves(before.batch_stats)
+  population = jax.tree.leaves(jax.device_get(found.batch_stats))
+  assert not any(map(np.array_equal, moving, population))
+
+
+def test_inference_equals_training_on_a_batch_of_those_statistics(x64):
+  """With the statistics of one batch, biased again, both give its logits."""
+  program, state = trained('model.dtype=float64', 'model.dropout_rate=0')
+  batch = next(program.train_batches(3, 4))
+  statistics = jax.device_get(program.statistics_step(state, batch))
+  images = preprocess.normalize(jax.device_get(batch['image']), np.float64)
+  config = program.config
+  model = factory.create_model(
+    config.model, config.bn, 10, axis_name=None, unbiased=False, momentum=0.0
+  )
+  params = jax.device_get(state.params)
+  trained_logits, updated = model.apply(
+    {'params': params, 'batch_stats': statistics},
+    images,
+    train=True,
+    mutable=['batch_stats'],
+  )
+  inferred = model.apply({'params': params, **updated}, images, train=False)
+  np.testing.assert_allclose(
+    inferred.main, trained_logits.main, rtol=1e-9, atol=1e-12
+  )
+  # The unbiased ones are larger by m' / (m' - 1), here 32 * 16 * 16.
+  m = 32 * 16 * 16
+  np.testing.assert_allclose(
+    statistics['conv1']['bn']['var'],
+    updated['batch_stats']['conv1']['bn']['var'] * m / (m - 1),
+    rtol=1e-9,
+  )
+
+
+@pytest.mark.parametrize(
+  'variant, overrides, forms',
+  [
+    ('inception', (), (None,)),
+    ('bn_x5', (), ('moving', 'population')),
+    ('bn_x5', ('bn.population_batches=0',), ('moving',)),
+    ('bn_x5', ('optim.polyak_decay=0.9',), ('population',)),
+    ('inception', ('optim.polyak_decay=0.9',), (None,)),
+  ],
+)
+def test_forms(variant, overrides, forms):
+  config = config_lib.load(f'configs/{variant}.py:mini', overrides)
+  program = create_program(config, datasets.check(config))
+  assert evaluation.forms(program) == forms

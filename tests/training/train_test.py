@@ -1,0 +1,425 @@
+"""The loop in this process, on eight devices: what no kill hits by luck."""
+
+import contextlib
+import json
+import shutil
+import time
+
+import jax
+import numpy as np
+import pytest
+from tiny import rows
+
+from bn_repro import config as config_lib
+from bn_repro.data import datasets
+from bn_repro.data.split import ArraySplit
+from bn_repro.errors import UserError
+from bn_repro.models import inception_table
+from bn_repro.runtime import workdir as workdir_lib
+from bn_repro.runtime.preemption import Interrupted
+from bn_repro.runtime.profiling import Profile
+from bn_repro.training import checkpoint, evaluation, train
+from bn_repro.training import experiment as experiment_lib
+
+OVERRIDES = (
+  'total_steps=6',
+  'log_every=4',
+  'eval_every=3',
+  'checkpoint_every=5',
+  'bn.population_batches=3',
+  'batch_size=64',
+)
+
+
+class StopAt:
+  """Interrupts at the n-th question, as a signal just before it would."""
+
+  def __init__(self, stop_at=None):
+    self.questions = 0
+    self.stop_at = stop_at
+
+  def check(self):
+    self.questions += 1
+    if self.questions == self.stop_at:
+      raise Interrupted('stopped by a test')
+
+  def run(self, work):
+    return work()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_network():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(inception_table, 'rows', rows)
+    yield
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch):
+  """Programs of one config are compiled once for all tests."""
+  compile_steps = experiment_lib.Program.compile
+
+  def cached(program, state):
+    key = config_lib.digest(program.config)
+    if key not in _COMPILED:
+      _COMPILED[key] = compile_steps(program, state)
+    steps = _COMPILED[key]
+    return experiment_lib.dataclasses.replace(
+      program,
+      train_steps=steps.train_steps,
+      eval_step=steps.eval_step,
+      statistics_step=steps.statistics_step,
+    )
+
+  monkeypatch.setattr(experiment_lib.Program, 'compile', cached)
+
+
+_COMPILED = {}
+
+
+def train_once(workdir, *overrides, variant='bn_baseline', stop_at=None):
+  """One start of a run; returns its status and how often it could stop."""
+  config = config_lib.load(
+    f'configs/{variant}.py:mini', (*OVERRIDES, *overrides)
+  )
+  workdir = workdir_lib.Workdir(workdir)
+  workdir.check(config)
+  workdir.claim()
+  interruption = StopAt(stop_at)
+  try:
+    status = train.train_and_evaluate(
+      config, datasets.check(config), workdir, interruption, 'test.py'
+    )
+  finally:
+    workdir.release()
+  return status, interruption.questions
+
+
+def lines(workdir):
+  text = (workdir / 'metrics.jsonl').read_text()
+  return [
+    {k: v for k, v in json.loads(line).items() if k != 'timing'}
+    for line in text.splitlines()
+  ]
+
+
+def variables(workdir):
+  directory = (workdir / 'checkpoints').absolute()
+  with checkpoint.Checkpoints(directory, keep=None) as checkpoints:
+    return checkpoints.steps()[-1], checkpoints.restore_variables()
+
+
+def assert_equal_trees(found, expected):
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for a, b in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_interrupted_at_every_place(tmp_path):
+  """In each step, evaluation batch and population batch in turn."""
+  reference = tmp_path / 'reference'
+  _, questions = train_once(reference)
+  expected = lines(reference)
+  assert questions > 40
+  for stop_at in range(1, questions + 1, 3):
+    workdir = tmp_path / str(stop_at)
+    status, _ = train_once(workdir, stop_at=stop_at)
+    assert status == 'preempted'
+    saved, _ = variables(workdir)
+    ended = json.loads((workdir / 'status.json').read_text())
+    assert saved == ended['step']
+    assert train_once(workdir)[0] == 'done'
+    assert lines(workdir) == expected, stop_at
+    assert_equal_trees(variables(workdir), variables(reference))
+
+
+def test_lines_of_a_run(tmp_path):
+  train_once(tmp_path)
+  found = [
+    (line['step'], line['split'], line.get('statistics'), line['num_examples'])
+    for line in lines(tmp_path)
+  ]
+  assert found == [
+    (3, 'validation', 'moving', 500),
+    (3, 'validation', 'population', 500),
+    (4, 'train', None, 256),
+    (6, 'train', None, 128),
+    (6, 'validation', 'moving', 500),
+    (6, 'test', 'moving', 500),
+    (6, 'validation', 'population', 500),
+    (6, 'test', 'population', 500),
+  ]
+
+
+def test_net_without_bn_has_one_form(tmp_path):
+  train_once(tmp_path, variant='inception')
+  evaluated = [line for line in lines(tmp_path) if line['split'] != 'train']
+  assert [line['step'] for line in evaluated] == [3, 6, 6]
+  assert all('statistics' not in line for line in evaluated)
+
+
+def test_run_json(tmp_path):
+  train_once(tmp_path, stop_at=2)
+  train_once(tmp_path)
+  facts = json.loads((tmp_path / 'run.json').read_text())
+  assert facts['applied_learning_rate'] == pytest.approx(0.02 * 64 / 32)
+  assert facts['images_per_statistic'] == 64
+  assert facts['config_file'] == 'test.py'
+  assert len(facts['devices']) == 8
+  assert facts['versions']['jax'] == jax.__version__
+  assert facts['num_parameters'] == sum(
+    leaf.size for leaf in jax.tree.leaves(variables(tmp_path)[1]['params'])
+  )
+  assert [start['start_step'] for start in facts['earlier_starts']] == [0]
+  assert facts['start_step'] > 0
+
+
+def test_other_data_are_refused(tmp_path, monkeypatch):
+  train_once(tmp_path, stop_at=5)
+  load = datasets._LOADERS['mnist_5k']
+
+  def other(data):
+    training, test, label_names = load(data)
+    images = training.images.copy()
+    images[0, 0, 0, 0] ^= 1
+    return ArraySplit(images, training.labels), test, label_names
+
+  monkeypatch.setitem(datasets._LOADERS, 'mnist_5k', other)
+  with pytest.raises(UserError, match='data fingerprint'):
+    train_once(tmp_path)
+
+
+def wall(timing):
+  """Seconds since the line before, evaluations included."""
+  shares = timing['shares']
+  assert set(shares) == {*train._KINDS, 'idle'}
+  assert sum(shares.values()) == pytest.approx(1)
+  besides = ('compile', 'evaluation', 'checkpoint')
+  return timing['seconds'] / (1 - sum(shares[kind] for kind in besides))
+
+
+def test_shares_of_the_time_are_written_and_said(tmp_path, capsys, monkeypatch):
+  """An evaluation of two seconds is one of an interval, and of the whole."""
+  evaluate = evaluation.evaluate
+
+  def slowly(*arguments):
+    time.sleep(1)
+    return evaluate(*arguments)
+
+  monkeypatch.setattr(evaluation, 'evaluate', slowly)
+  train_once(tmp_path, 'total_steps=6', 'eval_every=3', 'log_every=2')
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  timings = {
+    line['step']: line['timing']
+    for line in map(json.loads, text.splitlines())
+    if line['split'] == 'train'
+  }
+  spent = {
+    step: timing['shares']['evaluation'] * wall(timing)
+    for step, timing in timings.items()
+  }
+  assert spent[2] == 0
+  # After step 3, with moving averages and with population statistics.
+  assert 2 <= spent[4] < 10
+  (said,) = (
+    line
+    for line in capsys.readouterr().out.splitlines()
+    if line.startswith('time: ')
+  )
+  assert 'evaluation' in said and 'idle' in said
+
+
+def test_waiting_for_data_is_measured_and_said(tmp_path, monkeypatch, capsys):
+  """Batches that take as long as several steps, then some that take none."""
+  stacked_batches = experiment_lib.Program.stacked_batches
+
+  def slowly(program, first, last):
+    for step, batch in enumerate(stacked_batches(program, first, last)):
+      if step < 4:
+        time.sleep(0.3)
+      yield batch
+
+  monkeypatch.setattr(experiment_lib.Program, 'stacked_batches', slowly)
+  train_once(tmp_path, 'log_every=2', 'total_steps=8', 'eval_every=8')
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  timings = [
+    line['timing']
+    for line in map(json.loads, text.splitlines())
+    if line['split'] == 'train'
+  ]
+  for timing in timings[:2]:
+    waited = timing['shares']['waiting_for_data'] * wall(timing)
+    # Not the time in which the device still works.
+    assert 0.3 < waited < timing['seconds'] + 1e-9
+  for timing in timings[2:]:
+    assert timing['shares']['waiting_for_data'] * wall(timing) < 0.3
+  # Once for both slow intervals, with what may help. (A busy machine may be
+  # slow again in those after them.)
+  said = capsys.readouterr().out.splitlines()
+  (second_line,) = (
+    number for number, line in enumerate(said) if line.startswith('step 4/8')
+  )
+  (warning,) = (
+    line for line in said[:second_line] if line.startswith('warning')
+  )
+  # The first interval may have compiled for longer than it has waited.
+  shares = [timing['shares']['waiting_for_data'] for timing in timings]
+  first_above = next(share for share in shares if share > 0.1)
+  assert f'{first_above:.0%}' in warning
+  assert '--config.data.num_workers' in warning
+
+
+def test_shorter_run_is_refused(tmp_path):
+  train_once(tmp_path)
+  with pytest.raises(UserError, match='at step 6, past the 5'):
+    train_once(tmp_path, 'total_steps=5')
+
+
+def test_warm_start(tmp_path):
+  train_once(tmp_path / 'source')
+  config = config_lib.load('configs/bn_baseline.py:mini', OVERRIDES)
+  program = experiment_lib.create_program(config, datasets.check(config))
+  cold = program.initial_state()
+  warm = train.warm_start(cold, str(tmp_path / 'source'))
+  _, source = variables(tmp_path / 'source')
+  assert_equal_trees(warm.params, source['params'])
+  assert_equal_trees(warm.batch_stats, source['batch_stats'])
+  assert_equal_trees(warm.opt_state, cold.opt_state)
+  assert warm.step == 0
+  warm_run = tmp_path / 'warm'
+  assert train_once(warm_run, f'init_from={tmp_path / "source"}')[0] == 'done'
+  # It is not the run that starts from nothing.
+  assert lines(warm_run)[0]['loss'] != lines(tmp_path / 'source')[0]['loss']
+
+
+def test_warm_start_from_another_network(tmp_path):
+  source = tmp_path / 'source'
+  train_once(source)
+  with pytest.raises(UserError, match='another network'):
+    train_once(tmp_path / 'warm', f'init_from={source}', 'model.width=0.25')
+  with pytest.raises(UserError, match='init_from'):
+    train_once(tmp_path / 'warm', f'init_from={tmp_path / "nowhere"}')
+
+
+def test_polyak_averages_are_evaluated_with_their_own_statistics(tmp_path):
+  train_once(tmp_path, 'optim.polyak_decay=0.9')
+  evaluated = [line for line in lines(tmp_path) if line['split'] != 'train']
+  assert {line['statistics'] for line in evaluated} == {'population'}
+  plain = tmp_path / 'plain'
+  train_once(plain)
+  assert_equal_trees(variables(tmp_path)[1], variables(plain)[1])
+  averaged = evaluated[-1]['loss']
+  assert averaged != lines(plain)[-1]['loss']
+
+
+def test_evaluation_does_not_change_training(tmp_path):
+  often, never = tmp_path / 'often', tmp_path / 'never'
+  train_once(often, 'eval_every=1')
+  train_once(never, 'eval_every=100')
+  assert_equal_trees(variables(often), variables(never))
+
+
+def test_tensorboard(tmp_path):
+  from tensorboardX.proto.event_pb2 import Event
+
+  train_once(tmp_path, 'tensorboard=true')
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  content = path.read_bytes()
+  tags = {}
+  position = 0
+  while position < len(content):
+    length = int.from_bytes(content[position : position + 8], 'little')
+    event = Event.FromString(content[position + 12 : position + 12 + length])
+    for value in event.summary.value:
+      tags[value.tag, event.step] = value.simple_value
+    position += length + 16
+  last = lines(tmp_path)[-1]
+  assert tags['test_population/accuracy', 6] == pytest.approx(last['accuracy'])
+  assert ('train/learning_rate', 4) in tags
+
+
+def test_divergence_that_an_evaluation_sees_first(tmp_path, monkeypatch):
+  """Parameters that are finite, and too large to compute with."""
+  evaluate = evaluation.evaluate
+
+  def overflowing(*args):
+    sums, percentiles = evaluate(*args)
+    return sums.replace(loss=float('inf')), percentiles
+
+  monkeypatch.setattr(evaluation, 'evaluate', overflowing)
+  assert train_once(tmp_path)[0] == 'diverged'
+  ended = json.loads((tmp_path / 'status.json').read_text())
+  assert ended['step'] == 3
+  assert 'validation loss inf' in ended['reason']
+  assert lines(tmp_path) == []
+
+
+def test_warm_start_survives_a_change_of_its_source(tmp_path):
+  """What a run starts from is its own from the first moment."""
+  source, warm = tmp_path / 'source', tmp_path / 'warm'
+  train_once(source)
+  override = f'init_from={source}'
+  assert train_once(warm, override, stop_at=1)[0] == 'preempted'
+  # As if it had been killed before its first interval was over.
+  shutil.rmtree(warm / 'checkpoints' / '1')
+  train_once(source, 'total_steps=9')
+  train_once(warm, override)
+  untouched, reference = tmp_path / 'untouched', tmp_path / 'reference'
+  train_once(untouched)
+  train_once(reference, f'init_from={untouched}')
+  assert lines(warm) == lines(reference)
+
+
+def test_divergence_names_the_step(tmp_path):
+  status, _ = train_once(
+    tmp_path, 'optim.learning_rate=1e6', variant='inception'
+  )
+  assert status == 'diverged'
+  ended = json.loads((tmp_path / 'status.json').read_text())
+  assert ended['step'] == 2
+  assert not any(line['step'] >= 2 for line in lines(tmp_path))
+
+
+def test_indivisible_batch_is_refused_and_leaves_nothing(tmp_path):
+  with pytest.raises(UserError, match='not a multiple of the 8 devices'):
+    train_once(tmp_path / 'run', 'batch_size=36')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_profile_of_a_window_of_steps(tmp_path):
+  """Steps have their numbers in it, and operations their layers' names."""
+  train_once(tmp_path, 'profile_steps=2', 'profile_first_step=3')
+  (trace,) = (tmp_path / 'profile').rglob('*.xplane.pb')
+  content = trace.read_bytes()
+  assert b'inception_3a' in content and b'step_num' in content
+  plain = tmp_path / 'plain'
+  train_once(plain)
+  assert not (plain / 'profile').exists()
+  assert_equal_trees(variables(tmp_path), variables(plain))
+
+
+@pytest.mark.parametrize(
+  'first_step, num_steps, traced',
+  [
+    (3, 2, [0]),  # Within a call.
+    (8, 4, [5, 10]),
+    (5, 5, [5]),
+    (10, 0, []),
+    (99, 5, []),
+  ],
+)
+def test_profile_of_calls_of_five_steps(
+  first_step, num_steps, traced, tmp_path, monkeypatch
+):
+  """Those are traced that have a step of the window."""
+  tracing, found = [], []
+  monkeypatch.setattr(jax.profiler, 'start_trace', tracing.append)
+  monkeypatch.setattr(jax.profiler, 'stop_trace', tracing.clear)
+  with contextlib.closing(Profile(tmp_path, first_step, num_steps)) as profile:
+    for step in range(0, 20, 5):
+      profile.before_call(step, 5)
+      if tracing:
+        found.append(step)
+  assert found == traced and not tracing
