@@ -282,7 +282,7 @@ RULES: Mapping[str, tuple[type, Rule]] = {
   'data.num_threads': (int, _at_least(0)),
   'data.num_workers': (int, _at_least(0)),
   'data.max_replaced': (float, _share),
-  'model.name': (str, _one_of('inception', 'mlp')),
+  'model.name': (str, _one_of('inception', 'inception_tiny', 'mlp')),
   'model.init_std': (float, _at_least(0)),
   'model.init_scale': (float, _above(0)),
   'model.reading': (str, _one_of('576', '608')),
@@ -397,7 +397,7 @@ def _data_problems(config: ConfigDict) -> list[str]:
 
 def _network_problems(config: ConfigDict) -> list[str]:
   """What the network cannot do with its images, or does not have."""
-  if config.model.name == 'inception':
+  if config.model.name != 'mlp':
     least = inception_table.MIN_IMAGE_SIZE
     if config.data.image_size >= least:
       return []

@@ -1,145 +1,24 @@
-"""What a config builds: layers, shapes, parameters and multiply-adds.
+"""Prints the layers of a config's network, with parameters and multiply-adds.
 
 python -m bn_repro.overview --config=configs/inception.py
 """
 
-from collections.abc import Sequence
-import dataclasses
-import math
+import argparse
 import sys
-from typing import Any
-
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from bn_repro import cli
 from bn_repro import config as config_lib
 from bn_repro.errors import UserError
-from bn_repro.models import factory
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-  """One line of the table.
-
-  Attributes:
-    name: path of the module.
-    output: shape for one image, (height, width, channels) or (features,).
-    parameters: trained values, those of BN included.
-    multiply_adds: of convolutions and dense layers, for one image.
-  """
-
-  name: str
-  output: tuple[int, ...]
-  parameters: int
-  multiply_adds: int
-
-
-def layers(
-  model: nn.Module, image_shape: Sequence[int], depth: int
-) -> list[Layer]:
-  """The layers of a network in the order of the forward pass.
-
-  Args:
-    model: a network of `(images, train)`.
-    image_shape: (height, width, channels).
-    depth: 1 for modules, 2 for the convolutions and dense layers in them.
-  """
-  images = jnp.zeros((1, *image_shape), jnp.float32)
-  _, variables = jax.eval_shape(
-    lambda key: model.init_with_output(
-      {'params': key, 'dropout': key},
-      images,
-      train=True,
-      capture_intermediates=True,
-      mutable=['params', 'batch_stats', 'intermediates'],
-    ),
-    jax.random.key(0),
-  )
-  outputs = {
-    _keys(path)[:-2]: leaf.shape[1:]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-      variables['intermediates']
-    )
-  }
-  parameters: dict[tuple[str, ...], int] = {}
-  multiply_adds: dict[tuple[str, ...], int] = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(variables['params']):
-    *module, kind = _keys(path)
-    # The stem and the classifier stand at the top, and are one layer each.
-    is_nested = module[0].startswith(('inception', 'aux'))
-    row = tuple(module[: depth if is_nested else 1])
-    parameters[row] = parameters.get(row, 0) + leaf.size
-    if kind == 'kernel':
-      positions = math.prod(outputs[tuple(module)][:-1])
-      multiply_adds[row] = multiply_adds.get(row, 0) + positions * leaf.size
-  order = [row for row in outputs if row in parameters]
-  return [
-    Layer(
-      '/'.join(row),
-      # Of a convolution before the max pooling that follows it.
-      outputs.get((*row, 'conv'), outputs[row]),
-      parameters[row],
-      multiply_adds.get(row, 0),
-    )
-    for row in sorted(order, key=_forward_order)
-  ]
-
-
-def _keys(path: Sequence[Any]) -> tuple[str, ...]:
-  return tuple(
-    str(getattr(entry, 'key', getattr(entry, 'idx', ''))) for entry in path
-  )
-
-
-# Modules in the order of the forward pass, where names do not sort that way.
-_FORWARD = (
-  'conv1',
-  'conv2_reduce',
-  'conv2',
-  'conv_1x1',
-  'reduce_3x3',
-  'conv_3x3',
-  'reduce_double',
-  'conv_double_1',
-  'conv_double_2',
-  'projection',
-)
-
-
-def _forward_order(row: tuple[str, ...]) -> tuple[Any, ...]:
-  stage = 0 if row[0].startswith('conv') else 1
-  stage = {'aux_head': 2, 'classifier': 3}.get(row[0], stage)
-  rank = [_FORWARD.index(name) for name in row if name in _FORWARD]
-  module = row[0] if row[0].startswith('inception') else ''
-  return (stage, module, rank, row)
-
-
-def table(rows: Sequence[Layer]) -> list[str]:
-  """The table as text, with a line of totals."""
-  total = Layer(
-    'total',
-    (),
-    sum(row.parameters for row in rows),
-    sum(row.multiply_adds for row in rows),
-  )
-  width = max(len(row.name) for row in rows)
-  lines = [
-    f'{"layer":<{width}}  {"output":>14}  {"parameters":>11}  {"mult-adds":>14}'
-  ]
-  for row in [*rows, total]:
-    output = 'x'.join(str(size) for size in row.output)
-    lines.append(
-      f'{row.name:<{width}}  {output:>14}  {row.parameters:>11,}  '
-      f'{row.multiply_adds:>14,}'
-    )
-  return lines
+from bn_repro.models import factory, summary
 
 
 def main() -> int:
-  """Prints the table of every convolution and dense layer of a config."""
-  parser = cli.Parser(prog='python -m bn_repro.overview', description=__doc__)
+  """Runs the command; returns its exit code."""
+  parser = cli.Parser(
+    prog='python -m bn_repro.overview',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   cli.add_config_arguments(parser)
   parser.add_argument(
     '--num_classes', type=int, default=1000, help='size of the classifier'
@@ -152,7 +31,7 @@ def main() -> int:
   model = factory.create_model(config.model, config.bn, flags.num_classes)
   size = config.data.image_size
   # The Inception network takes grey images as it takes coloured ones.
-  for line in table(layers(model, (size, size, 1), depth=2)):
+  for line in summary.table(summary.layers(model, (size, size, 1), depth=2)):
     print(line)
   return 0
 

@@ -88,8 +88,9 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.data.max_replaced = 0.01
 
   config.model = ConfigDict()
-  # inception, or mlp (section 4.1), for which width, nonlinearity, init_std,
-  # init_scale and dtype matter alone.
+  # inception; inception_tiny, which has the modules 3a and 3c only, for tests;
+  # or mlp (section 4.1), which reads width, nonlinearity, init_std, init_scale
+  # and dtype alone.
   config.model.name = 'inception'
   # Standard deviation of the Gaussian weights; 0 takes He's, and 0.01 for the
   # classifier. Our choice: the paper gives none.

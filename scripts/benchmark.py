@@ -312,15 +312,8 @@ def step(rounds: int) -> None:
   plain = config_lib.load(str(ROOT / 'configs/inception.py:mini'))
   model = program.model
 
-  class FlaxBatchNorm(nn.BatchNorm):
-    """Called as the networks call theirs, which pools as well."""
-
-    def __call__(self, x: Any, *, max_pool: Any = None) -> Any:  # type: ignore[override]
-      y = super().__call__(x)
-      return y if max_pool is None else max_pool(y)
-
   flax_norm = functools.partial(
-    FlaxBatchNorm,
+    nn.BatchNorm,
     momentum=config.bn.momentum,
     epsilon=config.bn.epsilon,
     axis_name=parallel.AXIS,

@@ -11,7 +11,7 @@ import written_imagenet
 
 from bn_repro import config as config_lib
 from bn_repro.data import datasets
-from bn_repro.models import inception_table, layers
+from bn_repro.models import factory, inception_table, layers
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Interruption
 from bn_repro.training import optimizer, train
@@ -254,8 +254,8 @@ def test_compute_type_of_a_platform(platform, expected, monkeypatch):
   model = load('bn_x5', 'full').model
   assert model.dtype == 'auto'
   monkeypatch.setattr(jax, 'default_backend', lambda: platform)
-  assert str(layers.compute_dtype(model)) == expected
+  assert str(factory.compute_dtype(model)) == expected
   # Parameters are never below float32, on none of them.
-  assert str(layers.parameter_dtype(layers.compute_dtype(model))) == 'float32'
+  assert str(layers.parameter_dtype(factory.compute_dtype(model))) == 'float32'
   chosen = load('bn_x5', 'full', 'model.dtype=float64').model
-  assert str(layers.compute_dtype(chosen)) == 'float64'
+  assert str(factory.compute_dtype(chosen)) == 'float64'

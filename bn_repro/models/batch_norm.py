@@ -1,21 +1,21 @@
-"""Batch normalisation: Algorithms 1 and 2 of the paper, and a linen module.
+"""Batch normalization: Algorithms 1 and 2 of the paper, and a linen module.
 
-The functions carry the paper's symbols: `x` are the values of one activation
-over a batch, `mu` and `var` their moments, `gamma` and `beta` the learned scale
-and shift, `m` the number of values a statistic is computed over (for a
-convolution m' = m * p * q, section 3.2). They reduce over any set of axes and,
-if asked, over the devices of a mesh axis.
+The functions use the paper's symbols: `x` holds the values of activations over
+a batch, `mu` and `var` their mean and biased variance, `gamma` and `beta` the
+learned scale and shift, and `m` the number of values that a statistic is
+computed over (m' = m * p * q for a convolution, section 3.2). They reduce over
+any set of array axes and, optionally, over the devices of a mesh axis.
 
-**One reduction a layer.** E[x^2] - E[x]^2 in float32 loses the variance where
+**One reduction per layer.** E[x^2] - E[x]^2 in float32 loses the variance where
 |mean| >> std. Here the moments are taken about a pivot that all devices share,
 the running mean: E[(x - pivot)^2] - E[x - pivot]^2 needs one all-reduce of two
-numbers a feature and keeps the variance within 1e-3 while the pivot lies within
-100 standard deviations of the batch's mean. Farther out than that, as for
-inputs that start at mean 1e4 with the running mean still at 0, use the form
-with two reductions (`use_fast_variance=False`), which has no such line.
+numbers per feature. It keeps the variance within 1e-3 while the pivot is within
+100 standard deviations of the batch mean. Beyond that, for example for inputs
+that start at mean 1e4 while the running mean is still 0, use the form with two
+reductions (`use_fast_variance=False`), which has no such limit.
 
-**The backward pass** (section 3) is written out: it keeps only the input, and
-sends two numbers a feature through one all-reduce. Forward-mode
+**The backward pass** (section 3) is written out. It keeps only the input, and
+sends two numbers per feature through one all-reduce. Forward-mode
 differentiation of the training form is therefore not available.
 """
 
@@ -33,12 +33,13 @@ Array = jax.Array
 
 
 class Sharing(NamedTuple):
-  """Which values share one statistic: array axes, and devices of a mesh axis.
+  """The values that share a statistic: array axes, and devices of a mesh axis.
 
   Attributes:
-    axes: axes of the array that are reduced.
+    axes: array axes that are reduced.
     axis_name: mesh axis over which sums are added up, or None.
-    axis_index_groups: devices that share, as in `jax.lax.psum`; None for all.
+    axis_index_groups: groups of devices that share, as in `jax.lax.psum`; None
+      for all devices.
   """
 
   axes: tuple[int, ...]
@@ -58,7 +59,7 @@ class Sharing(NamedTuple):
     )
 
   def num_values(self, shape: Sequence[int]) -> int:
-    """M (or m'): how many values one statistic is computed over."""
+    """M (or m'): the number of values that a statistic is computed over."""
     m = math.prod(shape[axis] for axis in self.axes)
     if self.axis_index_groups is not None:
       return m * len(self.axis_index_groups[0])
@@ -77,11 +78,11 @@ def batch_moments(
 
   Args:
     x: values, float32 or float64.
-    pivot: a value near the mean, broadcastable to `x`, equal on all devices.
+    pivot: value near the mean, broadcastable to `x`, equal on all devices.
     mask: True where a value counts, broadcastable to `x`; None for everywhere.
-    sharing: what is reduced.
-    one_reduction: moments about the pivot in one all-reduce; otherwise the
-      variance about the mean in a second one.
+    sharing: axes and devices to reduce over.
+    one_reduction: compute the moments about the pivot in one all-reduce;
+      otherwise the variance about the mean takes a second one.
 
   Returns:
     `(mu, var, m)`; `mu` and `var` keep the reduced axes with length 1.
@@ -118,41 +119,46 @@ def batch_norm_gradients(
   mask: Array | None,
   sharing: Sharing,
   epsilon: float,
-  pooled: Array | None = None,
-) -> tuple[Array, Array, Array, Array | None]:
+) -> tuple[Array, Array, Array]:
   """The gradients of section 3, in the compact form.
 
-  The six equations of the paper collapse, because the sum of xhat is zero, to
+  The paper's six equations reduce, because the sum of xhat is zero, to
   dx = gamma / sqrt(var + eps) * (dy - mean(dy) - xhat * mean(dy * xhat)).
 
+  Args:
+    x: values, float32 or float64.
+    gamma: scale, broadcastable to `x`.
+    mu: mean, from `batch_moments`.
+    var: biased variance, likewise.
+    m: number of values, likewise.
+    dy: gradient of the loss with respect to the output, of the shape of `x`.
+    mask: as in `batch_moments`.
+    sharing: as in `batch_moments`.
+    epsilon: constant added to the variance.
+
   Returns:
-    `(dx, dgamma, dbeta, dpooled)`. `dx` contains what the other devices' losses
-    contribute through the shared statistics; `dgamma` and `dbeta` are this
-    device's sums alone, to be averaged with all other gradients, and keep the
-    reduced axes with length 1. Where it is `pooled` that was normalised, `dx`
-    is what goes through the statistics alone, and `dpooled` the rest.
+    `(dx, dgamma, dbeta)`. `dx` includes what the losses of other devices
+    contribute through the shared statistics. `dgamma` and `dbeta` are sums of
+    this device alone, to be averaged with all other gradients; they keep the
+    reduced axes with length 1.
   """
   inverse_std = lax.rsqrt(var + epsilon)
-  normalized = ((x if pooled is None else pooled) - mu) * inverse_std
-  dbeta = jnp.sum(dy, axis=sharing.axes, keepdims=True)
-  dgamma = jnp.sum(dy * normalized, axis=sharing.axes, keepdims=True)
-  sum_dy, sum_dy_xhat = sharing.total(dbeta, dgamma)
   xhat = (x - mu) * inverse_std
+  dbeta = jnp.sum(dy, axis=sharing.axes, keepdims=True)
+  dgamma = jnp.sum(dy * xhat, axis=sharing.axes, keepdims=True)
+  sum_dy, sum_dy_xhat = sharing.total(dbeta, dgamma)
   through_statistics = (sum_dy + xhat * sum_dy_xhat) / m
   if mask is not None:
     through_statistics = jnp.where(mask, through_statistics, 0)
-  scale = gamma * inverse_std
-  if pooled is not None:
-    return -scale * through_statistics, dgamma, dbeta, scale * dy
-  return scale * (dy - through_statistics), dgamma, dbeta, None
+  return gamma * inverse_std * (dy - through_statistics), dgamma, dbeta
 
 
 class Settings(NamedTuple):
-  """What stays fixed in a call of `batch_norm`.
+  """The static arguments of `batch_norm`.
 
   Attributes:
-    sharing: which values share a statistic.
-    epsilon: added to the variance.
+    sharing: the values that share a statistic.
+    epsilon: constant added to the variance.
     one_reduction: see `batch_moments`.
   """
 
@@ -161,32 +167,31 @@ class Settings(NamedTuple):
   one_reduction: bool = True
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def batch_norm(
   x: Array,
   gamma: Array,
   beta: Array,
   pivot: Array,
   mask: Array | None,
-  pooled: Array | None,
   settings: Settings,
 ) -> tuple[Array, Array, Array, Array | int]:
-  """Algorithm 1: the batch normalising transform, differentiable.
+  """Algorithm 1: the batch normalizing transform, differentiable.
 
   Args:
     x: values of any float type; the arithmetic is in at least float32.
     gamma: scale, broadcastable to `x` and of its rank.
     beta: shift, likewise.
     pivot: see `batch_moments`.
-    mask: see `batch_moments`; masked values are normalised all the same.
-    pooled: what is normalised with the statistics of `x`; None for `x` itself.
-    settings: what is reduced, and how.
+    mask: see `batch_moments`; masked values are normalized too, but do not
+      enter the statistics.
+    settings: static arguments.
 
   Returns:
-    `(y, mu, var, m)`, `y` in at least float32. `mu` and `var` serve the running
-    averages; no gradient flows out of them.
+    `(y, mu, var, m)`, with `y` in at least float32. `mu` and `var` serve the
+    running averages; no gradient flows out of them.
   """
-  return _forward(x, gamma, beta, pivot, mask, pooled, settings)[0]
+  return _forward(x, gamma, beta, pivot, mask, settings)[0]
 
 
 def _at_least_float32(x: Array) -> Array:
@@ -199,7 +204,6 @@ def _forward(
   beta: Array,
   pivot: Array,
   mask: Array | None,
-  pooled: Array | None,
   settings: Settings,
 ) -> tuple[Any, Any]:
   values = _at_least_float32(x)
@@ -210,14 +214,13 @@ def _forward(
     settings.sharing,
     one_reduction=settings.one_reduction,
   )
-  normalized = values if pooled is None else _at_least_float32(pooled)
-  y = gamma * lax.rsqrt(var + settings.epsilon) * (normalized - mu) + beta
-  return (y, mu, var, m), (x, gamma, beta, mu, var, m, mask, pooled)
+  y = gamma * lax.rsqrt(var + settings.epsilon) * (values - mu) + beta
+  return (y, mu, var, m), (x, gamma, beta, mu, var, m, mask)
 
 
 def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
-  x, gamma, beta, mu, var, m, mask, pooled = residuals
-  dx, dgamma, dbeta, dpooled = batch_norm_gradients(
+  x, gamma, beta, mu, var, m, mask = residuals
+  dx, dgamma, dbeta = batch_norm_gradients(
     _at_least_float32(x),
     gamma,
     mu,
@@ -227,7 +230,6 @@ def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
     mask,
     settings.sharing,
     settings.epsilon,
-    None if pooled is None else _at_least_float32(pooled),
   )
   return (
     dx.astype(x.dtype),
@@ -235,7 +237,6 @@ def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
     _sum_to(dbeta, beta.shape).astype(beta.dtype),
     None,
     None,
-    None if dpooled is None else dpooled.astype(x.dtype),
   )
 
 
@@ -243,7 +244,7 @@ batch_norm.defvjp(_forward, _backward)
 
 
 def _sum_to(values: Array, shape: tuple[int, ...]) -> Array:
-  """Undoes a broadcast from `shape`, an array of the same rank."""
+  """Reverses a broadcast from `shape`, which has the rank of `values`."""
   axes = tuple(
     i for i, n in enumerate(shape) if n == 1 and values.shape[i] != 1
   )
@@ -256,7 +257,7 @@ def unbiased_variance(var: Array, m: Array | int) -> Array:
 
 
 def moving_average(old: Array, new: Array, momentum: float) -> Array:
-  """The running statistic; `momentum` is the share of the old average."""
+  """The running statistic; `momentum` is the weight of the old average."""
   return momentum * old + (1 - momentum) * new
 
 
@@ -269,41 +270,52 @@ def inference_transform(
 
 
 class BatchNorm(nn.Module):
-  """Batch normalisation with the arguments of `flax.linen.BatchNorm`.
+  """Batch normalization with the interface of `flax.linen.BatchNorm`.
 
-  It can replace flax's layer in any linen model: arguments, the call, and the
-  names of the variables (`params`: scale, bias; `batch_stats`: mean, var) are
-  the same, and with `unbiased=False` so are the values. What differs: the
-  running variance is the unbiased one (Algorithm 2), the variance survives
-  |mean| >> std, uneven masks are weighted by their counts over devices, and
-  groups of examples can share statistics.
+  It can replace Flax's layer in any linen model. The constructor arguments, the
+  call, and the names of the variables (`params`: scale, bias; `batch_stats`:
+  mean, var) are the same, and so are the values with `unbiased=False`. The
+  differences from Flax's layer are:
+
+  - The running variance is unbiased (Algorithm 2 of the paper) by default.
+  - The variance is computed about the running mean, so that it survives
+    |mean| >> std; see the docstring of this module for the limit.
+  - With a mask, devices are weighted by their numbers of unmasked values.
+  - Groups of examples can share statistics (`virtual_batch_size`).
+  - Statistics are always computed in at least float32, complex inputs are
+    refused, and so is a single value per statistic in training.
+  - Forward-mode differentiation (`jax.jvp`, `jax.linearize`) of the training
+    mode is not available, because the backward pass is written out. Inference
+    mode supports both modes.
 
   Attributes:
-    use_running_average: normalise with the running statistics (inference).
-    axis: feature axes. -1 gives one statistic a feature map (section 3.2),
-      (1, 2, 3) one an activation.
-    momentum: share of the old running average.
-    epsilon: added to the variance.
-    dtype: type of the result; None takes it from the input and the parameters.
-    param_dtype: type of scale and bias.
+    use_running_average: normalize with the running statistics (inference).
+    axis: feature axes. -1 gives one statistic per feature map (section 3.2),
+      (1, 2, 3) one per activation.
+    momentum: weight of the old running average.
+    epsilon: constant added to the variance.
+    dtype: dtype of the result; None infers it from the input and parameters.
+    param_dtype: dtype of scale and bias.
     use_bias: learn a shift (beta).
     use_scale: learn a scale (gamma).
-    bias_init: initialiser of the shift.
-    scale_init: initialiser of the scale.
+    bias_init: initializer of the shift.
+    scale_init: initializer of the scale.
     axis_name: mesh axis whose devices share statistics.
-    axis_index_groups: devices of `axis_name` that share; None for all.
-    use_fast_variance: one reduction, about the running mean; False for two.
+    axis_index_groups: groups of devices of `axis_name` that share; None for
+      all devices.
+    use_fast_variance: compute mean and variance in one reduction, about the
+      running mean; False uses two reductions.
     force_float32_reductions: must be True.
     unbiased: keep the unbiased variance in the running average.
-    virtual_batch_size: examples that share a statistic, a divisor of the
-      device's examples or a multiple of them that divides the global batch.
-      The running statistics are then averages over this device's groups; the
-      caller averages them over devices.
+    virtual_batch_size: number of examples that share a statistic: a divisor of
+      the examples of a device, or a multiple of them that divides the global
+      batch. The running statistics are then averages over the groups of this
+      device; the caller averages them over devices.
 
   Raises:
-    ValueError: for an argument that is not supported, a group that does not
-      fit, or one value per statistic in training (whose variance is 0, and
-      whose output would not depend on the input).
+    ValueError: for an unsupported argument, a group size that does not fit, or
+      one value per statistic in training (its variance would be 0, and the
+      output would not depend on the input).
   """
 
   use_running_average: bool | None = None
@@ -327,25 +339,67 @@ class BatchNorm(nn.Module):
   def __call__(
     self,
     x: Array,
-    use_running_average: bool | None = None,  # noqa: FBT001 As in flax.
+    use_running_average: bool | None = None,  # noqa: FBT001 As in Flax.
     *,
     mask: Array | None = None,
-    max_pool: Callable[[Array], Array] | None = None,
   ) -> Array:
-    """Normalises `x`, and pools the result.
+    """Normalizes `x`.
 
     Args:
-      x: values.
+      x: values, with the examples along the first axis.
       use_running_average: see the attribute.
-      mask: True where a value enters the statistics.
-      max_pool: max pooling of the result, if any. In training it is done before
-        normalising, which gives the same (the largest value stays the largest,
-        or, where gamma is negative, the smallest becomes it) and leaves out a
-        pass over the larger array, forward and backward.
+      mask: True where a value enters the statistics, broadcastable to `x`.
+
+    Returns:
+      An array of the shape of `x`.
     """
     use_running_average = nn.merge_param(
       'use_running_average', self.use_running_average, use_running_average
     )
+    self._check_arguments(x)
+    features = (self.axis,) if isinstance(self.axis, int) else self.axis
+    features = tuple(sorted(axis % x.ndim for axis in features))
+    shape = [x.shape[axis] for axis in features]
+    # Of the rank of `x`, so that it broadcasts against it.
+    broadcast = [n if i in features else 1 for i, n in enumerate(x.shape)]
+
+    statistics_dtype = jnp.promote_types(self.param_dtype, jnp.float32)
+    running_mean = self.variable(
+      'batch_stats', 'mean', jnp.zeros, shape, statistics_dtype
+    )
+    running_var = self.variable(
+      'batch_stats', 'var', jnp.ones, shape, statistics_dtype
+    )
+    gamma = jnp.ones(shape, statistics_dtype)
+    beta = jnp.zeros(shape, statistics_dtype)
+    dtypes = [x.dtype]
+    if self.use_scale:
+      gamma = self.param('scale', self.scale_init, shape, self.param_dtype)
+      dtypes.append(gamma.dtype)
+    if self.use_bias:
+      beta = self.param('bias', self.bias_init, shape, self.param_dtype)
+      dtypes.append(beta.dtype)
+    dtype = self.dtype or jnp.result_type(*dtypes)
+    gamma = _at_least_float32(gamma).reshape(broadcast)
+    beta = _at_least_float32(beta).reshape(broadcast)
+    mean = running_mean.value.reshape(broadcast)
+
+    if use_running_average:
+      var = running_var.value.reshape(broadcast)
+      a, c = inference_transform(gamma, beta, mean, var, self.epsilon)
+      return (a * _at_least_float32(x) + c).astype(dtype)
+
+    axes = tuple(axis for axis in range(x.ndim) if axis not in features)
+    y, mu, var = self._normalize(x, gamma, beta, mean, mask, axes)
+    if not self.is_initializing():
+      for running, batch in ((running_mean, mu), (running_var, var)):
+        running.value = moving_average(
+          running.value, batch.reshape(shape), self.momentum
+        )
+    return y.astype(dtype)
+
+  @nn.nowrap
+  def _check_arguments(self, x: Array) -> None:
     if not self.force_float32_reductions:
       raise ValueError(
         'BatchNorm keeps its statistics in at least float32: '
@@ -353,45 +407,23 @@ class BatchNorm(nn.Module):
       )
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
       raise ValueError('BatchNorm does not support complex inputs.')
-    features = (self.axis,) if isinstance(self.axis, int) else self.axis
-    features = tuple(sorted(axis % x.ndim for axis in features))
-    axes = tuple(axis for axis in range(x.ndim) if axis not in features)
-    feature_shape = [x.shape[axis] for axis in features]
-    broadcast_shape = [n if i in features else 1 for i, n in enumerate(x.shape)]
 
-    statistics_dtype = jnp.promote_types(self.param_dtype, jnp.float32)
-    running_mean = self.variable(
-      'batch_stats', 'mean', jnp.zeros, feature_shape, statistics_dtype
-    )
-    running_var = self.variable(
-      'batch_stats', 'var', jnp.ones, feature_shape, statistics_dtype
-    )
-    gamma = jnp.ones(feature_shape, statistics_dtype)
-    beta = jnp.zeros(feature_shape, statistics_dtype)
-    dtypes = [x.dtype]
-    if self.use_scale:
-      gamma = self.param(
-        'scale', self.scale_init, feature_shape, self.param_dtype
-      )
-      dtypes.append(gamma.dtype)
-    if self.use_bias:
-      beta = self.param('bias', self.bias_init, feature_shape, self.param_dtype)
-      dtypes.append(beta.dtype)
-    dtype = self.dtype or jnp.result_type(*dtypes)
-    gamma = _at_least_float32(gamma).reshape(broadcast_shape)
-    beta = _at_least_float32(beta).reshape(broadcast_shape)
+  @nn.nowrap
+  def _normalize(
+    self,
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    running_mean: Array,
+    mask: Array | None,
+    axes: tuple[int, ...],
+  ) -> tuple[Array, Array, Array]:
+    """Normalizes with batch statistics.
 
-    if use_running_average:
-      a, c = inference_transform(
-        gamma,
-        beta,
-        running_mean.value.reshape(broadcast_shape),
-        running_var.value.reshape(broadcast_shape),
-        self.epsilon,
-      )
-      y = (a * _at_least_float32(x) + c).astype(dtype)
-      return y if max_pool is None else max_pool(y)
-
+    Returns:
+      `(y, mu, var)`, with `mu` and `var` averaged over the groups of this
+      device; `var` is unbiased if `self.unbiased`.
+    """
     num_groups, sharing = self._sharing(x.shape, axes)
     values_per_statistic = sharing.num_values(x.shape) // num_groups
     if values_per_statistic == 1 and not self.is_initializing():
@@ -405,20 +437,12 @@ class BatchNorm(nn.Module):
       examples = values.shape[0] // num_groups
       return values.reshape(num_groups, examples, *values.shape[1:])
 
-    pivot = lax.stop_gradient(running_mean.value).reshape(broadcast_shape)
-    sign: Array | int = 1
-    if max_pool is not None:
-      # BN of -x with -gamma is BN of x with gamma.
-      sign = lax.stop_gradient(jnp.where(gamma < 0, -1, 1).astype(gamma.dtype))
-      x, gamma, pivot = x * sign.astype(x.dtype), gamma * sign, pivot * sign
-    pooled = x if max_pool is None else max_pool(x)
     y, mu, var, m = batch_norm(
       grouped(x),
       gamma[None],
       beta[None],
-      pivot[None],
+      lax.stop_gradient(running_mean)[None],
       None if mask is None else grouped(jnp.broadcast_to(mask, x.shape)),
-      None if max_pool is None else grouped(pooled),
       Settings(
         sharing._replace(axes=tuple(axis + 1 for axis in axes)),
         self.epsilon,
@@ -427,20 +451,13 @@ class BatchNorm(nn.Module):
     )
     if self.unbiased:
       var = unbiased_variance(var, m)
-    if not self.is_initializing():
-      for running, batch in (
-        (running_mean, mu.mean(0) * sign),
-        (running_var, var.mean(0)),
-      ):
-        running.value = moving_average(
-          running.value, batch.reshape(feature_shape), self.momentum
-        )
-    return y.reshape(pooled.shape).astype(dtype)
+    return y.reshape(x.shape), mu.mean(0), var.mean(0)
 
+  @nn.nowrap
   def _sharing(
     self, shape: tuple[int, ...], axes: tuple[int, ...]
   ) -> tuple[int, Sharing]:
-    """Groups on this device, and what shares a statistic within a group."""
+    """The number of groups on this device, and what a group shares."""
     if self.is_initializing():  # Outside any mesh, on a dummy batch.
       return 1, Sharing(axes)
     group = self.virtual_batch_size
@@ -452,10 +469,9 @@ class BatchNorm(nn.Module):
     num_devices = lax.axis_size(self.axis_name) if self.axis_name else 1
     if group % examples or num_devices % (group // examples):
       raise ValueError(
-        f'virtual_batch_size={group} fits neither into the {examples} examples '
-        f'of a device nor into the {examples * num_devices} of all '
-        f'{num_devices}: it must divide both evenly, or be a multiple of the '
-        'one that divides the other.'
+        f'virtual_batch_size={group} must divide the {examples} examples of a '
+        f'device, or be a multiple of them that divides the '
+        f'{examples * num_devices} examples of all {num_devices} devices.'
       )
     run = group // examples
     devices = tuple(range(num_devices))

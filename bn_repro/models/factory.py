@@ -18,7 +18,7 @@ import numpy as np
 
 from bn_repro import parallel
 from bn_repro.models import batch_norm, inception, mlp
-from bn_repro.models.layers import NoNorm, compute_dtype, parameter_dtype
+from bn_repro.models.layers import NoNorm, parameter_dtype
 
 # Our choice: near-zero logits, so that the first loss is ln(classes) and a net
 # without BN starts at all (He-normal throughout starts at a loss of 19).
@@ -27,6 +27,7 @@ CLASSIFIER_STD = 0.01
 # The network of each `config.model.name`, and the layer that BN follows.
 NETWORKS: Mapping[str, tuple[Callable[..., nn.Module], Any]] = {
   'inception': (inception.create, nn.Conv),
+  'inception_tiny': (inception.create, nn.Conv),
   'mlp': (mlp.create, nn.Dense),
 }
 
@@ -76,7 +77,20 @@ def create_model(
     dtype=dtype,
     param_dtype=param_dtype,
   )
-  return create(model, num_classes, layer, norm)
+  return create(model, num_classes, layer, norm, dtype)
+
+
+def compute_dtype(model: ConfigDict, platform: str | None = None) -> Any:
+  """The type that `config.model.dtype` stands for.
+
+  Args:
+    model: the `model` sub-tree of a config.
+    platform: cpu, gpu or tpu; None for the one there is.
+  """
+  if model.dtype != 'auto':
+    return jnp.dtype(model.dtype)
+  on_cpu = (platform or jax.default_backend()) == 'cpu'
+  return jnp.dtype('float32' if on_cpu else 'bfloat16')
 
 
 def initial_variables(

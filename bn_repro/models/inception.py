@@ -19,7 +19,6 @@ from bn_repro.models.layers import (
   Dropout,
   Logits,
   classifier,
-  compute_dtype,
   parameter_dtype,
 )
 
@@ -41,11 +40,7 @@ def local_response_norm(x: Array) -> Array:
 
 
 class ConvUnit(nn.Module):
-  """Convolution, normalisation, nonlinearity: z = g(BN(Wu)), section 3.2.
-
-  Max pooling of z, if any, goes through the nonlinearities, which increase, and
-  is done with the normalisation.
-  """
+  """Convolution, normalization, nonlinearity: z = g(BN(Wu)), section 3.2."""
 
   features: int
   kernel: int
@@ -54,7 +49,6 @@ class ConvUnit(nn.Module):
   nonlinearity: Callable[[Array], Array]
   strides: int = 1
   depth_multiplier: int = 0
-  max_pool: Callable[[Array], Array] | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -72,8 +66,7 @@ class ConvUnit(nn.Module):
       )(x)
       window, strides = (1, 1), (1, 1)
     x = self.conv(self.features, window, strides, name='conv')(x)
-    x = self.norm(name='bn')(x, max_pool=self.max_pool)
-    return self.nonlinearity(x)
+    return self.nonlinearity(self.norm(name='bn')(x))
 
 
 class InceptionModule(nn.Module):
@@ -202,19 +195,19 @@ class Inception(nn.Module):
 
     first, reduce, second = self.stem_channels
     depth_multiplier = inception_table.DEPTH_MULTIPLIER
+    # Grey images become three equal channels.
+    x = jnp.broadcast_to(images.astype(self.dtype), (*images.shape[:3], 3))
     x = unit(
       first,
       self.stem_kernel,
       strides=2,
       depth_multiplier=depth_multiplier if self.separable_stem else 0,
-      max_pool=max_pool if self.stem_pool else None,
       name='conv1',
-    )(jnp.broadcast_to(images.astype(self.dtype), (*images.shape[:3], 3)))
+    )(x)
+    if self.stem_pool:
+      x = max_pool(x)
     x = unit(reduce, 1, name='conv2_reduce')(lrn(x))
-    if self.lrn:
-      x = max_pool(lrn(unit(second, 3, name='conv2')(x)))
-    else:
-      x = unit(second, 3, max_pool=max_pool, name='conv2')(x)
+    x = max_pool(lrn(unit(second, 3, name='conv2')(x)))
 
     aux_logits = None
     for row in self.rows:
@@ -233,14 +226,19 @@ class Inception(nn.Module):
 
 
 def create(
-  model: ConfigDict, num_classes: int, conv: ModuleDef, norm: ModuleDef
+  model: ConfigDict,
+  num_classes: int,
+  conv: ModuleDef,
+  norm: ModuleDef,
+  dtype: Any,
 ) -> Inception:
   """Builds the network of `config.model` around a convolution and a norm."""
+  rows = inception_table.rows(
+    model.reading, tiny=model.name == 'inception_tiny'
+  )
   return Inception(
     num_classes=num_classes,
-    rows=tuple(
-      row.scaled(model.width) for row in inception_table.rows(model.reading)
-    ),
+    rows=tuple(row.scaled(model.width) for row in rows),
     stem_channels=tuple(
       round(channels * model.width)
       for channels in inception_table.STEM_CHANNELS
@@ -255,5 +253,5 @@ def create(
     lrn=model.lrn,
     dropout_rate=model.dropout_rate,
     aux_head=model.aux_head,
-    dtype=compute_dtype(model),
+    dtype=dtype,
   )

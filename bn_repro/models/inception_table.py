@@ -22,6 +22,9 @@ AUX_HEAD_AFTER = '4d'
 AUX_CONV_CHANNELS = 128
 AUX_HIDDEN = 768
 
+# A module of stride 1 and one of stride 2.
+TINY = ('3a', '3c')
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -57,15 +60,19 @@ class Row:
     )
 
 
-def rows(reading: str) -> tuple[Row, ...]:
+def rows(reading: str, *, tiny: bool = False) -> tuple[Row, ...]:
   """The ten modules under one reading of the printed table.
 
   Fig. 5 prints 128 filters for the projections of 4c and 4d and an output of
-  576, which contradict each other. '608' takes the filters literally, '576'
-  the output (projections of 96, as TF-Slim and the Torch port have it).
+  576, which contradict each other.
+
+  Args:
+    reading: '608' takes the filters literally, '576' the output, with
+      projections of 96 as in TF-Slim and the Torch port.
+    tiny: only one module of each stride, for tests: they compile in seconds.
   """
   projection = {'576': 96, '608': 128}[reading]
-  return (
+  table = (
     Row('3a', 64, 64, 64, 64, 96, 'avg', 32),
     Row('3b', 64, 64, 96, 64, 96, 'avg', 64),
     Row('3c', 0, 128, 160, 64, 96, 'max', 0),
@@ -77,6 +84,7 @@ def rows(reading: str) -> tuple[Row, ...]:
     Row('5a', 352, 192, 320, 160, 224, 'avg', 128),
     Row('5b', 352, 192, 320, 192, 224, 'max', 128),
   )
+  return tuple(row for row in table if not tiny or row.name in TINY)
 
 
 def smallest_width() -> float:

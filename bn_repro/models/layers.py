@@ -1,12 +1,10 @@
 """What the networks share: their outputs, and the layers without weights."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from bn_repro import parallel
 
@@ -28,11 +26,9 @@ class NoNorm(nn.Module):
   use_running_average: bool
 
   @nn.compact
-  def __call__(
-    self, x: Array, *, max_pool: Callable[[Array], Array] | None = None
-  ) -> Array:
-    """Returns its input, pooled if asked."""
-    return x if max_pool is None else max_pool(x)
+  def __call__(self, x: Array) -> Array:
+    """Returns its input."""
+    return x
 
 
 class Dropout(nn.Module):
@@ -64,19 +60,6 @@ def classifier(num_classes: int, dtype: Any) -> nn.Dense:
     param_dtype=parameter_dtype(dtype),
     name='classifier',
   )
-
-
-def compute_dtype(model: ConfigDict, platform: str | None = None) -> Any:
-  """The type that `config.model.dtype` stands for.
-
-  Args:
-    model: the `model` sub-tree of a config.
-    platform: cpu, gpu or tpu; None for the one there is.
-  """
-  if model.dtype != 'auto':
-    return jnp.dtype(model.dtype)
-  on_cpu = (platform or jax.default_backend()) == 'cpu'
-  return jnp.dtype('float32' if on_cpu else 'bfloat16')
 
 
 def parameter_dtype(dtype: Any) -> Any:

@@ -11,7 +11,6 @@ from bn_repro.models.layers import (
   NONLINEARITIES,
   Logits,
   classifier,
-  compute_dtype,
 )
 
 Array = jax.Array
@@ -62,7 +61,11 @@ class Mlp(nn.Module):
 
 
 def create(
-  model: ConfigDict, num_classes: int, dense: ModuleDef, norm: ModuleDef
+  model: ConfigDict,
+  num_classes: int,
+  dense: ModuleDef,
+  norm: ModuleDef,
+  dtype: Any,
 ) -> Mlp:
   """Builds the network of `config.model` around a dense layer and a norm."""
   return Mlp(
@@ -71,5 +74,5 @@ def create(
     dense=dense,
     norm=norm,
     nonlinearity=NONLINEARITIES[model.nonlinearity],
-    dtype=compute_dtype(model),
+    dtype=dtype,
   )

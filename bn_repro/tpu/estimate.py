@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from bn_repro import parallel
 from bn_repro.data import datasets
-from bn_repro.models import layers
+from bn_repro.models import factory
 from bn_repro.tpu import collectives, cost, slices
 from bn_repro.tpu.cost import Cost
 from bn_repro.training import steps as steps_lib
@@ -89,7 +89,7 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
   """
   resolved = config.copy_and_resolve_references()
   with resolved.unlocked():
-    resolved.model.dtype = str(layers.compute_dtype(config.model, platform))
+    resolved.model.dtype = str(factory.compute_dtype(config.model, platform))
     resolved.steps_per_call = 1
   return resolved
 

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from bn_repro import config as config_lib
-from bn_repro import overview
+from bn_repro.models import summary
 from bn_repro.runtime.workdir import Workdir
 from bn_repro.training import optimizer
 from bn_repro.training.experiment import Program
@@ -36,7 +36,7 @@ def announce(
   say: Callable[[str], None],
 ) -> None:
   """Writes `run.json` and says what is about to run."""
-  rows = overview.layers(program.model, program.dataset.image_shape, depth=1)
+  rows = summary.layers(program.model, program.dataset.image_shape, depth=1)
   facts = {
     'config_file': config_file,
     'num_parameters': sum(row.parameters for row in rows),
@@ -44,7 +44,7 @@ def announce(
     **_facts(program),
   }
   previous = workdir.write_run(facts)
-  for line in overview.table(rows):
+  for line in summary.table(rows):
     say(line)
   say(
     f'devices: {", ".join(facts["devices"])}; '

@@ -25,7 +25,7 @@ from bn_repro import config as config_lib
 from bn_repro import parallel
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
-from bn_repro.models import layers
+from bn_repro.models import factory
 from bn_repro.runtime import processes
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.metric_writer import Recorder
@@ -77,7 +77,7 @@ def train_and_evaluate(
     UserError: if the workdir holds another run, or damaged checkpoints only.
   """
   data_fingerprint = dataset.fingerprint()
-  compute_type = str(layers.compute_dtype(config.model))
+  compute_type = str(factory.compute_dtype(config.model))
   processes.agree(
     {
       **_agreed_fields(config),

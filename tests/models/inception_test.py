@@ -10,7 +10,7 @@ import pytest
 
 from bn_repro import config as config_lib
 from bn_repro import overview, parallel
-from bn_repro.models import factory, inception, inception_table, layers
+from bn_repro.models import factory, inception, inception_table, layers, summary
 from bn_repro.training import optimizer as optimizer_lib
 from bn_repro.training import steps
 
@@ -84,7 +84,7 @@ def test_one_auxiliary_head_explains_13_6_million(reading, variant, expected):
 )
 def test_multiply_adds(reading, expected):
   model = create(f'model.reading={reading[0]}', f'model.stem={reading[1]}')
-  rows = overview.layers(model, (224, 224, 3), depth=1)
+  rows = summary.layers(model, (224, 224, 3), depth=1)
   total = sum(row.multiply_adds for row in rows)
   assert round(total / 1e9, 3) == expected
 
@@ -101,7 +101,7 @@ def test_output_sizes(reading, sizes, padding):
   model = create(f'model.reading={reading}', f'model.padding={padding}')
   outputs = {
     row.name: row.output
-    for row in overview.layers(model, (224, 224, 3), depth=1)
+    for row in summary.layers(model, (224, 224, 3), depth=1)
   }
   assert outputs['conv1'] == (112, 112, 64)
   assert outputs['conv2'] == (56, 56, 192)
@@ -175,7 +175,9 @@ def few_rows(monkeypatch, *names):
   monkeypatch.setattr(
     inception_table,
     'rows',
-    lambda reading: tuple(r for r in rows(reading) if r.name in names),
+    lambda reading, **options: tuple(
+      row for row in rows(reading, **options) if row.name in names
+    ),
   )
 
 
@@ -333,8 +335,8 @@ def test_places_of_local_response_norm(lrn, monkeypatch):
 
 def test_table():
   model = create()
-  rows = overview.layers(model, (224, 224, 3), depth=2)
-  lines = overview.table(rows)
+  rows = summary.layers(model, (224, 224, 3), depth=2)
+  lines = summary.table(rows)
   # 69 convolutions and the classifier.
   assert len(rows) == 70
   assert lines[-1].split()[:2] == ['total', '11,178,336']

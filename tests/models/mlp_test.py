@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from bn_repro import config as config_lib
-from bn_repro import overview, parallel
+from bn_repro import parallel
 from bn_repro.data import datasets
-from bn_repro.models import factory
+from bn_repro.models import factory, summary
 from bn_repro.training import evaluation
 from bn_repro.training.experiment import create_program
 
@@ -52,7 +52,7 @@ def images(count, seed=0):
 def test_parameters(name, parameters):
   config = load(name)
   model = factory.create_model(config.model, config.bn, 10)
-  rows = overview.layers(model, SHAPE, depth=1)
+  rows = summary.layers(model, SHAPE, depth=1)
   assert sum(row.parameters for row in rows) == parameters
   assert sum(row.multiply_adds for row in rows) == 99_400
 

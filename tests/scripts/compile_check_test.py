@@ -17,7 +17,7 @@ import compile_check
 from bn_repro import config as config_lib
 from bn_repro.errors import UserError
 from bn_repro.models import inception_table
-from bn_repro.overview import layers
+from bn_repro.models.summary import layers
 from bn_repro.tpu import cost, estimate, slices
 
 PROGRAM = Path('tests/tpu/small_program.hlo').read_text()

@@ -140,19 +140,11 @@ def test_bfloat16_is_reduced_in_float32(statistics, small_network):
   assert kinds == {'f32', 'i32'}
 
 
-class FlaxBatchNorm(nn.BatchNorm):
-  """Called as the networks call theirs, which pools as well."""
-
-  def __call__(self, x, max_pool=None):
-    y = super().__call__(x)
-    return y if max_pool is None else max_pool(y)
-
-
 def test_no_more_reductions_after_compiling_than_with_flax(network):
   ours = program('bn_baseline', 8)
   config = ours.config
   flax_norm = functools.partial(
-    FlaxBatchNorm,
+    nn.BatchNorm,
     momentum=config.bn.momentum,
     epsilon=config.bn.epsilon,
     axis_name=parallel.AXIS,
