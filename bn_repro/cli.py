@@ -141,7 +141,7 @@ def report_errors(problems: Sequence[str]) -> int:
   """Prints a line a problem on standard error; returns the exit code."""
   for problem in problems:
     print(f'error: {problem}', file=sys.stderr)
-  return workdir.EXIT_CODES[workdir.FAILED]
+  return workdir.EXIT_CODES[workdir.Status.FAILED]
 
 
 def set_up_jax(config: ConfigDict) -> None:

@@ -20,7 +20,7 @@ from bn_repro.data import datasets
 from bn_repro.errors import UserError
 from bn_repro.runtime import processes
 from bn_repro.runtime import workdir as workdir_lib
-from bn_repro.runtime.preemption import Interruption
+from bn_repro.runtime.preemption import Preemption
 
 _DESCRIPTION = """\
 Train one of the paper's networks. The same command goes on from the newest
@@ -53,8 +53,8 @@ Every field of a config stands, explained, in configs/inception.py.
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
-  interruption = Interruption()
-  interruption.listen()
+  preemption = Preemption()
+  preemption.listen()
   parser = cli.Parser(
     prog='python -m bn_repro.main',
     description=_DESCRIPTION,
@@ -78,36 +78,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepared = _prepare(flags.config, overrides, flags.workdir)
     processes.connect(flags)
     # JAX's own handling of SIGTERM came with that.
-    interruption.listen()
-    config, workdir, dataset = processes.together(prepared)
+    preemption.listen()
+    config, workdir, dataset = processes.run_on_all(prepared)
     workdir.writes = processes.is_first()
     # Process 0 decides: others may see an older state of a shared folder.
-    ended = processes.together(lambda: _already_ended(workdir, config, dataset))
+    ended = processes.run_on_all(
+      lambda: _already_ended(workdir, config, dataset)
+    )
     ended = json.loads(processes.gather(json.dumps(ended))[0])
     if ended is not None:
       return ended
-    processes.together(workdir.claim)
-    _see_that_shared(workdir)
+    processes.run_on_all(workdir.claim)
+    _check_shared_workdir(workdir)
   except UserError as error:
     return _report(error)
   try:
-    status = _train(config, dataset, workdir, interruption, flags.config)
+    status = _train(config, dataset, workdir, preemption, flags.config)
   except UserError as error:
     workdir.release()
     return _report(error)
   except Exception as error:
-    processes.abandon()
+    processes.leave()
     if isinstance(error, OSError):  # A disk that is full, a file that is gone.
       return cli.report_errors([str(error)])
     traceback.print_exc()
-    return workdir_lib.EXIT_CODES[workdir_lib.FAILED]
+    return workdir_lib.EXIT_CODES[workdir_lib.Status.FAILED]
   return workdir_lib.EXIT_CODES[status]
 
 
 def _report(error: UserError) -> int:
   """Reports a mistake; where it is this process's alone, leaves the others."""
-  if not isinstance(error, processes.Agreed):
-    processes.abandon()
+  if not isinstance(error, processes.AllProcessesError):
+    processes.leave()
   return cli.report_errors(error.problems)
 
 
@@ -135,7 +137,7 @@ def _prepare(
   return lambda: (config, workdir, dataset)
 
 
-def _see_that_shared(workdir: workdir_lib.Workdir) -> None:
+def _check_shared_workdir(workdir: workdir_lib.Workdir) -> None:
   """Sees that every process finds what process 0 has written.
 
   Raises:
@@ -156,7 +158,7 @@ def _see_that_shared(workdir: workdir_lib.Workdir) -> None:
         'them share, such as one on NFS.'
       )
 
-  processes.together(see)
+  processes.run_on_all(see)
 
 
 def _already_ended(
@@ -165,11 +167,11 @@ def _already_ended(
   """The exit code of a run that has nothing left to do, having said so."""
   status = workdir.status()
   name, step = status.get('status'), status.get('step')
-  if name == workdir_lib.DONE and step == config_lib.total_steps(
+  if name == workdir_lib.Status.DONE and step == config_lib.total_steps(
     config, len(dataset.splits['train'])
   ):
     said = f'{workdir.path}: this run is done, at step {step}.'
-  elif name == workdir_lib.DIVERGED:
+  elif name == workdir_lib.Status.DIVERGED:
     said = (
       f'{workdir.path}: this run has diverged ({status["reason"]}) and would '
       'again. Use another workdir for another attempt.'
@@ -178,22 +180,22 @@ def _already_ended(
     return None
   if workdir.writes:
     print(said)
-  return workdir_lib.EXIT_CODES[name]
+  return workdir_lib.EXIT_CODES[workdir_lib.Status(name)]
 
 
 def _train(
   config: ConfigDict,
   dataset: datasets.Dataset,
   workdir: workdir_lib.Workdir,
-  interruption: Interruption,
+  preemption: Preemption,
   config_file: str,
-) -> str:
+) -> workdir_lib.Status:
   """Sets JAX up and trains; returns the status."""
   cli.set_up_jax(config)
   from bn_repro.training import train
 
   return train.train_and_evaluate(
-    config, dataset, workdir, interruption, config_file
+    config, dataset, workdir, preemption, config_file
   )
 
 

@@ -99,7 +99,7 @@ def show_ratio(
 
 def train(config: Any, dataset: datasets.Dataset) -> list[dict[str, Any]]:
   """Runs the trainer in a workdir of its own; returns its lines."""
-  from bn_repro.runtime.preemption import Interruption
+  from bn_repro.runtime.preemption import Preemption
   from bn_repro.runtime.workdir import Workdir, read_metrics
   from bn_repro.training import train as train_lib
 
@@ -107,7 +107,7 @@ def train(config: Any, dataset: datasets.Dataset) -> list[dict[str, Any]]:
     workdir = Workdir(folder)
     workdir.claim()
     train_lib.train_and_evaluate(
-      config, dataset, workdir, Interruption(), 'benchmark'
+      config, dataset, workdir, Preemption(), 'benchmark'
     )
     lines = read_metrics(workdir.metrics)
     workdir.release()

@@ -39,7 +39,7 @@ from bn_repro.errors import UserError
 from bn_repro.report import page
 from bn_repro.report import runs as runs_lib
 from bn_repro.runtime import workdir
-from bn_repro.runtime.preemption import Interruption
+from bn_repro.runtime.preemption import Preemption
 from bn_repro.sweep import runner
 from bn_repro.sweep.progress import SweepProgress
 
@@ -192,7 +192,7 @@ PARTS = {
 
 
 def train(
-  part: str, out: Path, jobs: int | None, interruption: Interruption
+  part: str, out: Path, jobs: int | None, preemption: Preemption
 ) -> list[str] | None:
   """Trains what is left of a part's runs.
 
@@ -218,12 +218,12 @@ def train(
   print(f'{part}: {len(todo)} runs', flush=True)
   slots = runner.slots(jobs)
   progress = SweepProgress(todo, len(slots))
-  if not runner.Runner(todo, slots, 0, progress).run(interruption):
+  if not runner.Runner(todo, slots, 0, progress).run(preemption):
     return None
   return [
     f'{trial.name}: failed, {runner.last_words(trial)}'
     for trial in todo
-    if trial.state == workdir.FAILED
+    if trial.state == workdir.Status.FAILED
   ]
 
 
@@ -264,15 +264,15 @@ def main() -> int:
   out = Path(flags.out).resolve()
   # Trials name their configs from here.
   os.chdir(ROOT)
-  interruption = Interruption()
-  interruption.listen()
+  preemption = Preemption()
+  preemption.listen()
   problems = []
   try:
     for part in flags.parts or PARTS:
-      found = train(part, out, flags.jobs, interruption)
+      found = train(part, out, flags.jobs, preemption)
       if found is None:
         print('stopped; the same command goes on')
-        return workdir.EXIT_CODES[workdir.PREEMPTED]
+        return workdir.EXIT_CODES[workdir.Status.PREEMPTED]
       problems += found
     problems += page.write_report([str(out)], out / 'report')
     if flags.publish:

@@ -13,7 +13,7 @@ from bn_repro import config as config_lib
 from bn_repro.data import datasets
 from bn_repro.models import factory, inception_table, layers
 from bn_repro.runtime import workdir as workdir_lib
-from bn_repro.runtime.preemption import Interruption
+from bn_repro.runtime.preemption import Preemption
 from bn_repro.training import optimizer, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -206,7 +206,7 @@ def test_every_field_is_read(tmp_path, monkeypatch):
       config,
       datasets.load(config.data, config.seed),
       workdir,
-      Interruption(),
+      Preemption(),
       'test',
     )
     workdir.release()

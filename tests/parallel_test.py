@@ -8,9 +8,9 @@ import pytest
 
 from bn_repro import parallel
 from bn_repro.runtime.preemption import (
-  AgreedInterruption,
-  Interrupted,
-  Interruption,
+  AgreedPreemption,
+  Preempted,
+  Preemption,
 )
 
 
@@ -122,7 +122,7 @@ def test_maximum():
 
 def test_an_agreed_interruption_comes_one_question_later():
   """From this process or another: `maximum` speaks for all."""
-  own = Interruption()
+  own = Preemption()
   elsewhere = iter([0, 0, 15, 0, 0])
   asked = []
 
@@ -130,10 +130,10 @@ def test_an_agreed_interruption_comes_one_question_later():
     asked.append(number)
     return max(number, next(elsewhere))
 
-  agreed = AgreedInterruption(own, maximum)
+  agreed = AgreedPreemption(own, maximum)
   for _ in range(3):
     agreed.check()
-  with pytest.raises(Interrupted, match='SIGTERM'):
+  with pytest.raises(Preempted, match='SIGTERM'):
     agreed.check()
   assert asked == [0, 0, 0, 0]
   assert agreed.run(lambda: 7) == 7

@@ -215,7 +215,7 @@ def learns(run: Run) -> bool:
 def _at_chance(runs: Mapping[str, Sequence[Run]]) -> Found:
   ((run,),) = runs.values()
   status = run.status.get('status')
-  note = '' if status == workdir.DONE else f'{status} at step {run.step}'
+  note = '' if status == workdir.Status.DONE else f'{status} at step {run.step}'
   return Found(not learns(run), run.best() or 0.0, note=note)
 
 

@@ -9,7 +9,7 @@ from bn_repro.runtime.progress import ProgressDisplay
 from bn_repro.runtime.workdir import MetricsLog, Workdir
 
 
-class Recorder:
+class MetricWriter:
   """Writes each line of metrics to all who want it."""
 
   def __init__(

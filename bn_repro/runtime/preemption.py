@@ -22,15 +22,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SIGNAL_SECONDS = 1.0
 
 
-class Interrupted(Exception):
-  """Raised by `Interruption.check` after a signal; the message names it."""
+class Preempted(Exception):
+  """Raised by `Preemption.check` after a signal; the message names it."""
 
 
 def _reason(number: int) -> str:
   return f'stopped by {signal.Signals(number).name}'
 
 
-class Interruption:
+class Preemption:
   """Remembers whether the process has been asked to stop."""
 
   def __init__(self) -> None:
@@ -57,9 +57,9 @@ class Interruption:
     return 0 if self._signal is None else self._signal.value
 
   def check(self) -> None:
-    """Raises `Interrupted` if a signal has come."""
+    """Raises `Preempted` if a signal has come."""
     if self.signal:
-      raise Interrupted(_reason(self.signal))
+      raise Preempted(_reason(self.signal))
 
   def run(self, work: Callable[[], T]) -> T:
     """Runs work that cannot ask, such as a compilation, and asks meanwhile.
@@ -95,15 +95,15 @@ class Interruption:
         os._exit(128 + numbers[0])
 
 
-class AgreedInterruption(Interruption):
+class AgreedPreemption(Preemption):
   """The question as several processes ask it, answered alike in all of them.
 
   Every process asks equally often. The answer is that to the question before,
   which has come in the meantime, so that nobody waits for it.
   """
 
-  def __init__(self, own: Interruption, maximum: Callable[[int], Any]):
-    """Shares a process's own interruption with the others.
+  def __init__(self, own: Preemption, maximum: Callable[[int], Any]):
+    """Shares a process's own preemption with the others.
 
     Args:
       own: the process's own.
@@ -115,11 +115,11 @@ class AgreedInterruption(Interruption):
     self._asked: Any = None
 
   def check(self) -> None:
-    """Raises `Interrupted` in all processes if one has had a signal."""
+    """Raises `Preempted` in all processes if one has had a signal."""
     before, self._asked = self._asked, self._maximum(self._own.signal)
     number = 0 if before is None else int(before)
     if number:
-      raise Interrupted(_reason(number))
+      raise Preempted(_reason(number))
 
   def run(self, work: Callable[[], T]) -> T:
     """Runs work to its end: nobody can be asked meanwhile."""

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument('--process_id', type=int, metavar='I', help='from 0')
 
 
-class Agreed(UserError):
+class AllProcessesError(UserError):
   """A mistake that every process reports, so that all of them end alike."""
 
 
@@ -112,7 +112,9 @@ def connect(flags: argparse.Namespace) -> None:
   _Membership.count = jax.process_count()
   if len({counts[index] for index in range(count())}) > 1:
     devices = ', '.join(str(counts[index]) for index in range(count()))
-    raise Agreed(f'the processes have {devices} devices. Give each as many.')
+    raise AllProcessesError(
+      f'the processes have {devices} devices. Give each as many.'
+    )
 
 
 def _not_joined(reason: str) -> str:
@@ -179,7 +181,7 @@ def hide_missing_tpu() -> None:
     os.environ.setdefault('JAX_PLATFORMS', others)
 
 
-def abandon() -> None:
+def leave() -> None:
   """Gives the others up, of whom one is lost."""
   _Membership.index, _Membership.count = 0, 1
 
@@ -227,11 +229,11 @@ def gather(text: str) -> list[str]:
   ]
 
 
-def together(work: Callable[[], T]) -> T:
+def run_on_all(work: Callable[[], T]) -> T:
   """Does work on which all processes have to succeed.
 
   Raises:
-    Agreed: if it failed here or elsewhere, on every process; with what was
+    AllProcessesError: on every process, if it failed on any; with what was
       wrong here, or where it was.
   """
   problems: Sequence[str] = ()
@@ -243,37 +245,39 @@ def together(work: Callable[[], T]) -> T:
     problems = (str(error),)
   reports = gather(json.dumps([socket.gethostname(), *problems]))
   if problems:
-    raise Agreed(*problems)
+    raise AllProcessesError(*problems)
   for number, (host, *elsewhere) in enumerate(map(json.loads, reports)):
     if elsewhere:
-      raise Agreed(f'process {number} on {host} has failed: {elsewhere[0]}')
+      raise AllProcessesError(
+        f'process {number} on {host} has failed: {elsewhere[0]}'
+      )
   return result
 
 
-def is_lost(error: Exception) -> bool:
+def is_peer_failure(error: Exception) -> bool:
   """Whether an error says that another process is gone."""
   # Where a call cannot even be started, JAX makes it a ValueError.
   of_runtime = isinstance(error, ValueError | RuntimeError)
   return count() > 1 and of_runtime and bool(_LOST.search(str(error)))
 
 
-def agree(facts: Mapping[str, str]) -> None:
+def assert_equal(facts: Mapping[str, str]) -> None:
   """Sees that these facts are the same in all processes.
 
   Raises:
-    Agreed: on every process, with the first fact that differs.
+    AllProcessesError: on every process, with the first fact that differs.
   """
   reports = [json.loads(report) for report in gather(json.dumps(dict(facts)))]
   for name, value in reports[0].items():
     for number, report in enumerate(reports):
       if report[name] != value:
-        raise Agreed(
+        raise AllProcessesError(
           f'process {number} has another {name} than process 0: '
           f'{report[name]}, not {value}. Start all processes alike.'
         )
 
 
-def from_first(
+def broadcast_from_first(
   work: Callable[[], tuple[T, dict[str, Any]]], like: T
 ) -> tuple[T, dict[str, Any]]:
   """Does work in process 0 alone, and gives its result to all.
@@ -283,7 +287,7 @@ def from_first(
     like: arrays of the same structure, shapes and types.
 
   Raises:
-    Agreed: on every process, if the work raises a UserError.
+    AllProcessesError: on every process, if the work raises a UserError.
   """
   if count() == 1:
     return work()
@@ -293,7 +297,7 @@ def from_first(
   def first() -> Any:
     return work() if is_first() else None
 
-  done = together(first)
+  done = run_on_all(first)
   # As integers: the broadcast is a sum, which would make 0 of -0.
   bits = multihost_utils.broadcast_one_to_all(
     jax.tree.map(_to_bits, like if done is None else done[0])

@@ -5,6 +5,7 @@ written in place; `metrics.jsonl` grows by whole lines.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+import enum
 import fcntl
 import json
 import os
@@ -17,17 +18,27 @@ from ml_collections import ConfigDict
 from bn_repro import config as config_lib
 from bn_repro.errors import UserError
 
-RUNNING = 'running'
-DONE = 'done'
-PREEMPTED = 'preempted'
-DIVERGED = 'diverged'
-FAILED = 'failed'
+
+class Status(enum.StrEnum):
+  """How a run stands, as `status.json` says."""
+
+  RUNNING = 'running'
+  DONE = 'done'
+  PREEMPTED = 'preempted'
+  DIVERGED = 'diverged'
+  FAILED = 'failed'
+
 
 # With nothing left to do.
-ENDED = (DONE, DIVERGED)
+ENDED = (Status.DONE, Status.DIVERGED)
 
 # 75 is BSD's EX_TEMPFAIL: run the same command again.
-EXIT_CODES = {DONE: 0, FAILED: 1, DIVERGED: 3, PREEMPTED: 75}
+EXIT_CODES = {
+  Status.DONE: 0,
+  Status.FAILED: 1,
+  Status.DIVERGED: 3,
+  Status.PREEMPTED: 75,
+}
 
 
 def replace_file(path: Path, text: str) -> None:

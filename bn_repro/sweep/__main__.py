@@ -18,7 +18,7 @@ from bn_repro import cli
 from bn_repro import config as config_lib
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
-from bn_repro.runtime.preemption import Interruption
+from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.progress import duration
 from bn_repro.sweep import grid
 from bn_repro.sweep import runner as runner_lib
@@ -131,8 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.compare:
       return _conclude(sweep, folder.path, (), {}, finished=True)
     # From here on a signal lets trials save.
-    interruption = Interruption()
-    interruption.listen()
+    preemption = Preemption()
+    preemption.listen()
     number = flags.trials if flags.search else len(sweep.trials)
     slots = runner_lib.slots(flags.jobs and min(flags.jobs, number))
     if flags.search:
@@ -140,8 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.claim()
     _freeze(folder.path, sweep, flags.search)
     if flags.search:
-      return _search(folder.path, sweep, flags.trials, slots, interruption)
-    return _run(folder.path, sweep, slots, interruption)
+      return _search(folder.path, sweep, flags.trials, slots, preemption)
+    return _run(folder.path, sweep, slots, preemption)
   except UserError as error:
     return cli.report_errors(error.problems)
   except OSError as error:
@@ -313,7 +313,7 @@ def _run(
   folder: Path,
   sweep: Sweep,
   slots: Sequence[dict[str, str]],
-  interruption: Interruption,
+  preemption: Preemption,
 ) -> int:
   """Runs what is left of a sweep, compares, and returns the exit code."""
   from bn_repro.sweep.progress import SweepProgress
@@ -332,7 +332,7 @@ def _run(
   if left:
     progress = SweepProgress(left, len(slots))
     runner = runner_lib.Runner(left, slots, sweep.retries, progress)
-    finished = runner.run(interruption)
+    finished = runner.run(preemption)
   return _conclude(sweep, folder, left, {}, finished=finished)
 
 
@@ -341,7 +341,7 @@ def _search(
   sweep: Sweep,
   number: int,
   slots: Sequence[dict[str, str]],
-  interruption: Interruption,
+  preemption: Preemption,
 ) -> int:
   """Runs what is left of a search, compares, and returns the exit code."""
   from bn_repro.sweep import search
@@ -352,7 +352,7 @@ def _search(
   )
   found = search.Search(sweep, folder, len(slots), number)
   runner = runner_lib.Runner(found.suggestions(), slots, sweep.retries, found)
-  finished = runner.run(interruption)
+  finished = runner.run(preemption)
   tried, pruned = found.sweep()
   return _conclude(
     tried, folder, found.trials, pruned, finished=finished, searched=True
@@ -371,7 +371,7 @@ def _conclude(
   """Compares, says what has failed, and returns the exit code."""
   from bn_repro.sweep import comparison
 
-  failed = [trial for trial in run if trial.state == workdir_lib.FAILED]
+  failed = [trial for trial in run if trial.state == workdir_lib.Status.FAILED]
   problems = [f'{t.name}: failed, {runner_lib.last_words(t)}' for t in failed]
   endings = {**pruned, **{trial.name: trial.state for trial in failed}}
   try:
@@ -386,7 +386,7 @@ def _conclude(
     problems.append(str(error))
   if not finished:
     print('stopped; the same command goes on')
-    return workdir_lib.EXIT_CODES[workdir_lib.PREEMPTED]
+    return workdir_lib.EXIT_CODES[workdir_lib.Status.PREEMPTED]
   return cli.report_errors(problems) if problems else 0
 
 

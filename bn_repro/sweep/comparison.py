@@ -63,7 +63,7 @@ class Result:
   @property
   def usable(self) -> bool:
     """Whether it trained to its end, and has learnt."""
-    return self.status == workdir_lib.DONE and self.learns
+    return self.status == workdir_lib.Status.DONE and self.learns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Setting:
   def mean(self) -> float:
     """The mean of their best accuracies; minus infinity if one did not end."""
     if any(
-      r.status != workdir_lib.DONE or r.best is None for r in self.results
+      r.status != workdir_lib.Status.DONE or r.best is None
+      for r in self.results
     ):
       return -math.inf
     return statistics.fmean(r.best or 0.0 for r in self.results)
@@ -427,8 +428,8 @@ def summary(comparison: Comparison) -> str:
 
 def state(result: Result) -> str:
   """How a trial ended, in words."""
-  if result.status == workdir_lib.DIVERGED:
+  if result.status == workdir_lib.Status.DIVERGED:
     return f'diverged at step {result.step}'
-  if result.status == workdir_lib.DONE and not result.learns:
+  if result.status == workdir_lib.Status.DONE and not result.learns:
     return BELOW
   return result.status

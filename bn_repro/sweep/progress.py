@@ -72,7 +72,7 @@ class SweepProgress(runner_lib.Progress):
     how = trial.state
     if how == runner_lib.WAITING:
       how = f'exit code {code}, is started again'
-    elif how == workdir_lib.FAILED:
+    elif how == workdir_lib.Status.FAILED:
       how = f'failed with exit code {code}, {runner_lib.last_words(trial)}'
     facts = self._looks[trial.name].facts
     self._say(
@@ -87,7 +87,7 @@ class SweepProgress(runner_lib.Progress):
       return ()
     interval = _LINE_INTERVAL if self._live is None else _TABLE_INTERVAL
     self._next_look = now + interval
-    running = [t for t in self.trials if t.state == workdir_lib.RUNNING]
+    running = [t for t in self.trials if t.state == workdir_lib.Status.RUNNING]
     for trial in running:
       self._looks[trial.name] = _Look(trial)
     if self._live is not None:
@@ -134,7 +134,7 @@ class SweepProgress(runner_lib.Progress):
 
   def _table(self) -> Table:
     room = max(self._console.height - _MARGIN, 3)
-    order = {workdir_lib.RUNNING: 0, runner_lib.WAITING: 2}
+    order = {workdir_lib.Status.RUNNING: 0, runner_lib.WAITING: 2}
     # Those that have ended last stand next to those that run.
     ended = list(self._looks)
     rows = sorted(
@@ -151,7 +151,7 @@ class SweepProgress(runner_lib.Progress):
       table.add_column(head)
     for trial in rows[:room]:
       look = self._looks.get(trial.name)
-      running = trial.state == workdir_lib.RUNNING
+      running = trial.state == workdir_lib.Status.RUNNING
       table.add_row(
         trial.name,
         trial.state,
@@ -180,7 +180,7 @@ class SweepProgress(runner_lib.Progress):
       step = look.step if look else first
       if trial.state in (
         *workdir_lib.ENDED,
-        workdir_lib.FAILED,
+        workdir_lib.Status.FAILED,
         runner_lib.PRUNED,
       ):
         step = trial.total_steps

@@ -21,7 +21,7 @@ from typing import Any
 
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
-from bn_repro.runtime.preemption import Interruption
+from bn_repro.runtime.preemption import Preemption
 
 # Seconds between two looks at the processes.
 _INTERVAL = 0.1
@@ -124,21 +124,21 @@ class Runner:
     self._progress = progress
     self._running: dict[subprocess.Popen[bytes], _Attempt] = {}
 
-  def run(self, interruption: Interruption) -> bool:
+  def run(self, preemption: Preemption) -> bool:
     """Runs all trials to their ends.
 
     Returns:
       Whether it was not told to stop.
     """
     try:
-      return self._run(interruption)
+      return self._run(preemption)
     finally:
       self._progress.close()
 
-  def _run(self, interruption: Interruption) -> bool:
+  def _run(self, preemption: Preemption) -> bool:
     stopping = False
     while True:
-      if interruption.signal and not stopping:
+      if preemption.signal and not stopping:
         stopping = True
         self._source = iter(())
         self._waiting.clear()
@@ -184,11 +184,11 @@ class Runner:
       process = _start(trial, self._free[0])
     except OSError as error:
       # It has no log to say it in.
-      trial.state, trial.problem = workdir_lib.FAILED, str(error)
+      trial.state, trial.problem = workdir_lib.Status.FAILED, str(error)
       self._progress.ended(trial, workdir_lib.EXIT_CODES[trial.state])
       return False
     self._running[process] = _Attempt(trial, self._free.popleft())
-    trial.state = workdir_lib.RUNNING
+    trial.state = workdir_lib.Status.RUNNING
     self._progress.started(trial)
     return True
 
@@ -204,13 +204,13 @@ class Runner:
     trial, code = attempt.trial, process.returncode
     trial.seconds += time.monotonic() - attempt.start
     pruned = trial.state == PRUNED
-    trial.state = _STATES.get(code, workdir_lib.FAILED)
+    trial.state = _STATES.get(code, workdir_lib.Status.FAILED)
     if trial.state not in workdir_lib.ENDED:
       if pruned:
         trial.state = PRUNED
       elif stopping:
         # Also one that had not yet begun to listen to signals.
-        trial.state = workdir_lib.PREEMPTED
+        trial.state = workdir_lib.Status.PREEMPTED
       else:
         self._try_again(trial)
     self._progress.ended(trial, code)
@@ -224,7 +224,7 @@ class Runner:
       trial.state = WAITING
       self._waiting.append(trial)
     else:
-      trial.state = workdir_lib.FAILED
+      trial.state = workdir_lib.Status.FAILED
 
 
 _STATES = {code: state for state, code in workdir_lib.EXIT_CODES.items()}
@@ -329,9 +329,9 @@ def has_ended(workdir: Path, total_steps: int) -> str | None:
   """How a run has ended, if it has nothing left to do."""
   status = workdir_lib.read_json(workdir / 'status.json') or {}
   name = status.get('status')
-  if name == workdir_lib.DIVERGED:
+  if name == workdir_lib.Status.DIVERGED:
     return name
-  if name == workdir_lib.DONE and status.get('step') == total_steps:
+  if name == workdir_lib.Status.DONE and status.get('step') == total_steps:
     return name
   return None
 
@@ -366,7 +366,9 @@ def seconds_taken(workdir: Path) -> float | None:
   try:
     facts = workdir_lib.read_json(workdir / 'run.json') or {}
     status = workdir_lib.read_json(workdir / 'status.json') or {}
-    if status.get('status') != workdir_lib.DONE or facts['earlier_starts']:
+    if (
+      status.get('status') != workdir_lib.Status.DONE or facts['earlier_starts']
+    ):
       return None
     started = datetime.datetime.fromisoformat(facts['started'])
     ended = (workdir / 'status.json').stat().st_mtime

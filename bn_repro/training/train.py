@@ -28,11 +28,11 @@ from bn_repro.errors import UserError
 from bn_repro.models import factory
 from bn_repro.runtime import processes
 from bn_repro.runtime import workdir as workdir_lib
-from bn_repro.runtime.metric_writer import Recorder
+from bn_repro.runtime.metric_writer import MetricWriter
 from bn_repro.runtime.preemption import (
-  AgreedInterruption,
-  Interrupted,
-  Interruption,
+  AgreedPreemption,
+  Preempted,
+  Preemption,
 )
 from bn_repro.runtime.profiling import Profile
 from bn_repro.runtime.progress import ProgressDisplay
@@ -61,16 +61,16 @@ def train_and_evaluate(
   config: ConfigDict,
   dataset: datasets.Dataset,
   workdir: workdir_lib.Workdir,
-  interruption: Interruption,
+  preemption: Preemption,
   config_file: str,
-) -> str:
+) -> workdir_lib.Status:
   """Trains until the end, a signal or divergence, and returns the status.
 
   Args:
     config: a checked, locked config.
     dataset: its data.
     workdir: a claimed workdir; the run goes on from its newest checkpoint.
-    interruption: asked between steps, and while compiling.
+    preemption: asked between steps, and while compiling.
     config_file: where the config comes from, for `run.json`.
 
   Raises:
@@ -78,7 +78,7 @@ def train_and_evaluate(
   """
   data_fingerprint = dataset.fingerprint()
   compute_type = str(factory.compute_dtype(config.model))
-  processes.agree(
+  processes.assert_equal(
     {
       **_agreed_fields(config),
       'data fingerprint': data_fingerprint,
@@ -108,22 +108,24 @@ def train_and_evaluate(
       )
       return state, dataclasses.asdict(sums)
 
-    state, numbers = processes.from_first(restore, program.initial_state())
+    state, numbers = processes.broadcast_from_first(
+      restore, program.initial_state()
+    )
     sums = Sums(**numbers)
     step = int(state.step)
     display = ProgressDisplay(program.total_steps, silent=not workdir.writes)
     stack.callback(display.stop)
     recorder = stack.enter_context(
       contextlib.closing(
-        Recorder(workdir, step, display, tensorboard=config.tensorboard)
+        MetricWriter(workdir, step, display, tensorboard=config.tensorboard)
       )
     )
     workdir.write_config(config)
     run_info.announce(program, workdir, step, config_file, display.say)
-    workdir.write_status(workdir_lib.RUNNING, step, 'under way')
+    workdir.write_status(workdir_lib.Status.RUNNING, step, 'under way')
     if processes.count() > 1:
-      interruption = AgreedInterruption(
-        interruption, parallel.create_maximum(program.mesh)
+      preemption = AgreedPreemption(
+        preemption, parallel.create_maximum(program.mesh)
       )
     run = _Run(
       program,
@@ -132,7 +134,7 @@ def train_and_evaluate(
       checkpoints,
       recorder,
       display,
-      interruption,
+      preemption,
       watchdog,
       identity,
       workdir.path / 'profile',
@@ -146,15 +148,15 @@ def train_and_evaluate(
       step = run.step
     except Exception as error:
       line = f'{type(error).__name__}: {error}'.splitlines()[0]
-      if not processes.is_lost(error):
+      if not processes.is_peer_failure(error):
         with contextlib.suppress(OSError):  # The disk may be what failed.
-          workdir.write_status(workdir_lib.FAILED, run.step, line)
+          workdir.write_status(workdir_lib.Status.FAILED, run.step, line)
         raise
       # Nothing more can be agreed on, nor saved.
-      status, reason = workdir_lib.PREEMPTED, 'lost another process'
+      status, reason = workdir_lib.Status.PREEMPTED, 'lost another process'
       print(f'error: {reason}: {line}', file=sys.stderr)
       step = max(checkpoints.steps(), default=0)
-      processes.abandon()
+      processes.leave()
     display.say(run.goodput())
   workdir.write_status(status, step, reason)
   display.say(f'{status} at step {step}: {reason}')
@@ -172,7 +174,7 @@ def _agreed_fields(config: ConfigDict) -> dict[str, str]:
 
 def _give_up() -> None:
   """Ends a process that hangs; the same command goes on from its checkpoint."""
-  os._exit(workdir_lib.EXIT_CODES[workdir_lib.PREEMPTED])
+  os._exit(workdir_lib.EXIT_CODES[workdir_lib.Status.PREEMPTED])
 
 
 def restore_or_initialize(
@@ -265,9 +267,9 @@ class _Run:
     state: TrainState,
     interval_sums: Sums,
     checkpoints: checkpoint_lib.Checkpoints,
-    recorder: Recorder,
+    recorder: MetricWriter,
     display: ProgressDisplay,
-    interruption: Interruption,
+    preemption: Preemption,
     watchdog: Watchdog,
     identity: Mapping[str, Any],
     profile_directory: Path,
@@ -277,7 +279,7 @@ class _Run:
     self._checkpoints = checkpoints
     self._recorder = recorder
     self._display = display
-    self._interruption = interruption
+    self._preemption = preemption
     self._watchdog = watchdog
     self._identity = identity
     self.step = int(state.step)
@@ -296,7 +298,7 @@ class _Run:
     self._advised = False
     self._differing_replicas = parallel.create_replica_check(program.mesh)
 
-  def train_until_stopped(self) -> tuple[str, str]:
+  def train_until_stopped(self) -> tuple[workdir_lib.Status, str]:
     """Compiles and trains; returns how it ended, and why."""
     try:
       try:
@@ -304,12 +306,12 @@ class _Run:
         with self._clock.spending('compile'):
           self._compile()
         self._train()
-      except Interrupted as error:
+      except Preempted as error:
         self._save()
-        return workdir_lib.PREEMPTED, str(error)
+        return workdir_lib.Status.PREEMPTED, str(error)
     except Diverged as error:
-      return workdir_lib.DIVERGED, str(error)
-    return workdir_lib.DONE, 'reached the last step'
+      return workdir_lib.Status.DIVERGED, str(error)
+    return workdir_lib.Status.DONE, 'reached the last step'
 
   def _keep_warm_start(self) -> None:
     """Saves what a run starts from, if another run may change it later."""
@@ -320,7 +322,7 @@ class _Run:
   def _compile(self) -> None:
     self._display.say('compiling ...')
     started = time.monotonic()
-    self._program = self._interruption.run(
+    self._program = self._preemption.run(
       lambda: self._program.compile(self._state)
     )
     # Nobody's step waits, with the watchdog looking on, for another's compiler.
@@ -360,7 +362,7 @@ class _Run:
   def _check(self) -> None:
     """Asked between the parts of the work: goes on, or is to stop?"""
     self._watchdog.beat()
-    self._interruption.check()
+    self._preemption.check()
 
   def _due(self, every: int) -> bool:
     """Whether something done every so many steps is due after this one."""

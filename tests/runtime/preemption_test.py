@@ -11,15 +11,15 @@ from bn_repro.runtime import preemption
 
 HANGS = """
 import threading
-from bn_repro.interruption import Interrupted, Interruption
-own = Interruption()
+from bn_repro.runtime.preemption import Preempted, Preemption
+own = Preemption()
 own.listen()
 print('listening', flush=True)
 while not own.signal:
   threading.Event().wait(0.01)
 try:
   own.check()
-except Interrupted as reason:
+except Preempted as reason:
   print(reason, flush=True)
 threading.Event().wait()
 """

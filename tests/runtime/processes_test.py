@@ -224,7 +224,7 @@ def test_a_process_killed_early_is_no_failure_of_the_other(
 )
 def test_what_tells_of_a_lost_process(error, number, expected, monkeypatch):
   monkeypatch.setattr(processes_lib._Membership, 'count', number)
-  assert processes_lib.is_lost(error) == expected
+  assert processes_lib.is_peer_failure(error) == expected
 
 
 def test_a_crash_of_all_is_no_lost_process(tmp_path):
@@ -341,7 +341,7 @@ processes.connect(parser.parse_known_args()[0])
 types = (np.float32, ml_dtypes.bfloat16, np.int32)
 own = [np.array([-0.0, 0.0, 1.5], dtype) for dtype in types]
 own.append(np.array([np.nan, -np.inf], np.float32))
-found, facts = processes.from_first(
+found, facts = processes.broadcast_from_first(
   lambda: (own, {'step': 7}), [np.zeros_like(x) for x in own]
 )
 assert facts == {'step': 7}

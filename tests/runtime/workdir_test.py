@@ -99,7 +99,7 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_lock_goes_with_the_process(tmp_path):
   hold = (
-    'import sys, time; from bn_repro.workdir import Workdir;'
+    'import sys, time; from bn_repro.runtime.workdir import Workdir;'
     'w = Workdir(sys.argv[1]); w.claim(); print("held", flush=True);'
     'time.sleep(60)'
   )

@@ -51,7 +51,7 @@ class Told(runner_lib.Progress):
 
 
 class Asked:
-  """An interruption that has come or not."""
+  """An preemption that has come or not."""
 
   signal = 0
 
@@ -74,10 +74,10 @@ def create(tmp_path):
   return one
 
 
-def run(all_trials, jobs=2, retries=1, interruption=None):
+def run(all_trials, jobs=2, retries=1, preemption=None):
   told = Told()
   runner = runner_lib.Runner(all_trials, [{}] * jobs, retries, told)
-  finished = runner.run(interruption or Asked())
+  finished = runner.run(preemption or Asked())
   return finished, told
 
 
@@ -92,7 +92,7 @@ def test_some_at_a_time_in_order(create):
   assert told.most == 2
   begun = [name for what, name in told.events if what == 'start']
   assert begun == [trial.name for trial in many]
-  assert {trial.state for trial in many} == {workdir_lib.DONE}
+  assert {trial.state for trial in many} == {workdir_lib.Status.DONE}
   assert all(trial.seconds >= 0.2 for trial in many)
 
 
@@ -121,7 +121,7 @@ def test_ends(script, retries, expected, count, create):
   assert finished
   assert trial.state == expected
   assert starts(trial) == count
-  assert other.state == workdir_lib.DONE
+  assert other.state == workdir_lib.Status.DONE
 
 
 def test_a_trial_that_cannot_start(create, tmp_path):
@@ -190,7 +190,7 @@ def test_stopping_one_that_does_not_listen_yet(create):
   asked = Asked()
   timer = threading.Timer(0.5, setattr, (asked, 'signal', signal.SIGTERM))
   timer.start()
-  finished, told = run([trial], interruption=asked)
+  finished, told = run([trial], preemption=asked)
   assert not finished
   assert trial.state == 'preempted'
   assert told.events[-1] == (-signal.SIGTERM, 'trial')
@@ -211,7 +211,7 @@ def test_stopping(create):
     asked.signal = signal.SIGTERM
 
   threading.Thread(target=ask).start()
-  finished, told = run(many, interruption=asked)
+  finished, told = run(many, preemption=asked)
   assert not finished
   assert told.events.count('stop') == 1
   assert [t.state for t in many] == ['preempted', 'preempted', 'waiting']
@@ -231,7 +231,7 @@ def test_a_workdir_that_is_taken_is_waited_for(create, tmp_path):
   _, told = run([taken, free], jobs=1)
   begun = [event[1] for event in told.events if event[0] == 'start']
   assert begun == ['free', 'taken']
-  assert taken.state == workdir_lib.DONE
+  assert taken.state == workdir_lib.Status.DONE
   assert not runner_lib.is_taken(taken.workdir)
   assert told.events.count('elsewhere taken') == 1
 
@@ -246,11 +246,11 @@ def test_a_lock_that_cannot_be_opened_is_no_reason_to_wait(create):
 RUNNER = """
 import sys
 from bn_repro import trials
-from bn_repro.interruption import Interruption
+from bn_repro.runtime.preemption import Preemption
 from pathlib import Path
 script, folder = sys.argv[1], Path(sys.argv[2])
 trial = trials.Trial('t', folder, ['bash', '-c', script], 1, 1)
-trials.Runner([trial], [{}], 0, trials.Progress()).run(Interruption())
+trials.Runner([trial], [{}], 0, trials.Progress()).run(Preemption())
 """
 
 
@@ -332,12 +332,12 @@ def test_memory_does_not_grow_with_trials(tmp_path):
 import resource, sys
 from pathlib import Path
 from bn_repro import trials
-from bn_repro.interruption import Interruption
+from bn_repro.runtime.preemption import Preemption
 number, folder = int(sys.argv[1]), Path(sys.argv[2])
 many = [
   trials.Trial(f't{i}', folder / f't{i}', ['true'], 1, 1) for i in range(number)
 ]
-trials.Runner(many, [{}] * 20, 0, trials.Progress()).run(Interruption())
+trials.Runner(many, [{}] * 20, 0, trials.Progress()).run(Preemption())
 assert {trial.state for trial in many} == {'done'}
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -16,7 +16,7 @@ from bn_repro.data.split import ArraySplit
 from bn_repro.errors import UserError
 from bn_repro.models import inception_table
 from bn_repro.runtime import workdir as workdir_lib
-from bn_repro.runtime.preemption import Interrupted
+from bn_repro.runtime.preemption import Preempted
 from bn_repro.runtime.profiling import Profile
 from bn_repro.training import checkpoint, evaluation, train
 from bn_repro.training import experiment as experiment_lib
@@ -41,7 +41,7 @@ class StopAt:
   def check(self):
     self.questions += 1
     if self.questions == self.stop_at:
-      raise Interrupted('stopped by a test')
+      raise Preempted('stopped by a test')
 
   def run(self, work):
     return work()
@@ -85,14 +85,14 @@ def train_once(workdir, *overrides, variant='bn_baseline', stop_at=None):
   workdir = workdir_lib.Workdir(workdir)
   workdir.check(config)
   workdir.claim()
-  interruption = StopAt(stop_at)
+  preemption = StopAt(stop_at)
   try:
     status = train.train_and_evaluate(
-      config, datasets.check(config), workdir, interruption, 'test.py'
+      config, datasets.check(config), workdir, preemption, 'test.py'
     )
   finally:
     workdir.release()
-  return status, interruption.questions
+  return status, preemption.questions
 
 
 def lines(workdir):
