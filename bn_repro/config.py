@@ -5,7 +5,8 @@ All mistakes in a config are found here, before JAX is imported, and reported
 together. `config_fields` says what each field accepts.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
 import difflib
 import hashlib
 import importlib.util
@@ -15,6 +16,7 @@ import math
 import os
 from pathlib import Path
 import sys
+import types
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -28,8 +30,12 @@ from bn_repro.config_fields import (
 )
 from bn_repro.errors import UserError
 
-# The checkout.
-ROOT = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = (_PACKAGE / 'configs').is_dir()
+# The shipped configs, inside the package in a wheel, beside it in a checkout.
+CONFIGS = (_PACKAGE if _INSTALLED else _PACKAGE.parent) / 'configs'
+# The checkout; None where the package is installed.
+ROOT = None if _INSTALLED else _PACKAGE.parent
 
 MODES = ('full', 'mini')
 
@@ -38,7 +44,8 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
   """Loads, overrides, checks and locks a config.
 
   Args:
-    spec: path of a config file, optionally followed by `:mini` or `:full`.
+    spec: name of a shipped config or path of a config file, optionally followed
+      by `:mini` or `:full`, such as 'bn_x5:mini'.
     overrides: assignments such as 'optim.learning_rate=0.1'.
 
   Raises:
@@ -58,8 +65,8 @@ def read(spec: str) -> ConfigDict:
       `config_fields.FIELDS`.
   """
   config = read_file('--config', spec, default_mode='full')
-  path, _, _ = spec.partition(':')
-  errors = [f'{path}: config.{error}' for error in schema_errors(config)]
+  name, _, _ = spec.partition(':')
+  errors = [f'{name}: config.{error}' for error in schema_errors(config)]
   if errors:
     raise UserError(*errors)
   return config.lock()
@@ -85,59 +92,107 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
   return config
 
 
-def read_file(flag: str, spec: str, default_mode: str) -> ConfigDict:
+def read_file(
+  flag: str, spec: str, default_mode: str, folder: Path = CONFIGS
+) -> ConfigDict:
   """Returns what `get_config(mode)` of a Python file returns, unchecked.
 
   Args:
     flag: command-line flag that has the value `spec`, for messages.
-    spec: path of the file, optionally followed by `:mini` or `:full`.
+    spec: name or path as in `find_file`, optionally followed by `:mini` or
+      `:full`.
     default_mode: mode where `spec` names none.
+    folder: folder of the shipped files.
 
   Raises:
     UserError: if there is no such file, or it does not return a `ConfigDict`.
   """
-  path, _, mode = spec.partition(':')
+  name, _, mode = spec.partition(':')
   mode = mode or default_mode
   if mode not in MODES:
     raise UserError(
       f"{flag}={spec}: no mode '{mode}'. Modes are {' and '.join(MODES)}."
     )
-  if not os.path.isfile(path):
-    folder = os.path.dirname(path) or '.'
-    there = []
-    if os.path.isdir(folder):
-      there = sorted(
-        os.path.join(folder, name)
-        for name in os.listdir(folder)
-        if name.endswith('.py') and not name.startswith('_')
-      )
-    hint = f' There are: {", ".join(there)}.' if there else ''
-    raise UserError(f'{flag}={path}: no such file.{hint}')
-  # Config files import one another as `configs.NAME`, wherever they are
-  # started from.
-  if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+  path = find_file(flag, name, folder)
   module_spec = importlib.util.spec_from_file_location('run_config', path)
   if module_spec is None or module_spec.loader is None:
-    raise UserError(f'{flag}={path}: not a Python file.')
+    raise UserError(f'{flag}={name}: not a Python file.')
   module = importlib.util.module_from_spec(module_spec)
   try:
-    module_spec.loader.exec_module(module)
-    function = getattr(module, 'get_config', None)
-    if not callable(function) or not inspect.signature(function).parameters:
-      raise UserError(f'{flag}={path}: the file defines no get_config(mode).')
-    config = function(mode)
+    with _shipped_package():
+      module_spec.loader.exec_module(module)
+      function = getattr(module, 'get_config', None)
+      if not callable(function) or not inspect.signature(function).parameters:
+        raise UserError(f'{flag}={name}: the file defines no get_config(mode).')
+      config = function(mode)
   except UserError:
     raise
   except Exception as error:
     # Some messages have several lines.
     message = ' '.join(str(error).split())
     raise UserError(
-      f'{flag}={path}: {type(error).__name__} while loading it: {message}'
+      f'{flag}={name}: {type(error).__name__} while loading it: {message}'
     ) from error
   if not isinstance(config, ConfigDict):
-    raise UserError(f'{flag}={path}: get_config() must return a ConfigDict.')
+    raise UserError(f'{flag}={name}: get_config() must return a ConfigDict.')
   return config
+
+
+def find_file(flag: str, name: str, folder: Path = CONFIGS) -> Path:
+  """Finds a shipped file by its name, or any file by its path.
+
+  Args:
+    flag: command-line flag that has the value `name`, for messages.
+    name: name of a file in `folder` without its suffix, such as 'bn_x5', or a
+      path, which may be relative to the current folder.
+    folder: folder of the shipped files.
+
+  Raises:
+    UserError: if there is neither. It lists the files beside a path, and the
+      shipped ones for a name.
+  """
+  shipped = {path.stem: path for path in _python_files(folder)}
+  path = shipped.get(name, Path(name))
+  if path.is_file():
+    return path
+  if os.sep in name or path.suffix == '.py':
+    beside = ', '.join(map(str, _python_files(path.parent)))
+    hint = f' There are: {beside}.' if beside else ''
+    raise UserError(f'{flag}={name}: no such file.{hint}')
+  raise UserError(
+    f'{flag}={name}: neither a file nor a shipped name. Shipped are '
+    f'{", ".join(shipped)}.'
+  )
+
+
+def _python_files(folder: Path) -> list[Path]:
+  return sorted(
+    path for path in folder.glob('*.py') if not path.name.startswith('_')
+  )
+
+
+@contextlib.contextmanager
+def _shipped_package() -> Iterator[None]:
+  """Makes `from configs import ...` import shipped configs.
+
+  Config files import one another that way. Any other package named `configs`
+  is out of the way meanwhile, and back afterwards.
+  """
+  others = _forget_configs()
+  package = types.ModuleType('configs')
+  package.__path__ = [str(CONFIGS)]
+  sys.modules['configs'] = package
+  try:
+    yield
+  finally:
+    _forget_configs()
+    sys.modules.update(others)
+
+
+def _forget_configs() -> dict[str, types.ModuleType]:
+  """Removes `configs` and its modules from the imported ones; returns them."""
+  names = [name for name in sys.modules if name.partition('.')[0] == 'configs']
+  return {name: sys.modules.pop(name) for name in names}
 
 
 def _override(config: ConfigDict, overrides: Iterable[str]) -> list[str]:
@@ -197,7 +252,7 @@ def check_divides(config: ConfigDict, num_devices: int) -> None:
     next_multiple = -(-config.batch_size // num_devices) * num_devices
     raise UserError(
       f'config.batch_size={config.batch_size}: not a multiple of the '
-      f'{num_devices} devices. Use a multiple, such as {next_multiple}, or one '
+      f'{num_devices} devices. Use one that is, such as {next_multiple}, or one '
       f'of {counts} devices.'
     )
   share, group = config.batch_size // num_devices, config.bn.virtual_batch_size

@@ -38,11 +38,11 @@ def _above(bound: float) -> Rule:
 
 
 def _fraction(value: float) -> str | None:
-  return None if 0 <= value < 1 else 'must be at least 0 and less than 1'
+  return None if 0 <= value < 1 else 'must be at least 0 and below 1'
 
 
 def _seed(value: int) -> str | None:
-  return None if 0 <= value < 2**32 else 'must be at least 0 and less than 2^32'
+  return None if 0 <= value < 2**32 else 'must be at least 0 and below 2^32'
 
 
 def _odd(value: int) -> str | None:

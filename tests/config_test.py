@@ -251,6 +251,20 @@ def test_missing_file_lists_what_there_is():
   assert problem == '--config=no/such/folder.py: no such file.'
 
 
+def test_shipped_configs_by_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert config_lib.load('bn_x5:mini') == load()
+  # A folder of that name is no config, and a file of it is one by its path.
+  (tmp_path / 'bn_x5').mkdir()
+  own_config(tmp_path, 'config.seed = 7')
+  assert config_lib.load('bn_x5:mini').seed == 0
+  assert config_lib.load('own.py:mini').seed == 7
+  (problem,) = problems(spec='bn_x6:mini')
+  assert problem.startswith('--config=bn_x6: neither a file nor a shipped name')
+  for path in (ROOT / 'configs').glob('[a-z]*.py'):
+    assert f' {path.stem}' in problem
+
+
 @pytest.mark.parametrize(
   'text, expected',
   [
