@@ -126,7 +126,7 @@ def create_job(
     configs = [trial.config() for trial in sweep.trials]
     command = (
       *('python', '-m', 'bn_repro.sweep'),
-      _in_repository('--sweep', flags.sweep),
+      _in_repository('--sweep', flags.sweep, config_lib.CONFIGS / 'sweeps'),
       f'--workdir={workdir}',
       *([_in_repository('--config', flags.config)] if flags.config else []),
       *(f'--sweep.{axis}' for axis in axes),
@@ -151,19 +151,22 @@ def create_job(
   return Job(name, command, workdir, data_dir, num_trials), configs
 
 
-def _in_repository(flag: str, spec: str) -> str:
+def _in_repository(
+  flag: str, spec: str, folder: Path = config_lib.CONFIGS
+) -> str:
   """An argument that names a file, as it is in the hosts' repository.
 
   Raises:
     UserError: if it is not in this one.
   """
-  path, colon, mode = spec.partition(':')
-  if not Path(path).resolve().is_relative_to(ROOT):
+  name, colon, mode = spec.partition(':')
+  path = config_lib.find_file(flag, name, folder).resolve()
+  if not path.is_relative_to(ROOT):
     raise UserError(
-      f'{flag}={path}: lies outside of the repository, which is what the '
+      f'{flag}={name}: lies outside of the repository, which is what the '
       'hosts get. Put it into configs/.'
     )
-  return f'{flag}={Path(path).resolve().relative_to(ROOT)}{colon}{mode}'
+  return f'{flag}={path.relative_to(ROOT)}{colon}{mode}'
 
 
 def check_fits(configs: Sequence[ConfigDict], num_devices: int) -> None:

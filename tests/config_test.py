@@ -10,6 +10,7 @@ import pytest
 
 from bn_repro import cli
 from bn_repro import config as config_lib
+from bn_repro.config_fields import FIELDS
 from bn_repro.errors import UserError
 from bn_repro.models import batch_norm
 
@@ -159,7 +160,7 @@ def test_bounds(name, inside, outside):
 
 def test_every_number_has_bounds():
   numbers = {
-    name for name, (kind, _) in config_lib.RULES.items() if kind in (int, float)
+    name for name, field in FIELDS.items() if field.type in (int, float)
   }
   assert {name for name, *_ in BOUNDS} == numbers - {'total_epochs'}
   (problem,) = problems('total_steps=0', 'total_epochs=-1')
@@ -168,8 +169,8 @@ def test_every_number_has_bounds():
 
 @pytest.mark.parametrize('value', ['nan', 'inf', '-inf'])
 def test_numbers_are_finite(value):
-  for name, (kind, _) in config_lib.RULES.items():
-    if kind is float:
+  for name, field in FIELDS.items():
+    if field.type is float:
       assert any(
         problem.startswith(f'config.{name}={value}')
         for problem in problems(f'{name}={value}')
@@ -180,7 +181,10 @@ def test_numbers_are_finite(value):
   'name, choices',
   [
     ('eval_split', 'train validation test'),
-    ('data.name', 'mnist_5k mnist fashion_mnist imagenet2012 synthetic'),
+    (
+      'data.name',
+      'mnist_5k mnist fashion_mnist imagenet2012 imagenet_stand_in synthetic',
+    ),
     ('data.shuffle', 'none within_shard global'),
     ('data.distortion', 'none reduced full'),
     ('model.reading', '576 608'),
@@ -213,7 +217,7 @@ def test_choices(name, choices):
     ),
     (
       ('optim.polyak_decay=0.9', 'bn.population_batches=0'),
-      'averaged parameters need statistics of their own',
+      'averaged parameters need population statistics of their own',
     ),
   ],
 )
@@ -247,6 +251,20 @@ def test_missing_file_lists_what_there_is():
   assert problem == '--config=no/such/folder.py: no such file.'
 
 
+def test_shipped_configs_by_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert config_lib.load('bn_x5:mini') == load()
+  # A folder of that name is no config, and a file of it is one by its path.
+  (tmp_path / 'bn_x5').mkdir()
+  own_config(tmp_path, 'config.seed = 7')
+  assert config_lib.load('bn_x5:mini').seed == 0
+  assert config_lib.load('own.py:mini').seed == 7
+  (problem,) = problems(spec='bn_x6:mini')
+  assert problem.startswith('--config=bn_x6: neither a file nor a shipped name')
+  for path in (ROOT / 'configs').glob('[a-z]*.py'):
+    assert f' {path.stem}' in problem
+
+
 @pytest.mark.parametrize(
   'text, expected',
   [
@@ -275,7 +293,7 @@ def test_broken_files(text, expected, tmp_path):
     ('config.modle.width = 1.0', 'modle'),
     ('config.optim.nesterov = True', 'optim.nesterov: no such field'),
     ('del config.bn.momentum', 'bn.momentum: the field is missing'),
-    ('config.init_from = None', 'init_from=None: must be a text'),
+    ('config.init_from = None', 'init_from=None: must be a string'),
     (
       'del config.seed; config.seed = 1.0',
       'seed=1.0: must be a whole number',
@@ -446,9 +464,9 @@ def test_networks_have_what_they_are_asked_for():
   }
   plain = ('model.name=mlp', 'model.lrn=false')
   (found,) = problems(*plain, 'data.distortion=full')
-  assert 'takes images as they are' in found
+  assert 'undistorted images' in found
   (found,) = problems('data.image_size=31')
-  assert 'takes 32 pixels and up' in found
+  assert 'images of at least 32 pixels' in found
 
 
 # What a user may change on the way: no step that was taken depends on it.
@@ -480,7 +498,7 @@ WITH = {
 }
 
 
-@pytest.mark.parametrize('name', config_lib.RULES)
+@pytest.mark.parametrize('name', FIELDS)
 def test_what_a_resumed_run_may_change(name):
   config = load()
   value = other_value(name, config_lib.flatten(config)[name])

@@ -10,6 +10,7 @@ from tiny import rows
 import written_imagenet
 
 from bn_repro import config as config_lib
+from bn_repro.config_fields import FIELDS
 from bn_repro.data import datasets
 from bn_repro.models import factory, inception_table, layers
 from bn_repro.runtime import workdir as workdir_lib
@@ -65,7 +66,7 @@ def test_complete_and_locked(name, mode):
   config = load(name, mode)
   fields = config_lib.flatten(config)
   assert fields.keys() >= set(CONTRACT)
-  assert fields.keys() == config_lib.RULES.keys()
+  assert fields.keys() == FIELDS.keys()
   with pytest.raises(AttributeError):
     _ = config.no_such_field
   with pytest.raises(AttributeError):
@@ -218,12 +219,12 @@ def test_every_field_is_read(tmp_path, monkeypatch):
   assert len(dataset.splits['train']) == 40
   with pytest.raises(config_lib.UserError, match='/no'):
     datasets.load(Recording(elsewhere, read).data, 0)
-  assert set(config_lib.RULES) - read == set()
+  assert set(FIELDS) - read == set()
 
 
 def test_no_hidden_defaults():
   """No `.get(key, default)` and no `getattr` on a config."""
-  for path in (ROOT / 'bn_repro').glob('*.py'):
+  for path in (ROOT / 'bn_repro').rglob('*.py'):
     for node in ast.walk(ast.parse(path.read_text())):
       if not isinstance(node, ast.Call):
         continue

@@ -10,8 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_repro import config as config_lib
-from bn_repro import paper
+from bn_repro import config_fields, paper
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
 
@@ -24,7 +23,7 @@ WINDOW = 5
 
 # Runs of one config that differ in nothing but these are runs of one setting.
 # How long a run is and where it is evaluated decides what is best in it.
-INCIDENTAL = {'seed', *config_lib.CHANGEABLE} - {
+INCIDENTAL = {'seed', *config_fields.CHANGEABLE} - {
   'total_steps',
   'total_epochs',
   'eval_every',
@@ -82,7 +81,7 @@ class Run:
 
   def fields(self) -> dict[str, Any]:
     """The config by dotted name."""
-    return config_lib.flatten(ConfigDict(self.config))
+    return config_fields.flatten(ConfigDict(self.config))
 
   def setting(self) -> dict[str, Any]:
     """The fields that are not `INCIDENTAL`."""

@@ -158,7 +158,9 @@ def load(
   Raises:
     UserError: with every problem that was found.
   """
-  sweep = config_lib.read_file('--sweep', spec, DEFAULT_MODE)
+  sweep = config_lib.read_file(
+    '--sweep', spec, DEFAULT_MODE, config_lib.CONFIGS / 'sweeps'
+  )
   path, _, mode = spec.partition(':')
   if config_spec and ':' not in config_spec:
     config_spec += f':{mode or DEFAULT_MODE}'
@@ -174,7 +176,7 @@ def load(
   # A ConfigDict has no order of its own. As in names: lines, x, repeat.
   axes.sort(key=lambda axis: (axis.name == sweep.repeat, axis.name == sweep.x))
   # What the file names lies in the repository, wherever one calls from.
-  own = os.path.relpath(config_lib.ROOT / sweep.config)
+  own = os.path.relpath(config_lib.CONFIGS.parent / sweep.config)
   expansion = Expansion(
     config_spec or own, (*sweep.overrides, *config_overrides)
   )

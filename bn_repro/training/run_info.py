@@ -120,6 +120,8 @@ def git_revision() -> str:
   A copy without its history, as a rented host gets it, has it in a file.
   """
   root = config_lib.ROOT
+  if root is None:
+    return ''
   written = root / 'REVISION'
   if written.is_file():
     return written.read_text().strip()

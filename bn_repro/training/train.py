@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_repro import config as config_lib
-from bn_repro import parallel
+from bn_repro import config_fields, parallel
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
 from bn_repro.models import factory
@@ -167,8 +167,8 @@ def _agreed_fields(config: ConfigDict) -> dict[str, str]:
   """The fields that have to be the same in all processes."""
   return {
     f'config.{name}': f'{value}'
-    for name, value in config_lib.flatten(config).items()
-    if name not in ('data.data_dir', 'data.num_threads', 'data.num_workers')
+    for name, value in config_fields.flatten(config).items()
+    if not config_fields.FIELDS[name].per_host
   }
 
 

@@ -1,0 +1,285 @@
+"""The fields of a config: types, ranges, and checks across fields.
+
+`configs/inception.py` gives each field its value and explains it.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bn_repro.models import inception_table
+
+# Takes a value; returns the requirement that it violates, or None.
+Rule = Callable[[Any], str | None]
+
+
+def _any(value: Any) -> str | None:
+  del value
+  return None
+
+
+def _one_of(*choices: str) -> Rule:
+  return lambda value: (
+    None if value in choices else f'must be one of {", ".join(choices)}'
+  )
+
+
+def _at_least(bound: float) -> Rule:
+  return lambda value: None if value >= bound else f'must be at least {bound}'
+
+
+def _above(bound: float) -> Rule:
+  return lambda value: (
+    None if value > bound else f'must be greater than {bound}'
+  )
+
+
+def _fraction(value: float) -> str | None:
+  return None if 0 <= value < 1 else 'must be at least 0 and below 1'
+
+
+def _seed(value: int) -> str | None:
+  return None if 0 <= value < 2**32 else 'must be at least 0 and below 2^32'
+
+
+def _odd(value: int) -> str | None:
+  return None if value >= 1 and value % 2 else 'must be an odd number'
+
+
+def _decay_rate(value: float) -> str | None:
+  return None if 0 < value <= 1 else 'must be greater than 0 and at most 1'
+
+
+def _width(value: float) -> str | None:
+  bound = inception_table.smallest_width()
+  if value > bound:
+    return None
+  return (
+    'leaves a branch of the network without channels; '
+    f'must be greater than {bound:g}'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """What a field accepts, and when its value may change.
+
+  Attributes:
+    type: type of the value; no other type is converted.
+    rule: requirement on the value.
+    changeable: whether a resumed run may change it, because no earlier step
+      depends on it.
+    per_host: whether the processes of a run may have different values.
+  """
+
+  type: type
+  rule: Rule = _any
+  _: dataclasses.KW_ONLY
+  changeable: bool = False
+  per_host: bool = False
+
+
+# The data sets that are read from disk, an image at a time.
+_ON_DISK = ('imagenet2012', 'imagenet_stand_in')
+
+# By dotted name, in the order of `configs/inception.py`.
+FIELDS: Mapping[str, Field] = {
+  'seed': Field(int, _seed),
+  'batch_size': Field(int, _at_least(1)),
+  'total_steps': Field(int, _at_least(0), changeable=True),
+  'total_epochs': Field(float, _at_least(0), changeable=True),
+  'steps_per_call': Field(int, _at_least(1)),
+  'log_every': Field(int, _at_least(1), changeable=True),
+  'eval_every': Field(int, _at_least(1), changeable=True),
+  'checkpoint_every': Field(int, _at_least(1), changeable=True),
+  'checkpoints_to_keep': Field(int, _at_least(1), changeable=True),
+  'eval_split': Field(str, _one_of('train', 'validation', 'test')),
+  'stuck_after': Field(float, _at_least(0), changeable=True),
+  'tensorboard': Field(bool, changeable=True),
+  'profile_steps': Field(int, _at_least(0), changeable=True),
+  'profile_first_step': Field(int, _at_least(0), changeable=True),
+  'divergence_loss': Field(float, _above(0)),
+  'init_from': Field(str),
+  'data.name': Field(
+    str, _one_of('mnist_5k', 'mnist', 'fashion_mnist', *_ON_DISK, 'synthetic')
+  ),
+  'data.data_dir': Field(str, changeable=True, per_host=True),
+  'data.stand_in': Field(bool),
+  'data.image_size': Field(int, _at_least(1)),
+  'data.holdout': Field(int, _at_least(0)),
+  'data.shuffle': Field(str, _one_of('none', 'within_shard', 'global')),
+  'data.num_shards': Field(int, _at_least(1)),
+  'data.distorted_copies': Field(int, _at_least(0)),
+  'data.binarize': Field(bool),
+  'data.distortion': Field(str, _one_of('none', 'reduced', 'full')),
+  'data.num_threads': Field(int, _at_least(0), changeable=True, per_host=True),
+  'data.num_workers': Field(int, _at_least(0), changeable=True, per_host=True),
+  'data.max_replaced': Field(float, _fraction, changeable=True),
+  'model.name': Field(str, _one_of('inception', 'inception_tiny', 'mlp')),
+  'model.init_std': Field(float, _at_least(0)),
+  'model.init_scale': Field(float, _above(0)),
+  'model.reading': Field(str, _one_of('576', '608')),
+  'model.stem': Field(str, _one_of('separable', 'plain')),
+  'model.stem_kernel': Field(int, _odd),
+  'model.stem_pool': Field(bool),
+  'model.padding': Field(str, _one_of('same', 'torch')),
+  'model.width': Field(float, _width),
+  'model.nonlinearity': Field(str, _one_of('relu', 'sigmoid')),
+  'model.lrn': Field(bool),
+  'model.dropout_rate': Field(float, _fraction),
+  'model.aux_head': Field(bool),
+  'model.aux_loss_weight': Field(float, _at_least(0)),
+  'model.dtype': Field(str, _one_of('auto', 'float32', 'bfloat16', 'float64')),
+  'bn.enabled': Field(bool),
+  'bn.statistics': Field(str, _one_of('global', 'device', 'group')),
+  'bn.virtual_batch_size': Field(int, _at_least(1)),
+  'bn.momentum': Field(float, _fraction),
+  'bn.epsilon': Field(float, _above(0)),
+  'bn.population_batches': Field(int, _at_least(0)),
+  'optim.learning_rate': Field(float, _above(0)),
+  'optim.momentum': Field(float, _fraction),
+  'optim.weight_decay': Field(float, _at_least(0)),
+  'optim.decay_rate': Field(float, _decay_rate),
+  'optim.decay_epochs': Field(float, _above(0)),
+  'optim.polyak_decay': Field(float, _fraction),
+}
+
+CHANGEABLE = frozenset(
+  name for name, field in FIELDS.items() if field.changeable
+)
+
+# How messages name the types.
+TYPE_NAMES = {
+  bool: 'true or false',
+  int: 'a whole number',
+  float: 'a number',
+  str: 'a string',
+}
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+  """Returns the fields of a config by dotted name, in their order."""
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      flat |= {f'{key}.{name}': leaf for name, leaf in flatten(value).items()}
+    else:
+      flat[key] = value
+  return flat
+
+
+def schema_errors(config: ConfigDict) -> list[str]:
+  """Returns a line for each field that is missing, unknown or mistyped."""
+  fields = flatten(config)
+  missing = [
+    f'{name}: the field is missing.' for name in FIELDS if name not in fields
+  ]
+  unknown = [f'{name}: no such field.' for name in fields if name not in FIELDS]
+  return sorted(missing + unknown) or [
+    f'{name}={fields[name]}: must be {TYPE_NAMES[field.type]}.'
+    for name, field in FIELDS.items()
+    if type(fields[name]) is not field.type
+  ]
+
+
+def value_errors(config: ConfigDict) -> list[str]:
+  """Returns a line for each value out of range or in conflict with another.
+
+  Each line begins with the name of a field. Conflicts are looked for only
+  where every value is in range.
+
+  Args:
+    config: a config without `schema_errors`.
+  """
+  return _range_errors(config) or [
+    *_duration_errors(config),
+    *_network_errors(config),
+    *_data_errors(config),
+    *_bn_errors(config),
+  ]
+
+
+def _range_errors(config: ConfigDict) -> list[str]:
+  errors = []
+  for name, value in flatten(config).items():
+    violated = (
+      'must be a finite number'
+      if isinstance(value, float) and not math.isfinite(value)
+      else FIELDS[name].rule(value)
+    )
+    if violated:
+      errors.append(f'{name}={value}: {violated}.')
+  return errors
+
+
+def _duration_errors(config: ConfigDict) -> list[str]:
+  """A duration given twice or not at all, or not in whole calls."""
+  errors = []
+  if bool(config.total_steps) == bool(config.total_epochs):
+    errors.append(
+      f'total_steps={config.total_steps} and config.total_epochs='
+      f'{config.total_epochs}: set one of them; the other must be 0.'
+    )
+  return errors + [
+    f'{name}={config[name]}: must be a multiple of config.steps_per_call='
+    f'{config.steps_per_call}.'
+    for name in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every')
+    if config[name] % config.steps_per_call
+  ]
+
+
+def _network_errors(config: ConfigDict) -> list[str]:
+  """Images too small for the network, or options that it does not have."""
+  if config.model.name != 'mlp':
+    smallest = inception_table.MIN_IMAGE_SIZE
+    if config.data.image_size >= smallest:
+      return []
+    return [
+      f'data.image_size={config.data.image_size}: too small for the network, '
+      f'which takes images of at least {smallest} pixels.'
+    ]
+  errors = [
+    f'model.{name}={config.model[name]}: the network mlp has none; turn it off.'
+    for name in ('lrn', 'aux_head', 'dropout_rate')
+    if config.model[name]
+  ]
+  if config.data.distortion != 'none':
+    errors.append(
+      f'data.distortion={config.data.distortion}: the network mlp is trained '
+      'on undistorted images; set it to none.'
+    )
+  return errors
+
+
+def _data_errors(config: ConfigDict) -> list[str]:
+  """Options for images in memory, with images on disk."""
+  if config.data.name not in _ON_DISK:
+    return []
+  return [
+    f'data.{name}={config.data[name]}: needs images in memory, and '
+    f'{config.data.name} is read from disk; turn it off.'
+    for name in ('distorted_copies', 'binarize')
+    if config.data[name]
+  ]
+
+
+def _bn_errors(config: ConfigDict) -> list[str]:
+  """Groups that do not fill the batch, or averages without statistics."""
+  errors = []
+  if config.bn.statistics == 'group' and (
+    config.batch_size % config.bn.virtual_batch_size
+  ):
+    errors.append(
+      f'bn.virtual_batch_size={config.bn.virtual_batch_size}: must divide '
+      f'config.batch_size={config.batch_size}.'
+    )
+  averaged = config.bn.enabled and config.optim.polyak_decay
+  if averaged and not config.bn.population_batches:
+    errors.append(
+      'bn.population_batches=0: averaged parameters need population '
+      'statistics of their own; set it, or set config.optim.polyak_decay=0.'
+    )
+  return errors
