@@ -1,27 +1,29 @@
-r"""Proves that a config compiles and fits devices that are not there.
+r"""Checks that a config compiles for, and fits, devices that are not attached.
 
+Examples:
   python scripts/compile_check.py --config=configs/bn_x30.py \
     --topology=v5e:4x4 --batch_size=512
 
-Compiles the real steps of training and evaluation for a TPU slice, without a
-TPU, and prints what a chip needs and has, where the bytes go, what the chips
-send one another, and how long a run will take at the least. The full network
-takes some ten minutes of two cores and 4 GB. It takes requirements-tpu.txt.
+    Compiles the training and evaluation steps for a TPU slice, without a TPU.
+    Prints the memory that a chip needs, the bytes it moves, its collectives,
+    and a lower bound on the time of the run. The full network takes about ten
+    minutes on two cores, 4 GB of memory, and requirements-tpu.txt.
 
   python scripts/compile_check.py --config=configs/bn_x30.py \
     --topology=v5e:2x4 --find_batch_size
 
-tries larger batches until a training step does not fit, a compilation each, and
-then checks the largest that does.
+    Compiles training steps of larger batches until one does not fit, then
+    checks the largest batch that did.
 
   python scripts/compile_check.py --config=configs/bn_x5.py:mini \
     --platform=cpu --num_devices=8
 
-does the same for CPU devices. Of GPUs (--platform=gpu) there is no compiler
-that works without one: the figures are those that do not depend on it.
+    Compiles for CPU devices. With --platform=gpu nothing is compiled: the
+    figures are those of the program before compilation.
 
-exit code:
-  0 it compiles and fits; 1 it does not, or something was wrong.
+Exit codes:
+  0  the config compiles and fits
+  1  it does not, or the command is invalid
 """
 
 import argparse
@@ -47,47 +49,64 @@ from bn_repro.errors import UserError
 from bn_repro.tpu import cost, slices
 
 ASSUMPTIONS = (
-  'A chip computes and moves data at its peak rates, both at once; messages '
-  'come on top; nothing waits for images. Expect '
-  f'{cost.SLOWER[0]} to {cost.SLOWER[1]} times as long. Bytes include what '
-  'pads the tiles that a TPU keeps arrays in.'
+  'Lower bounds assume that a chip computes and moves data at its peak rates, '
+  'both at once; collectives add to that, and input is never waited for. '
+  f'Expect {cost.EXPECTED_FACTORS[0]} to {cost.EXPECTED_FACTORS[1]} times as '
+  'long. Bytes include the padding of TPU tiles.'
+)
+GPU_NOTES = (
+  'Memory counts the state, the batch, and the residuals that the forward pass '
+  'keeps for the backward pass; a compiled step may need less, or additional '
+  'temporary arrays. A GPU accesses fewer bytes, since it fuses operations.'
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command; returns its exit code."""
-  arguments = sys.argv[1:] if argv is None else argv
+def _create_parser() -> argparse.ArgumentParser:
   parser = cli.Parser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
   cli.add_config_arguments(parser)
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     '--platform',
     choices=('tpu', 'cpu', 'gpu'),
     default='tpu',
-    help='what to compile for (tpu)',
+    help='platform to compile for (default: tpu)',
   )
-  parser.add_argument(
-    '--topology', metavar='V:AxB', help='TPU slice, such as v5e:4x4'
+  add('--topology', metavar='V:AxB', help='TPU slice, such as v5e:4x4')
+  add(
+    '--num_devices',
+    type=int,
+    metavar='N',
+    help='number of CPU devices or GPUs (default: 1)',
   )
-  parser.add_argument(
-    '--num_devices', type=int, metavar='N', help='CPU devices, or GPUs'
+  add(
+    '--batch_size',
+    type=int,
+    metavar='N',
+    help='same as --config.batch_size=N',
   )
-  parser.add_argument(
-    '--batch_size', type=int, metavar='N', help="in place of the config's"
-  )
-  parser.add_argument(
+  add(
     '--find_batch_size',
     action='store_true',
-    help='find the largest batch that fits (TPU)',
+    help='search for the largest batch that fits (TPU only)',
   )
-  parser.add_argument(
-    '--json', type=Path, metavar='FILE', help='also write all figures'
+  add(
+    '--json',
+    type=Path,
+    metavar='FILE',
+    help='also write all figures to FILE, such as --json=cost.json',
   )
+  return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
+  arguments = sys.argv[1:] if argv is None else argv
   try:
-    flags, overrides = cli.parse_arguments(arguments, parser)
+    flags, overrides = cli.parse_arguments(arguments, _create_parser())
     if flags.batch_size is not None:
       overrides.append(f'batch_size={flags.batch_size}')
     _check_writable(flags.json)
@@ -99,45 +118,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_writable(path: Path | None) -> None:
-  """Finds out before anything is compiled."""
+  """Raises before the compilation if its figures could not be written."""
   if path is None:
     return
   target = path if path.exists() else path.parent
   if path.is_dir() or not os.access(target, os.W_OK):
     raise UserError(
-      f'--json={path}: cannot be written. Name a file in a folder that is '
-      'there.'
+      f'--json={path}: cannot be written. Name a file in an existing folder.'
     )
 
 
 def _check_tpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
-  """Compiles for a slice, with `libtpu`."""
-  if flags.topology is None or flags.num_devices is not None:
-    raise UserError('--platform=tpu takes --topology, such as v5e:4x4.')
-  tpu_slice = slices.parse_slice(flags.topology)
-  config = config_lib.load(flags.config, overrides)
-  if config.model.dtype == 'float64':
-    raise UserError(
-      'config.model.dtype=float64: a TPU has none. Use auto, or --platform=cpu.'
-    )
-  if flags.find_batch_size:
-    # Where the search begins: an even share of the batch.
-    with config.unlocked():
-      share = max(config.batch_size // tpu_slice.num_chips, 1)
-      config.batch_size = share * tpu_slice.num_chips
-  config_lib.check_divides(config, tpu_slice.num_chips)
-  if importlib.util.find_spec('libtpu') is None:
-    raise UserError(
-      'compiling for a TPU takes libtpu, on Linux: '
-      'pip install -r requirements-tpu.txt'
-    )
-  if tpu_slice.chip.name == 'v6e':
-    _take_large_stack()
-  # Another process may have it open as well; and there is no TPU to ask.
-  os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
-  os.environ['TPU_SKIP_MDS_QUERY'] = '1'
-  os.environ['TPU_WORKER_HOSTNAMES'] = 'localhost'
-  os.environ['JAX_PLATFORMS'] = 'cpu'
+  """Compiles for a TPU slice, with `libtpu`."""
+  tpu_slice, config = _tpu_config(flags, overrides)
+  _set_up_libtpu(tpu_slice.chip)
   cli.set_up_jax(config)
   from bn_repro.tpu import estimate
 
@@ -148,29 +142,70 @@ def _check_tpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
       config.batch_size = _find_batch_size(config, devices, tpu_slice.chip)
   program = estimate.abstract_program(config, devices)
   try:
-    found = estimate.of_program(program, _say)
-  except estimate.DoesNotFit as error:
+    found = estimate.from_compiled(program, _log)
+  except estimate.DoesNotFitError as error:
     print(f'does not fit {tpu_slice}: {error}')
     return 1
-  print(f'\n{flags.config} on {tpu_slice}: {_what(program, found, "chip")}')
-  for line in estimate.table(found, tpu_slice.chip):
-    print(line)
+  print(f'\n{flags.config} on {tpu_slice}: {_summary(program, found, "chip")}')
+  print('\n'.join(estimate.table(found, tpu_slice.chip)))
   print(ASSUMPTIONS)
   _write_json(flags, program, found, tpu_slice)
   fits = found.memory <= tpu_slice.chip.memory
-  print(
-    f'{"fits" if fits else "does not fit"}: {_memory(found, tpu_slice.chip)}'
-  )
+  verdict = 'fits' if fits else 'does not fit'
+  print(f'{verdict}: {_memory(found, tpu_slice.chip)}')
   return 0 if fits else 1
 
 
-def _take_large_stack() -> None:
-  """Starts again with the stack that the compiler for v6e takes."""
+def _tpu_config(
+  flags: argparse.Namespace, overrides: Sequence[str]
+) -> tuple[slices.Slice, Any]:
+  """Returns the slice, and the config checked for its chips."""
+  if flags.topology is None or flags.num_devices is not None:
+    raise UserError(
+      '--platform=tpu takes --topology, such as v5e:4x4, and no --num_devices.'
+    )
+  tpu_slice = slices.parse_slice(flags.topology)
+  config = config_lib.load(flags.config, overrides)
+  if config.model.dtype == 'float64':
+    raise UserError(
+      'config.model.dtype=float64: a TPU has no float64. Use auto, or '
+      '--platform=cpu.'
+    )
+  if flags.find_batch_size:
+    # The search starts at an even share of the batch.
+    with config.unlocked():
+      share = max(config.batch_size // tpu_slice.num_chips, 1)
+      config.batch_size = share * tpu_slice.num_chips
+  config_lib.check_divides(config, tpu_slice.num_chips)
+  return tpu_slice, config
+
+
+def _set_up_libtpu(chip: slices.Chip) -> None:
+  """Prepares the process for the compiler in `libtpu`."""
+  if importlib.util.find_spec('libtpu') is None:
+    raise UserError(
+      'compiling for a TPU takes libtpu, on Linux. Install it with: '
+      'pip install -r requirements-tpu.txt'
+    )
+  if chip.name == 'v6e':
+    _raise_stack_limit()
+  # Other processes may use libtpu too, and no metadata server of a TPU answers.
+  os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
+  os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+  os.environ['TPU_WORKER_HOSTNAMES'] = 'localhost'
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+
+
+def _raise_stack_limit() -> None:
+  """Restarts the process with the stack that the compiler for v6e needs."""
   soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
   if soft == resource.RLIM_INFINITY:
     return
   if hard != resource.RLIM_INFINITY:
-    raise UserError('compiling for v6e takes an unlimited stack: ulimit -s.')
+    raise UserError(
+      'compiling for v6e takes an unlimited stack. Run as a user who may set '
+      'it: ulimit -s unlimited'
+    )
   resource.setrlimit(resource.RLIMIT_STACK, (hard, hard))
   os.execv(sys.executable, sys.orig_argv)
 
@@ -178,11 +213,11 @@ def _take_large_stack() -> None:
 def _find_batch_size(
   config: Any, devices: Sequence[Any], chip: slices.Chip
 ) -> int:
-  """The largest batch whose training step fits."""
+  """Returns the largest batch tried whose training step fits."""
   from bn_repro.tpu import estimate
 
   num_chips = len(devices)
-  fitting = [0]
+  best = 0
 
   def why_not(batch_size: int) -> str:
     trial = config.copy_and_resolve_references()
@@ -190,73 +225,68 @@ def _find_batch_size(
       trial.batch_size = batch_size
     try:
       program = estimate.abstract_program(trial, devices)
-      found = estimate.of_program(program, _say, names=('train_steps',))
-    # Groups of BN allow some batches only.
-    except (UserError, estimate.DoesNotFit) as error:
+      found = estimate.from_compiled(program, _log, names=('train_steps',))
+    # A UserError: groups of BN do not allow every batch size.
+    except (UserError, estimate.DoesNotFitError) as error:
       return str(error)
     return '' if found.memory <= chip.memory else _memory(found, chip)
 
   def fits(batch_size: int) -> bool:
-    _say(f'does a batch of {batch_size} fit?')
+    nonlocal best
+    _log(f'trying a batch of {batch_size}')
     if reason := why_not(batch_size):
-      _say(f'{batch_size} images do not: {reason}')
+      _log(f'a batch of {batch_size} does not fit: {reason}')
       return False
-    fitting.append(batch_size)
+    best = max(best, batch_size)
     return True
 
   try:
     estimate.largest_batch(fits, num_chips, config.batch_size // num_chips)
   finally:
-    # Also if the search ends early: it may have taken hours.
-    best = max(fitting)
+    # Printed also when the search, which may take hours, is interrupted.
     if best:
       print(
-        f'largest batch, of those tried, whose training step fits: {best}, '
-        f'{best // num_chips} a chip'
+        f'largest batch tried whose training step fits: {best}, '
+        f'{best // num_chips} per chip'
       )
   if not best:
-    raise UserError('no batch that was tried fits.')
+    raise UserError(
+      'no batch that was tried fits. Use a slice of chips with more memory, or '
+      'a smaller network.'
+    )
   return best
 
 
 def _memory(found: Any, chip: slices.Chip) -> str:
-  return f'{found.memory / 1e9:.2f} GB a chip of {chip.memory / 1e9:.1f} GB'
+  return f'{found.memory / 1e9:.2f} of {chip.memory / 1e9:.1f} GB per chip'
 
 
 def _check_cpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
-  """Compiles for CPU devices, as many as asked for."""
+  """Compiles for CPU devices."""
   config, devices = _cpu_devices(flags, overrides)
   from bn_repro.tpu import estimate
 
-  config = estimate.resolve(config, 'cpu')
-  program = estimate.abstract_program(config, devices)
-  found = estimate.of_program(program, _say)
-  print(f'\n{flags.config} on CPU: {_what(program, found, "device")}')
-  for line in estimate.table(found, None):
-    print(line)
+  program = estimate.abstract_program(estimate.resolve(config, 'cpu'), devices)
+  found = estimate.from_compiled(program, _log)
+  print(f'\n{flags.config} on CPU: {_summary(program, found, "device")}')
+  print('\n'.join(estimate.table(found, None)))
   _write_json(flags, program, found, None)
   return 0
 
 
 def _check_gpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
-  """Says of GPUs what does not depend on their compiler."""
+  """Analyses the program for GPUs, whose compiler requires a GPU."""
   config, devices = _cpu_devices(flags, overrides)
   from bn_repro.tpu import estimate
 
-  config = estimate.resolve(config, 'gpu')
-  program = estimate.abstract_program(config, devices)
-  found = estimate.without_compiling(program)
+  program = estimate.abstract_program(estimate.resolve(config, 'gpu'), devices)
+  found = estimate.from_lowered(program)
   print(
-    f'\n{flags.config} on GPUs, from the program before compilation (nothing '
-    f'here was compiled or run for a GPU): {_what(program, found, "GPU")}'
+    f'\n{flags.config} on GPUs, before compilation (nothing was compiled or '
+    f'run for a GPU): {_summary(program, found, "GPU")}'
   )
-  for line in estimate.table(found, None):
-    print(line)
-  print(
-    'Memory is that of the state, the batch and what the forward pass keeps '
-    'for the backward pass; a compiler needs less, or some more for its own '
-    'purposes. Bytes would be more than a GPU moves, which fuses operations.'
-  )
+  print('\n'.join(estimate.table(found, None)))
+  print(GPU_NOTES)
   _write_json(flags, program, found, None)
   return 0
 
@@ -264,11 +294,11 @@ def _check_gpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _cpu_devices(
   flags: argparse.Namespace, overrides: Sequence[str]
 ) -> tuple[Any, Sequence[Any]]:
-  """The config, and so many devices of the CPU."""
+  """Returns the config and as many CPU devices as asked for."""
   if flags.topology is not None or flags.find_batch_size:
     raise UserError(
-      f'--platform={flags.platform}: --topology and --find_batch_size are for '
-      'TPUs; give --num_devices.'
+      f'--platform={flags.platform}: --topology and --find_batch_size apply to '
+      'TPUs only; give --num_devices.'
     )
   num_devices = 1 if flags.num_devices is None else flags.num_devices
   if num_devices < 1:
@@ -285,20 +315,20 @@ def _cpu_devices(
   return config, jax.devices()
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def _what(program: Any, found: Any, device: str) -> str:
-  share = found.batch_size // found.num_devices
+def _summary(program: Any, found: Any, device: str) -> str:
   plural = '' if found.num_devices == 1 else 's'
-  duration = cli.duration(
+  share = found.batch_size // found.num_devices
+  length = cli.duration(
     program.total_steps, found.batch_size, len(program.dataset.splits['train'])
   )
   return (
-    f'{found.num_devices} {device}{plural}, {found.batch_size} images a step, '
-    f'{share} a {device}, {found.dtype}, {found.num_parameters:,} parameters\n'
-    f'{duration}'
+    f'{found.num_devices} {device}{plural}, batch {found.batch_size} '
+    f'({share} per {device}), {found.dtype}, {found.num_parameters:,} '
+    f'parameters\n{length}'
   )
 
 
@@ -308,7 +338,7 @@ def _write_json(
   found: Any,
   tpu_slice: slices.Slice | None,
 ) -> None:
-  """Writes the figures, with when, of what and by what they were made."""
+  """Writes the figures, and the command, config and versions behind them."""
   if flags.json is None:
     return
   from bn_repro.training import run_info

@@ -1,11 +1,16 @@
-"""Writes tables and commands into docs/imagenet.md and README.md.
+"""Writes the generated parts of docs/imagenet.md and README.md.
 
-  python scripts/protocol.py            from configs and results/compile_check
-  python scripts/protocol.py --compile  compiles first what is not there yet: an
-                                        hour or two of two cores
+Examples:
+  python scripts/protocol.py
+    Writes tables and commands from the configs and results/compile_check.
 
-What a variant is trained with on ImageNet stands here once: what is proved,
-what is launched, the costs and the deviations come from it.
+  python scripts/protocol.py --compile
+    First compiles the programs that have no file in results/compile_check,
+    which takes one to two hours on two cores.
+
+This module defines how each variant is trained on ImageNet. The commands, the
+estimated costs, the deviations from the paper and the examples of launch.py are
+all derived from it.
 """
 
 import argparse
@@ -36,22 +41,28 @@ README = ROOT / 'README.md'
 COSTS = ROOT / 'results' / 'compile_check'
 
 VARIANTS = ('inception', 'bn_baseline', 'bn_x5', 'bn_x30', 'bn_x5_sigmoid')
-# 16 chips with the paper's 32 images each; all our choice.
-SLICE = 'v5e:4x4'
+# Our choice: 16 chips with 32 images each, the paper's batch of a replica.
+SLICE = slices.parse_slice('v5e:4x4')
 BATCH_SIZE = 512
 SCALE = BATCH_SIZE // paper.BATCH_SIZE
-# Of a host of four chips of v5e. Each process decodes with as many threads as
-# are of use (configs/inception.py), and there are processes for all CPUs.
-CPUS = 112
+# CPUs of a host of four v5e chips. A process decodes with as many threads as
+# it can use (configs/inception.py); there are enough processes for all CPUs.
+CPUS_PER_HOST = 112
 THREADS = 8
-WORKERS = CPUS // THREADS
-# A second, of one CPU, as `benchmark.py input` found it on ours.
-IMAGES_A_CPU = 800
+WORKERS = CPUS_PER_HOST // THREADS
+# Images that one CPU decodes in a second, measured by `benchmark.py input`.
+IMAGES_PER_CPU = 800
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-  """A program to compile: a variant for a slice, BN on or off."""
+  """A program to compile.
+
+  Attributes:
+    variant: name of the config.
+    topology: slice to compile for, such as v5e:4x4.
+    extra: overrides in addition to those of the protocol; they turn BN off.
+  """
 
   variant: str
   topology: str
@@ -59,44 +70,51 @@ class Check:
 
   @property
   def path(self) -> Path:
-    """Where its figures are kept."""
+    """File of the figures."""
     slice_name = self.topology.replace(':', '-')
     bn = '.without_bn' if self.extra else ''
     return COSTS / f'{self.variant}.{slice_name}{bn}.json'
 
+  def figures(self) -> dict[str, Any]:
+    """Returns the recorded figures, an `Estimate` as JSON."""
+    return json.loads(self.path.read_text())
+
   def command(self) -> list[str]:
-    """Compiles it."""
-    chips = slices.parse_slice(self.topology).num_chips
-    batch = BATCH_SIZE * chips // slices.parse_slice(SLICE).num_chips
+    """Returns the command that compiles the program."""
+    num_chips = slices.parse_slice(self.topology).num_chips
     return [
       *('python', 'scripts/compile_check.py'),
       f'--config=configs/{self.variant}.py',
       f'--topology={self.topology}',
-      f'--batch_size={batch}',
+      f'--batch_size={BATCH_SIZE * num_chips // SLICE.num_chips}',
       *(f'--config.{override}' for override in overrides(self.variant)[1:]),
       *(f'--config.{override}' for override in self.extra),
     ]
 
   def recorded_command(self) -> list[str]:
-    """Compiles it and writes the figures."""
+    """Returns the command that also records the figures."""
     return [*self.command(), f'--json={self.path.relative_to(ROOT)}']
 
 
-WITHOUT_BN = Check('bn_x5', SLICE, ('bn.enabled=false',))
+WITHOUT_BN = Check('bn_x5', str(SLICE), ('bn.enabled=false',))
 CHECKS = (
-  Check('bn_x30', SLICE),
+  Check('bn_x30', str(SLICE)),
   Check('bn_x30', 'v4:2x2x2'),
   WITHOUT_BN,
-  Check('inception', SLICE),
-  Check('bn_baseline', SLICE),
-  Check('bn_x5_sigmoid', SLICE),
+  Check('inception', str(SLICE)),
+  Check('bn_baseline', str(SLICE)),
+  Check('bn_x5_sigmoid', str(SLICE)),
 )
-# BN-x5 is the same program.
+# BN-x5 compiles to the program of BN-x30.
 PROGRAM_OF = {'bn_x5': 'bn_x30'}
 
 
 def overrides(variant: str) -> list[str]:
-  """What is changed of a config for a batch of 512; steps are fewer by that."""
+  """Returns the overrides that train a variant with a batch of 512.
+
+  The number of images between evaluations, between checkpoints and in total is
+  that of the config.
+  """
   config = config_lib.load(str(ROOT / 'configs' / f'{variant}.py'))
   changed: dict[str, Any] = {
     'batch_size': BATCH_SIZE,
@@ -107,239 +125,243 @@ def overrides(variant: str) -> list[str]:
   }
   if config.bn.enabled:
     changed['bn.statistics'] = 'group'
-    # As much of the old average after as many images.
+    # The average keeps the same share of its past after the same images.
     changed['bn.momentum'] = round(config.bn.momentum**SCALE, 4)
   changed |= {'data.num_workers': WORKERS, 'data.num_threads': THREADS}
   return [f'{name}={value}' for name, value in changed.items()]
 
 
 def as_trained(variant: str) -> ConfigDict:
-  """The config of the protocol."""
+  """Returns the config of a variant with its overrides."""
   return config_lib.load(
     str(ROOT / 'configs' / f'{variant}.py'), overrides(variant)
   )
 
 
-def found(check: Check) -> dict[str, Any]:
-  """The figures of a program, as compiled once."""
-  return json.loads(check.path.read_text())
-
-
-def _typed(*commands: Sequence[str]) -> str:
-  return '```\n' + '\n\n'.join(map(shlex.join, commands)) + '\n```'
-
-
-def _training(variant: str) -> list[str]:
-  """The arguments that say what is trained, on the disk of the data."""
+def training_arguments(
+  variant: str, *, runs: str = '/mnt/runs', data: str = '/mnt/data'
+) -> list[str]:
+  """Returns the arguments that select a variant, its workdir and its data."""
   return [
     f'--config=configs/{variant}.py',
-    f'--workdir=/mnt/runs/{variant}',
-    '--config.data.data_dir=/mnt/data',
+    f'--workdir={runs}/{variant}',
+    f'--config.data.data_dir={data}',
     *(f'--config.{override}' for override in overrides(variant)),
   ]
 
 
+def launch_command() -> list[str]:
+  """Returns the command that trains BN-x30 on a spot slice."""
+  return [
+    *('python', 'scripts/launch.py', 'tpu-vm', '--name=bn-x30'),
+    *(f'--topology={SLICE}', '--spot', '--project=PROJECT'),
+    *('--zone=us-west4-a', '--workdir_mount=10.0.0.2:/runs'),
+    *('--data_disk=imagenet', *training_arguments('bn_x30')),
+  ]
+
+
+def _code_block(*commands: Sequence[str]) -> str:
+  return '```\n' + '\n\n'.join(map(shlex.join, commands)) + '\n```'
+
+
 def commands() -> str:
-  """What to type for each variant."""
-  return _typed(
+  """Returns the training command of each variant."""
+  return _code_block(
     *(
-      ['python', '-m', 'bn_repro.main', *_training(variant)]
+      ['python', '-m', 'bn_repro.main', *training_arguments(variant)]
       for variant in VARIANTS
     )
   )
 
 
 def prove() -> str:
-  """What to type to see, without a TPU, that BN-x30 fits."""
-  return _typed(Check('bn_x30', SLICE).command())
+  """Returns the command that checks, without a TPU, that BN-x30 fits."""
+  return _code_block(Check('bn_x30', str(SLICE)).command())
 
 
 def launch() -> str:
-  """What to type to train BN-x30 on a spot slice."""
-  return _typed(
-    [
-      *('python', 'scripts/launch.py', 'tpu-vm', '--name=bn-x30'),
-      *(f'--topology={SLICE}', '--spot', '--project=PROJECT'),
-      *('--zone=us-west4-a', '--workdir_mount=10.0.0.2:/runs'),
-      *('--data_disk=imagenet', *_training('bn_x30')),
-    ]
-  )
+  """Returns the launch command as a code block."""
+  return _code_block(launch_command())
 
 
-def _of_variant(variant: str) -> dict[str, Any]:
-  return found(Check(PROGRAM_OF.get(variant, variant), SLICE))
+def _figures(variant: str) -> dict[str, Any]:
+  return Check(PROGRAM_OF.get(variant, variant), str(SLICE)).figures()
 
 
-def _least_seconds(step: dict[str, Any], check: dict[str, Any]) -> float:
-  """The roofline of a step."""
-  chip = slices.parse_slice(check['topology']).chip
-  return cost.least_step_seconds(cost.Cost(**step), chip, check['num_devices'])
+def _min_seconds(step: dict[str, Any], figures: dict[str, Any]) -> float:
+  """Returns the roofline lower bound on the time of a step."""
+  chip = slices.parse_slice(figures['topology']).chip
+  return cost.min_step_seconds(cost.Cost(**step), chip, figures['num_devices'])
 
 
-def _decoded(cpus: int) -> int:
-  """Images a second of all hosts, with so many CPUs of each."""
-  return slices.parse_slice(SLICE).num_hosts * cpus * IMAGES_A_CPU
+def _decoding_rate(cpus_per_host: int) -> int:
+  """Returns the images that all hosts decode in a second."""
+  return SLICE.num_hosts * cpus_per_host * IMAGES_PER_CPU
 
 
 def _hours(
-  check: dict[str, Any],
+  figures: dict[str, Any],
   total_steps: int,
   factor: float = 1,
   *,
   decoding: bool = False,
 ) -> float:
-  """Hours of a run on chips that take so many times the least.
+  """Returns the hours of a run.
 
-  With `decoding` no step is faster than its images are decoded: those of
-  evaluations and of Algorithm 2 by the training process alone.
+  Args:
+    figures: recorded figures of its program.
+    total_steps: training steps of the run.
+    factor: time of a step in multiples of its lower bound.
+    decoding: whether no step is faster than its images are decoded. Evaluation
+      and Algorithm 2 decode in the training process alone.
   """
   seconds = 0.0
-  for name, figures in check['steps'].items():
-    step = factor * _least_seconds(figures, check)
+  for name, step in figures['steps'].items():
+    step_seconds = factor * _min_seconds(step, figures)
     if decoding:
-      cpus = CPUS if name == 'train_steps' else THREADS
-      step = max(step, check['batch_size'] / _decoded(cpus))
-    seconds += check['calls'][name] * step
-  # Evaluations come as often in a run of another length.
-  return seconds * total_steps / check['calls']['train_steps'] / 3600
+      cpus = CPUS_PER_HOST if name == 'train_steps' else THREADS
+      step_seconds = max(
+        step_seconds, figures['batch_size'] / _decoding_rate(cpus)
+      )
+    seconds += figures['calls'][name] * step_seconds
+  # Evaluations are as frequent in a run of another length.
+  return seconds * total_steps / figures['calls']['train_steps'] / 3600
 
 
 def hosts() -> str:
-  """Whether the hosts decode as fast as the chips train."""
-  check, config = _of_variant('bn_x30'), as_trained('bn_x30')
-  num_hosts = slices.parse_slice(SLICE).num_hosts
-  step = _least_seconds(check['steps']['train_steps'], check)
-  taken = BATCH_SIZE / step
+  """Returns a comparison of the rates of decoding and training."""
+  figures, config = _figures('bn_x30'), as_trained('bn_x30')
+  step = _min_seconds(figures['steps']['train_steps'], figures)
+  rate = BATCH_SIZE / step
   evaluations = config.total_steps // config.eval_every
-  calls = sum(check['calls'].values()) - check['calls']['train_steps']
-  evaluating = calls * BATCH_SIZE / _decoded(THREADS)
+  calls = sum(figures['calls'].values()) - figures['calls']['train_steps']
+  evaluating = calls * BATCH_SIZE / _decoding_rate(THREADS)
   return (
-    f'**The hosts.** At its least time BN-x30 takes {taken:,.0f} images a '
-    f'second, {taken / num_hosts:,.0f} a host. A host has {CPUS} CPUs, and '
-    f'one of ours decodes {IMAGES_A_CPU} (`python scripts/benchmark.py '
-    f'input`): {WORKERS} processes of {THREADS} threads, as in the commands '
-    f'below, should make {CPUS * IMAGES_A_CPU:,}. Evaluation and Algorithm 2 '
-    'decode in the training process alone, in which more than '
-    f'{THREADS} threads are of no use: at {THREADS * IMAGES_A_CPU:,} a host '
-    f'each of {evaluations} evaluations takes '
-    f'{evaluating / evaluations:.0f} seconds at the least, '
-    f'{evaluating / 3600:.1f} hours in all.'
+    f'**Input.** At its lower bound BN-x30 trains on {rate:,.0f} images a '
+    f'second, {rate / SLICE.num_hosts:,.0f} per host. A host has '
+    f'{CPUS_PER_HOST} CPUs. One CPU of our machine decodes {IMAGES_PER_CPU} '
+    'images a second (`python scripts/benchmark.py input`), so the '
+    f'{WORKERS} processes of {THREADS} threads in the commands below should '
+    f'decode {CPUS_PER_HOST * IMAGES_PER_CPU:,}. Evaluation and Algorithm 2 '
+    'decode in the training process alone, which cannot use more than '
+    f'{THREADS} threads: at {THREADS * IMAGES_PER_CPU:,} images a second per '
+    f'host, each of {evaluations} evaluations takes at least '
+    f'{evaluating / evaluations:.0f} seconds, {evaluating / 3600:.1f} hours in '
+    'total.'
   )
 
 
 def costs() -> str:
-  """Hours and chip-hours of each variant."""
+  """Returns the table of hours and chip-hours of each variant."""
   rows = [
-    '| variant | steps of 512 | epochs | memory a chip | a step, at the least '
-    '| the run, at the least | expect | chip-hours |',
+    '| variant | steps of 512 | epochs | memory per chip | step, lower bound '
+    '| run, lower bound | run, expected | chip-hours, expected |',
     '|---|---|---|---|---|---|---|---|',
   ]
   for variant in VARIANTS:
-    config, check = as_trained(variant), _of_variant(variant)
-    step = _least_seconds(check['steps']['train_steps'], check)
-    hours = _hours(check, config.total_steps)
+    config, figures = as_trained(variant), _figures(variant)
+    step = _min_seconds(figures['steps']['train_steps'], figures)
+    hours = _hours(figures, config.total_steps)
     expected = [
-      _hours(check, config.total_steps, factor, decoding=True)
-      for factor in cost.SLOWER
+      _hours(figures, config.total_steps, factor, decoding=True)
+      for factor in cost.EXPECTED_FACTORS
     ]
     epochs = config.total_steps * BATCH_SIZE / NUM_TRAIN
-    expect = '-'.join(f'{each:.1f}' for each in expected)
+    expected_hours = '-'.join(f'{each:.1f}' for each in expected)
     chip_hours = '-'.join(
-      f'{each * check["num_devices"]:.0f}' for each in expected
+      f'{each * figures["num_devices"]:.0f}' for each in expected
     )
-    memory = max(each['memory'] for each in check['steps'].values())
+    memory = max(each['memory'] for each in figures['steps'].values())
     rows.append(
       f'| {paper.label(variant)}{"*" if variant in PROGRAM_OF else ""} '
       f'| {config.total_steps:,} | {epochs:.0f} '
       f'| {memory / 1e9:.2f} GB | {1e3 * step:.2f} ms | {hours:.1f} h '
-      f'| {expect} h | {chip_hours} |'
+      f'| {expected_hours} h | {chip_hours} |'
     )
-  rows += ['', "\\* The program of BN-x30, which is BN-x5's as well."]
+  rows += ['', '\\* BN-x5 and BN-x30 compile to the same program.']
   return '\n'.join(rows)
 
 
 def compiled() -> str:
-  """What the compiler said of each program."""
+  """Returns the table of what the compiler reports of each program."""
   rows = [
-    '| program | chips, batch | memory a chip | GFLOP | bytes, all | bytes of '
-    'HBM | convolutions | BN | pooling | other | messages, MB |',
+    '| program | chips, batch | memory per chip | GFLOP | bytes accessed '
+    '| HBM bytes | convolutions | BN | pooling | other | collectives, MB |',
     '|---|---|---|---|---|---|---|---|---|---|---|',
   ]
   versions = set()
   for check in CHECKS:
-    facts = found(check)
-    step, kinds = (
-      facts['steps']['train_steps'],
-      facts['steps']['train_steps']['by_kind'],
-    )
-    main = sum(kinds.values())
-    named = ('convolutions', 'BN', 'pooling')
-    other = main - sum(kinds[kind] for kind in named)
+    figures = check.figures()
+    step = figures['steps']['train_steps']
+    kinds = step['by_kind']
+    named = [kinds[kind] for kind in ('convolutions', 'BN', 'pooling')]
+    hbm = sum(kinds.values())
     name = paper.label(check.variant) + (' without BN' if check.extra else '')
-    cells = [f'{kinds[kind] / 1e9:.2f}' for kind in named]
+    cells = [f'{each / 1e9:.2f}' for each in (*named, hbm - sum(named))]
     rows.append(
-      f'| {name} on {check.topology} | {facts["num_devices"]}, '
-      f'{facts["batch_size"]} | {step["memory"] / 1e9:.2f} GB '
-      f'| {step["flops"] / 1e9:.1f} | {step["bytes_accessed"] / 1e9:.2f} GB '
-      f'| {main / 1e9:.2f} GB | {" | ".join(cells)} | {other / 1e9:.2f} '
+      f'| {name} on {check.topology} '
+      f'| {figures["num_devices"]}, {figures["batch_size"]} '
+      f'| {step["memory"] / 1e9:.2f} GB | {step["flops"] / 1e9:.1f} '
+      f'| {step["bytes_accessed"] / 1e9:.2f} GB | {hbm / 1e9:.2f} GB '
+      f'| {" | ".join(cells)} '
       f'| {step["num_collectives"]}, {step["collective_bytes"] / 1e6:.1f} |'
     )
     versions.add(
-      f'{facts["date"]}, jax {facts["versions"]["jax"]}, libtpu '
-      f'{facts["libtpu"]}'
+      f'{figures["date"]}, jax {figures["versions"]["jax"]}, libtpu '
+      f'{figures["libtpu"]}'
     )
   rows += [
     '',
-    f'A training step, a chip. Compiled {"; ".join(sorted(versions))}.',
+    f'Per training step and chip. Compiled {"; ".join(sorted(versions))}.',
   ]
   return '\n'.join(rows)
 
 
 def bn_bytes() -> str:
-  """What BN costs in bytes, over the same network without it."""
+  """Returns the bytes that BN adds to a step, by kind of instruction."""
   with_bn, without = (
-    found(check)['steps']['train_steps']
-    for check in (Check('bn_x30', SLICE), WITHOUT_BN)
+    check.figures()['steps']['train_steps']
+    for check in (Check('bn_x30', str(SLICE)), WITHOUT_BN)
   )
-  everywhere = with_bn['bytes_accessed'] / without['bytes_accessed'] - 1
+  accessed = with_bn['bytes_accessed'] / without['bytes_accessed'] - 1
   kinds = [step['by_kind'] for step in (with_bn, without)]
   columns = [[*each.values(), sum(each.values())] for each in kinds]
-  main = columns[0][-1] / columns[1][-1] - 1
+  hbm = columns[0][-1] / columns[1][-1] - 1
   rows = [
-    f'| bytes of HBM, GB | {" | ".join(kinds[0])} | all |',
+    f'| HBM bytes, GB | {" | ".join(kinds[0])} | all |',
     '|---' * (len(kinds[0]) + 2) + '|',
   ]
   columns.append([a - b for a, b in zip(*columns, strict=True)])
   for title, column in zip(
-    ('with BN', 'without', 'difference'), columns, strict=True
+    ('with BN', 'without BN', 'difference'), columns, strict=True
   ):
-    # Adding 0 makes -0 of it 0.
+    # Adding 0 turns -0.0 into 0.0.
     cells = ' | '.join(f'{round(value / 1e9, 2) + 0:.2f}' for value in column)
     rows.append(f'| {title} | {cells} |')
   return (
-    f'With BN a step accesses {everywhere:.1%} more bytes than without '
+    f'With BN a step accesses {accessed:.1%} more bytes than without '
     f'({with_bn["bytes_accessed"] / 1e9:.2f} against '
-    f'{without["bytes_accessed"] / 1e9:.2f} GB), and {main:.1%} more of HBM:'
+    f'{without["bytes_accessed"] / 1e9:.2f} GB), and {hbm:.1%} more in HBM:'
     '\n\n' + '\n'.join(rows)
   )
 
 
 def deviations() -> str:
-  """What differs from the paper, variant by variant."""
+  """Returns the table of differences from the paper."""
   rows = [
-    '| | the paper | here |',
+    '| | paper | this protocol |',
     '|---|---|---|',
-    '| updates | asynchronous, of many replicas | synchronous |',
-    f'| batch | 32 a replica | {BATCH_SIZE}, in one step |',
+    '| updates | asynchronous, from many replicas | synchronous |',
+    f'| batch | 32 per replica | {BATCH_SIZE} per step |',
     '| learning rate | for a batch of 32 | '
     f'times {SCALE}, in proportion to the batch |',
-    '| statistics of BN | each replica its 32 images | groups of 32 images '
-    '(`bn.statistics=group`), which no message takes |',
-    '| moving averages | not given | '
-    f'{as_trained("bn_x30").bn.momentum} of the old one a step; numbers are '
-    'quoted with population statistics (Algorithm 2) |',
-    '| decay of the rate | exponential; constants not given | staircase, in '
-    'epochs: see each config |',
+    '| BN statistics | over the 32 images of a replica | over groups of 32 '
+    'images (`bn.statistics=group`), without a collective |',
+    '| moving averages | not given | momentum '
+    f'{as_trained("bn_x30").bn.momentum} per step; accuracies are quoted with '
+    'population statistics (Algorithm 2) |',
+    '| learning rate decay | exponential; constants not given | staircase, in '
+    'epochs; see each config |',
     '| photometric distortions, crops, initial weights, L2 | not given | see '
     '`configs/inception.py` |',
   ]
@@ -354,7 +376,7 @@ def deviations() -> str:
 
 
 def last_rates() -> str:
-  """How far the learning rates have decayed at the end of each run."""
+  """Returns the final learning rate of each variant, relative to the first."""
   ends: dict[str, list[str]] = {}
   for variant in VARIANTS:
     config = as_trained(variant)
@@ -366,8 +388,9 @@ def last_rates() -> str:
     f'{rate} for {", ".join(labels)}' for rate, labels in ends.items()
   )
   return (
-    '- Otherwise run to the end: the rate decays to a share of the first '
-    f'({of_each}), and the last points come late.'
+    '- **Otherwise** train to the end. The last gains in accuracy come late, '
+    'as the learning rate decays to a fraction of its initial value: '
+    f'{of_each}.'
   )
 
 
@@ -384,8 +407,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 
 
-def written(text: str) -> str:
-  """The document with each generated part made anew."""
+def fill_in(text: str) -> str:
+  """Returns a document with its generated blocks replaced."""
 
   def replace(match: re.Match[str]) -> str:
     name = match['name']
@@ -404,7 +427,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--compile', action='store_true', help='see above')
+  parser.add_argument(
+    '--compile', action='store_true', help='compile the missing programs first'
+  )
   flags = parser.parse_args(argv)
   for check in CHECKS if flags.compile else ():
     if not check.path.exists():
@@ -416,7 +441,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       if code:
         return code
   for document in (DOCUMENT, README):
-    document.write_text(written(document.read_text()))
+    document.write_text(fill_in(document.read_text()))
     print(f'wrote {document.relative_to(ROOT)}')
   return 0
 

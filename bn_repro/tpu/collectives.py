@@ -1,4 +1,4 @@
-"""What the devices send one another in a step, as text that can be reviewed."""
+"""Lists the collective operations of a step, as text that can be reviewed."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,28 +16,28 @@ _OPERATION = re.compile(
 
 
 class Collective(NamedTuple):
-  """A kind of collective; one operation of it takes one or more arrays.
+  """A collective operation, identified by its name and its operands.
 
   Attributes:
-    name: of the operation.
-    arrays: shape and type of each, such as 64xf32.
+    name: operation, such as all_reduce.
+    arrays: shape and type of each operand, such as 64xf32.
   """
 
   name: str
   arrays: tuple[str, ...]
 
   def num_bytes(self) -> int:
-    """What a device puts in."""
-    return sum(map(_size, self.arrays))
+    """Returns the size of the operands on one device, in bytes."""
+    return sum(map(_array_bytes, self.arrays))
 
 
-def _size(array: str) -> int:
+def _array_bytes(array: str) -> int:
   *shape, dtype = array.split('x')
   return math.prod(map(int, shape)) * _BYTES[dtype]
 
 
-def of_lowered(text: str) -> Mapping[Collective, int]:
-  """Counts the collectives of a lowered program, before XLA merges any.
+def count_lowered(text: str) -> Mapping[Collective, int]:
+  """Counts the collectives of a lowered program, before XLA combines any.
 
   Args:
     text: StableHLO, from `jax.stages.Lowered.as_text`.
@@ -48,7 +48,7 @@ def of_lowered(text: str) -> Mapping[Collective, int]:
   )
 
 
-def of_compiled(text: str) -> int:
+def count_compiled_all_reduces(text: str) -> int:
   """Counts the all-reduces of a compiled program.
 
   Args:
@@ -57,13 +57,13 @@ def of_compiled(text: str) -> int:
   return len(re.findall(r' all-reduce(?:-start)?\(', text))
 
 
-def total_bytes(found: Mapping[Collective, int]) -> int:
-  """What a device puts into all of them."""
-  return sum(each.num_bytes() * count for each, count in found.items())
+def total_bytes(counts: Mapping[Collective, int]) -> int:
+  """Returns the size of all operands on one device, in bytes."""
+  return sum(each.num_bytes() * count for each, count in counts.items())
 
 
-def table(found: Mapping[Collective, int]) -> Iterator[str]:
-  """A line for each kind, and one for all."""
-  for each, count in sorted(found.items()):
+def table(counts: Mapping[Collective, int]) -> Iterator[str]:
+  """Yields a line for each collective, and a line of totals."""
+  for each, count in sorted(counts.items()):
     yield f'{count:4} {each.name} {" ".join(each.arrays)}'
-  yield f'{sum(found.values()):4} in all, {total_bytes(found):,} bytes'
+  yield f'{sum(counts.values()):4} in all, {total_bytes(counts):,} bytes'

@@ -1,7 +1,8 @@
-"""What a compiled step costs a device: memory, operations, bytes, messages.
+"""Computes what a compiled step costs one device.
 
-Read from XLA's own figures and from the text of the compiled program, in which
-each instruction names the layer that it comes from.
+Memory, operations and bytes are read from XLA's own analysis and from the text
+of the compiled program, in which each instruction names the layer it comes
+from.
 """
 
 from collections import Counter
@@ -13,13 +14,13 @@ from typing import Any, NamedTuple
 
 from bn_repro.tpu.slices import Chip
 
-# What bytes are read and written for, in the order in which it is decided.
+# Kinds of instructions by which the traffic of HBM is divided.
 CONVOLUTION = 'convolutions'
-POOLING = 'pooling'
-COLLECTIVES = 'collectives'
-OPTIMIZER = 'optimiser'
 BN = 'BN'
+POOLING = 'pooling'
+OPTIMIZER = 'optimiser'
 DISTORTION = 'distortion'
+COLLECTIVES = 'collectives'
 OTHER = 'other'
 KINDS = (
   CONVOLUTION,
@@ -31,29 +32,15 @@ KINDS = (
   OTHER,
 )
 
-# Of the least time.
-PARTS = ('computing', 'memory', 'links')
-# How many times the least time to expect. A chip rarely does better than a half
-# of its roofline on a network of small convolutions, nor worse than a quarter;
-# our guess, not measured.
-SLOWER = (2, 4)
+# Expected time of a step, in multiples of its lower bound. Our choice, not
+# measured: a network of small convolutions rarely exceeds a half of the
+# roofline of a chip or falls below a quarter.
+EXPECTED_FACTORS = (2, 4)
 
-_ITEM_BYTES = {
-  'pred': 1,
-  's8': 1,
-  'u8': 1,
-  'bf16': 2,
-  'f16': 2,
-  's16': 2,
-  'u16': 2,
-  'f32': 4,
-  's32': 4,
-  'u32': 4,
-  'f64': 8,
-  's64': 8,
-  'u64': 8,
+_ITEM_BYTES = {'pred': 1, 'bf16': 2} | {
+  f'{kind}{bits}': bits // 8 for kind in 'suf' for bits in (8, 16, 32, 64)
 }
-# Instructions that move nothing.
+# Instructions that move no data.
 _FREE = {
   'parameter',
   'constant',
@@ -64,7 +51,7 @@ _FREE = {
   'after-all',
   'partition-id',
 }
-# Those between memories, which go on while others compute.
+# Asynchronous copies between HBM and on-chip memory.
 _COPIES = {'copy-start', 'slice-start'}
 _ARRAY = re.compile(
   r'\b(?P<item>[a-z]+\d*)\[(?P<shape>[\d,]*)\]'
@@ -83,16 +70,16 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
 class Instruction(NamedTuple):
-  """A line of a compiled program.
+  """An instruction of a compiled program.
 
   Attributes:
-    name: of its result.
-    result: its type, such as bf16[32,8,8,8]{...}, or a tuple of such.
-    opcode: such as fusion.
-    operands: names of its arguments.
-    calls: names of the computations it calls.
-    op_name: path of the layer and the operation it comes from.
-    target: of a custom call.
+    name: name of the result.
+    result: type of the result, such as bf16[32,8,8,8]{...}, or of a tuple.
+    opcode: operation, such as fusion.
+    operands: names of the operands.
+    calls: names of the computations that it calls.
+    op_name: path of the layer and the operation that it comes from.
+    target: target of a custom call.
   """
 
   name: str
@@ -103,13 +90,22 @@ class Instruction(NamedTuple):
   op_name: str
   target: str
 
+  @property
+  def moves_nothing(self) -> bool:
+    """Whether the instruction itself neither reads nor writes memory."""
+    return (
+      self.opcode in _FREE | _COPIES
+      or self.opcode.endswith('-done')
+      or 'ConcatBitcast' in self.target
+    )
+
 
 def computations(text: str) -> dict[str, list[Instruction]]:
-  """The instructions of each computation of a compiled program.
+  """Returns the instructions of each computation of a compiled program.
 
   Args:
-    text: HLO, from `jax.stages.Compiled.as_text`. The entry computation stands
-      under the name ENTRY as well.
+    text: HLO, from `jax.stages.Compiled.as_text`. The entry computation is also
+      returned under the name ENTRY.
   """
   found: dict[str, list[Instruction]] = {}
   current: list[Instruction] = []
@@ -136,11 +132,11 @@ def computations(text: str) -> dict[str, list[Instruction]]:
 
 
 def array_bytes(result: str) -> int:
-  """Bytes in main memory of an array, or of all arrays of a tuple.
+  """Returns the bytes of HBM that an array, or a tuple of arrays, takes.
 
-  A TPU keeps arrays in tiles, such as T(8,128) over the two innermost of the
-  axes, which `order` names from the innermost on; what pads them counts.
-  Arrays in a memory of the chip itself, such as S(1), do not.
+  A TPU stores arrays in tiles, such as T(8,128) over the two innermost axes;
+  the padding of tiles counts. Arrays in on-chip memory, such as S(1), take no
+  HBM.
   """
   return sum(_array_bytes(match) for match in _ARRAY.finditer(result))
 
@@ -148,6 +144,7 @@ def array_bytes(result: str) -> int:
 def _array_bytes(match: re.Match[str]) -> int:
   if match['space']:
     return 0
+  # `order` lists the axes from the innermost to the outermost.
   shape, order, tile = (
     [int(number) for number in (match[name] or '').split(',') if number]
     for name in ('shape', 'order', 'tile')
@@ -157,8 +154,8 @@ def _array_bytes(match: re.Match[str]) -> int:
   return _ITEM_BYTES.get(match['item'], 0) * math.prod(shape)
 
 
-def _values_bytes(result: str) -> int:
-  """Bytes of the values alone, wherever they lie."""
+def _value_bytes(result: str) -> int:
+  """Returns the bytes of the values, without padding, in any memory."""
   return sum(
     _ITEM_BYTES.get(match['item'], 0)
     * math.prod(int(n) for n in match['shape'].split(',') if n)
@@ -167,12 +164,15 @@ def _values_bytes(result: str) -> int:
 
 
 def bytes_by_kind(text: str) -> Counter[str]:
-  """Bytes of main memory that a program reads and writes, by what for.
+  """Returns the bytes of HBM that a program reads and writes, by kind.
 
-  A fused instruction reads its arguments and writes its results once. Its kind
-  is that of the most expensive thing in it: statistics of BN that are computed
-  while a convolution writes its result cost no bytes, and count as none. What
-  is fetched ahead into the chip belongs to the instruction that it is for.
+  A fused instruction reads its operands and writes its results once, and has
+  the kind of the most expensive operation in it: BN statistics that a
+  convolution computes while it writes its result cost nothing. A copy into
+  on-chip memory has the kind of the instruction that uses it.
+
+  Args:
+    text: HLO, from `jax.stages.Compiled.as_text`.
   """
   program = computations(text)
   entry = {each.name: each for each in program['ENTRY']}
@@ -180,10 +180,9 @@ def bytes_by_kind(text: str) -> Counter[str]:
   for each in entry.values():
     for operand in each.operands:
       users.setdefault(operand, []).append(each.name)
-  contents = {name: list(_all_of(name, program)) for name in program}
 
   def kind(each: Instruction) -> str:
-    inside = [each, *(i for called in each.calls for i in contents[called])]
+    inside = [each, *_called(each, program)]
     return _kind(
       {i.opcode for i in inside},
       {scope for i in inside for scope in i.op_name.split('/')},
@@ -191,7 +190,7 @@ def bytes_by_kind(text: str) -> Counter[str]:
 
   def kind_of_user(name: str) -> str:
     for user in users.get(name, ()):
-      if not _moves_nothing(entry[user]):
+      if not entry[user].moves_nothing:
         return kind(entry[user])
       if (found := kind_of_user(user)) != OTHER:
         return found
@@ -201,7 +200,7 @@ def bytes_by_kind(text: str) -> Counter[str]:
   for each in entry.values():
     if each.opcode in _COPIES:
       found[kind_of_user(each.name)] += _copied_bytes(each)
-    elif not _moves_nothing(each):
+    elif not each.moves_nothing:
       found[kind(each)] += array_bytes(each.result) + sum(
         array_bytes(entry[operand].result)
         for operand in each.operands
@@ -210,41 +209,31 @@ def bytes_by_kind(text: str) -> Counter[str]:
   return found
 
 
-def _moves_nothing(each: Instruction) -> bool:
-  return (
-    each.opcode in _FREE
-    or each.opcode in _COPIES
-    or each.opcode.endswith('-done')
-    or 'ConcatBitcast' in each.target
-  )
-
-
 def _copied_bytes(each: Instruction) -> int:
-  """Of a copy to or from a memory of the chip: what passes main memory.
-
-  Its result is a tuple of where to, where from, or the other way round.
-  """
+  """Returns the bytes of HBM that a copy to or from on-chip memory moves."""
+  # The result is a tuple of destination and source, or of source and
+  # destination.
   sizes = [
     _array_bytes(match)
     for match in _ARRAY.finditer(_SPACE.sub('', each.result))
   ]
-  in_main = [_array_bytes(match) for match in _ARRAY.finditer(each.result)]
-  # A slice of a large array is as large as what it becomes.
-  return min(size for size in sizes[:2]) * sum(map(bool, in_main[:2]))
+  in_hbm = [_array_bytes(match) for match in _ARRAY.finditer(each.result)]
+  # A slice moves as much as its smaller side holds.
+  return min(sizes[:2]) * sum(map(bool, in_hbm[:2]))
 
 
-def _all_of(
-  name: str, program: Mapping[str, list[Instruction]]
+def _called(
+  each: Instruction, program: Mapping[str, list[Instruction]]
 ) -> Iterator[Instruction]:
-  """The instructions of a computation and of those it calls."""
-  for each in program.get(name, ()):
-    yield each
-    for called in each.calls:
-      yield from _all_of(called, program)
+  """Yields the instructions of all computations that an instruction calls."""
+  for name in each.calls:
+    for inner in program.get(name, ()):
+      yield inner
+      yield from _called(inner, program)
 
 
 def _kind(opcodes: set[str], scopes: set[str]) -> str:
-  """What an instruction is for, by what is fused into it."""
+  """Returns the kind of an instruction, from what is fused into it."""
   if opcodes & {'convolution', 'dot'}:
     return CONVOLUTION
   if opcodes & {'reduce-window', 'select-and-scatter'}:
@@ -262,18 +251,18 @@ def _kind(opcodes: set[str], scopes: set[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What a compiled step takes of one device.
+  """Cost of a compiled step on one device.
 
   Attributes:
-    memory: bytes, of arguments, results, temporary arrays at their peak, and
-      the program.
-    code: bytes of the program.
+    memory: bytes of arguments, results, temporary arrays at their peak, and
+      code.
+    code: bytes of the compiled code.
     flops: floating-point operations.
-    bytes_accessed: read and written, as XLA counts them: wherever they lie.
-    by_kind: bytes of main memory, by what they are for; empty before a
-      compiler has decided it.
-    num_collectives: all-reduces and other messages.
-    collective_bytes: what the device puts into them.
+    bytes_accessed: bytes read and written in any memory, as XLA counts them.
+    by_kind: bytes read and written in HBM, by kind of instruction; empty for a
+      program that is not compiled.
+    num_collectives: number of collectives.
+    collective_bytes: bytes that the device contributes to them.
   """
 
   memory: int
@@ -285,17 +274,21 @@ class Cost:
   collective_bytes: int
 
   @property
-  def main_memory(self) -> int:
-    """Bytes of main memory that are read and written."""
+  def hbm_bytes(self) -> int:
+    """Bytes read and written in HBM."""
     return sum(self.by_kind.values())
 
 
-def of_compiled(compiled: Any) -> Cost:
-  """The cost of a compiled step, from `jax.stages.Lowered.compile`."""
+def from_compiled(compiled: Any) -> Cost:
+  """Returns the cost of a step.
+
+  Args:
+    compiled: the step, a `jax.stages.Compiled`.
+  """
   text = compiled.as_text()
   analysis = compiled.cost_analysis()
   sizes = compiled.memory_analysis()
-  messages = [
+  collectives = [
     each
     for each in computations(text)['ENTRY']
     if each.opcode.startswith(('all-', 'collective-', 'reduce-scatter'))
@@ -311,27 +304,30 @@ def of_compiled(compiled: Any) -> Cost:
     flops=analysis['flops'],
     bytes_accessed=analysis['bytes accessed'],
     by_kind=dict(bytes_by_kind(text)),
-    num_collectives=len(messages),
-    collective_bytes=sum(_values_bytes(each.result) for each in messages),
+    num_collectives=len(collectives),
+    collective_bytes=sum(_value_bytes(each.result) for each in collectives),
   )
 
 
-def least_seconds(cost: Cost, chip: Chip, num_chips: int) -> dict[str, float]:
-  """The least time that each part of a step takes: its roofline.
+def lower_bounds(cost: Cost, chip: Chip, num_chips: int) -> dict[str, float]:
+  """Returns a lower bound on the time of each resource, in seconds (roofline).
 
-  A chip computes and moves data at their peak rates; an all-reduce over a ring
-  sends each byte twice, but for one part in `num_chips`, over half of the links
-  (the other half receives).
+  The chip computes and moves data at its peak rates. An all-reduce over a ring
+  sends each byte 2 (n - 1) / n times, over half of the interconnect's
+  bandwidth: the other half receives.
   """
-  share = 2 * (num_chips - 1) / num_chips
+  sent = 2 * (num_chips - 1) / num_chips * cost.collective_bytes
   return {
-    'computing': cost.flops / chip.flops,
-    'memory': cost.main_memory / chip.memory_bandwidth,
-    'links': share * cost.collective_bytes / (chip.link_bandwidth / 2),
+    'compute': cost.flops / chip.flops,
+    'HBM': cost.hbm_bytes / chip.memory_bandwidth,
+    'interconnect': sent / (chip.interconnect_bandwidth / 2),
   }
 
 
-def least_step_seconds(step: Cost, chip: Chip, num_chips: int) -> float:
-  """Computing or moving data, whichever takes longer, and then messages."""
-  parts = least_seconds(step, chip, num_chips)
-  return max(parts['computing'], parts['memory']) + parts['links']
+def min_step_seconds(cost: Cost, chip: Chip, num_chips: int) -> float:
+  """Returns a lower bound on the time of a step, in seconds.
+
+  Compute and HBM overlap; collectives overlap with neither.
+  """
+  bounds = lower_bounds(cost, chip, num_chips)
+  return max(bounds['compute'], bounds['HBM']) + bounds['interconnect']

@@ -1,7 +1,7 @@
-"""What a config will cost on devices that are not there, from its compilation.
+"""Estimates the cost of a config on devices that are not attached.
 
-The real steps are compiled ahead of time, for shapes and types alone: on a TPU
-slice by the compiler of `libtpu`, which takes no TPU.
+The steps of the run itself are compiled ahead of time, from shapes and types
+alone. The compiler in `libtpu` compiles for a TPU slice without a TPU.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,31 +18,36 @@ from ml_collections import ConfigDict
 from bn_repro import parallel
 from bn_repro.data import datasets
 from bn_repro.models import factory
+from bn_repro.runtime.progress import duration
 from bn_repro.tpu import collectives, cost, slices
 from bn_repro.tpu.cost import Cost
 from bn_repro.training import steps as steps_lib
 from bn_repro.training.experiment import Program, create_program
 from bn_repro.training.steps import TrainState
 
-STEPS = ('train_steps', 'eval_step', 'statistics_step')
+# Steps of a `Program`, with their headings in the table.
+STEPS = {
+  'train_steps': 'training',
+  'eval_step': 'evaluation',
+  'statistics_step': 'statistics',
+}
 
 
-class DoesNotFit(Exception):
-  """A program that the compiler finds too large for the memory of a chip."""
+class DoesNotFitError(Exception):
+  """The compiler needs more memory for a step than a chip has."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """What a config costs.
+  """Estimated cost of a config.
 
   Attributes:
     batch_size: images in a step, over all devices.
-    num_devices: of the mesh.
-    dtype: in which the network computes.
-    num_parameters: trained values.
-    steps: the cost of each compiled step on one device, by its name in
-      `Program`.
-    calls: how often a whole run calls each.
+    num_devices: number of devices.
+    dtype: type in which the network computes.
+    num_parameters: number of trained values.
+    steps: cost of each compiled step on one device, by its name in `Program`.
+    calls: number of calls of each step in a whole run.
   """
 
   batch_size: int
@@ -54,26 +59,25 @@ class Estimate:
 
   @property
   def memory(self) -> int:
-    """Bytes that a device needs, for the largest of the steps."""
+    """Bytes that a device needs for the largest of the steps."""
     return max(each.memory for each in self.steps.values())
 
-  def hours(self, chip: slices.Chip) -> dict[str, float]:
-    """Hours at the least that a whole run spends in each kind of step."""
+  def min_seconds(self, chip: slices.Chip) -> dict[str, float]:
+    """Returns a lower bound on the time of all calls of each step."""
     return {
       name: self.calls[name]
-      * cost.least_step_seconds(self.steps[name], chip, self.num_devices)
-      / 3600
-      for name in self.steps
+      * cost.min_step_seconds(step, chip, self.num_devices)
+      for name, step in self.steps.items()
     }
 
 
 def slice_devices(tpu_slice: slices.Slice) -> list[Any]:
-  """The chips of a slice, to compile for."""
+  """Returns the chips of a slice as devices to compile for."""
   options: dict[str, Any] = {}
   if tpu_slice.topology == '1x1':
     options['chips_per_host_bounds'] = (1, 1, 1)
-  if tpu_slice.chip.units == 2:
-    # Both cores of a chip as one device, as a TPU VM has them.
+  if tpu_slice.chip.units_per_chip == 2:
+    # Both cores of a chip form one device, as on a TPU VM.
     options['chip_config_name'] = 'megacore'
   return list(
     topologies.get_topology_desc(str(tpu_slice), 'tpu', **options).devices
@@ -81,11 +85,11 @@ def slice_devices(tpu_slice: slices.Slice) -> list[Any]:
 
 
 def resolve(config: ConfigDict, platform: str) -> ConfigDict:
-  """The config whose steps are looked at one by one on another platform.
+  """Returns a config whose steps can be analysed for another platform.
 
-  `auto` types are decided. A call is of one step: XLA counts the body of a loop
-  once, however often it runs. What is left out is the room for the images of a
-  call's other steps.
+  The dtype `auto` is resolved for the platform. A call makes one step, since
+  XLA counts the body of a loop once; the memory of the images of a call's other
+  steps is therefore left out.
   """
   resolved = config.copy_and_resolve_references()
   with resolved.unlocked():
@@ -95,73 +99,71 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
 
 
 def abstract_program(config: ConfigDict, devices: Sequence[Any]) -> Program:
-  """The program of a config from `resolve`, with no data to train on."""
+  """Returns the program of a config from `resolve`, without images."""
   return create_program(
     config, datasets.without_images(config), parallel.create_mesh(devices)
   )
 
 
-def of_program(
+def from_compiled(
   program: Program,
-  say: Callable[[str], None],
-  names: Sequence[str] = STEPS,
+  log: Callable[[str], None],
+  names: Sequence[str] = tuple(STEPS),
 ) -> Estimate:
-  """Compiles steps of a program and reads what they cost.
+  """Compiles steps of a program and returns their cost.
 
   Args:
-    program: from `abstract_program`.
-    say: is told what is being compiled.
-    names: of the steps to compile.
+    program: program from `abstract_program`.
+    log: called with a line before each compilation.
+    names: steps to compile.
 
   Raises:
-    DoesNotFit: if a step needs more memory than a chip has.
+    DoesNotFitError: if a step needs more memory than a chip has.
   """
   state = program.initial_state()
   lowered = program.lower(state)
   steps = {}
   for name in [name for name in lowered if name in names]:
-    say(f'compiling {name} ...')
+    log(f'compiling {name} ...')
     try:
       with without_cache():
-        steps[name] = cost.of_compiled(lowered[name].compile())
+        steps[name] = cost.from_compiled(lowered[name].compile())
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
-      raise DoesNotFit(_what_exceeds(str(error))) from error
+      raise DoesNotFitError(_out_of_memory(str(error))) from error
   return _estimate(program, state, steps)
 
 
-def without_compiling(program: Program) -> Estimate:
-  """What can be said of a training step on any platform, before its compiler.
+def from_lowered(program: Program) -> Estimate:
+  """Returns the cost of a training step before compilation, for any platform.
 
-  Operations and bytes are those of the program as it is written, in which
-  nothing is fused; memory that of the arrays that a step cannot do without.
+  Operations and bytes are those of the program as written, with nothing fused.
+  Memory is that of the arrays that every compiled step has to hold.
+
+  Args:
+    program: program from `abstract_program`.
   """
   state = program.initial_state()
   lowered = program.lower(state)['train_steps']
   analysis: Any = lowered.cost_analysis()
-  messages = collectives.of_lowered(lowered.as_text())
-  return _estimate(
-    program,
-    state,
-    {
-      'train_steps': Cost(
-        memory=_held_bytes(program, state),
-        code=0,
-        flops=analysis['flops'],
-        bytes_accessed=analysis['bytes accessed'],
-        by_kind={},
-        num_collectives=sum(messages.values()),
-        collective_bytes=collectives.total_bytes(messages),
-      )
-    },
+  counts = collectives.count_lowered(lowered.as_text())
+  step = Cost(
+    memory=_held_bytes(program, state),
+    code=0,
+    flops=analysis['flops'],
+    bytes_accessed=analysis['bytes accessed'],
+    by_kind={},
+    num_collectives=sum(counts.values()),
+    collective_bytes=collectives.total_bytes(counts),
   )
+  return _estimate(program, state, {'train_steps': step})
 
 
 def _held_bytes(program: Program, state: TrainState) -> int:
-  """Bytes of a device's state, batch, and residuals of the forward pass."""
+  """Returns the bytes of a device's state, batch and forward residuals."""
   batch = program.abstract_batch()
-  kept = jax.eval_shape(
+  residuals = jax.eval_shape(
     parallel.data_parallel(
       steps_lib.create_residuals(program.model, program.config),
       program.mesh,
@@ -170,12 +172,13 @@ def _held_bytes(program: Program, state: TrainState) -> int:
     state,
     batch,
   )
-  shared = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
-  # The parameters are among what is kept.
-  held = [*kept, state.opt_state, state.batch_stats]
-  return shared // program.mesh.devices.size + sum(
-    x.size * x.dtype.itemsize for x in jax.tree.leaves(held)
-  )
+  # The residuals include the parameters.
+  replicated = [*residuals, state.opt_state, state.batch_stats]
+  return _num_bytes(batch) // program.mesh.devices.size + _num_bytes(replicated)
+
+
+def _num_bytes(tree: Any) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _estimate(
@@ -193,10 +196,10 @@ def _estimate(
 
 @contextlib.contextmanager
 def without_cache() -> Iterator[None]:
-  """Compiles anew: what is compiled for a TPU cannot be loaded without one."""
+  """Compiles without the cache, which cannot load TPU code without a TPU."""
   enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
   jax.config.update('jax_enable_compilation_cache', False)  # noqa: FBT003
-  # JAX asks the setting once.
+  # JAX reads the setting only once, until the cache is reset.
   compilation_cache.reset_cache()
   try:
     yield
@@ -205,24 +208,26 @@ def without_cache() -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
-def _what_exceeds(message: str) -> str:
-  """The sentence of the compiler's message that has the figures."""
+def _out_of_memory(message: str) -> str:
+  """Returns the line of the compiler's message that gives the sizes."""
   lines = [line for line in message.splitlines() if 'xceeded' in line]
   return (lines or message.splitlines())[0].strip()
 
 
 def _calls(program: Program) -> dict[str, int]:
-  """How often a run calls each step, evaluations and Algorithm 2 included."""
+  """Returns how often a run calls each step, Algorithm 2 included."""
   config = program.config
   evaluations = math.ceil(program.total_steps / config.eval_every)
   population = config.bn.population_batches if config.bn.enabled else 0
-  forms = 2 if population else 1
+  # An evaluation uses the moving and, if there are any, the population
+  # statistics.
+  passes = 2 if population else 1
   batches = math.ceil(
     len(program.dataset.splits[config.eval_split]) / config.batch_size
   )
   return {
     'train_steps': program.total_steps,
-    'eval_step': evaluations * forms * batches,
+    'eval_step': evaluations * passes * batches,
     'statistics_step': evaluations * population,
   }
 
@@ -230,17 +235,19 @@ def _calls(program: Program) -> dict[str, int]:
 def largest_batch(
   fits: Callable[[int], bool], num_devices: int, start: int
 ) -> int:
-  """The largest batch that fits: a device's share doubled, then once halved.
+  """Searches for the largest batch that fits.
 
-  Each trial is a compilation, so that it is found to a quarter of itself.
+  The images per device are doubled while they fit, or halved until they do, and
+  finally multiplied by 1.5. The search costs few compilations and finds at
+  least two thirds of the largest batch.
 
   Args:
-    fits: whether a batch does.
-    num_devices: over which it is shared evenly.
-    start: a share of a device to begin with.
+    fits: returns whether a batch size fits.
+    num_devices: number of devices, which share the batch evenly.
+    start: images per device to begin with.
 
   Returns:
-    The batch; 0 if not even one image a device fits.
+    The batch size, or 0 if no batch that was tried fits.
   """
   share = start
   while share and not fits(share * num_devices):
@@ -257,43 +264,38 @@ def largest_batch(
 
 
 def table(found: Estimate, chip: slices.Chip | None) -> list[str]:
-  """The estimate as text: a column a step, for one device.
+  """Formats an estimate: a column for each step, in units of one device.
 
   Args:
     found: the estimate.
-    chip: whose peak rates give the least time; None leaves time out.
+    chip: chip whose peak rates give lower bounds; None omits times.
   """
-  headings = {
-    'train_steps': 'training',
-    'eval_step': 'evaluation',
-    'statistics_step': 'statistics',
-  }
   steps = list(found.steps.values())
   rows: dict[str, list[float]] = {
     'memory, GB': [step.memory / 1e9 for step in steps],
     'operations, GFLOP': [step.flops / 1e9 for step in steps],
-    'bytes, GB': [step.bytes_accessed / 1e9 for step in steps],
+    'bytes accessed, GB': [step.bytes_accessed / 1e9 for step in steps],
   }
   if all(step.by_kind for step in steps):
-    rows['of main memory, GB'] = [step.main_memory / 1e9 for step in steps]
+    rows['  in HBM, GB'] = [step.hbm_bytes / 1e9 for step in steps]
     for kind in cost.KINDS:
-      rows[f'  {kind}'] = [step.by_kind[kind] / 1e9 for step in steps]
-  rows['messages'] = [step.num_collectives for step in steps]
+      rows[f'    {kind}'] = [step.by_kind[kind] / 1e9 for step in steps]
+  rows['collectives'] = [step.num_collectives for step in steps]
   rows['  bytes, MB'] = [step.collective_bytes / 1e6 for step in steps]
   if chip is not None:
-    times = [cost.least_seconds(s, chip, found.num_devices) for s in steps]
-    for part in cost.PARTS:
-      rows[f'at the least, ms: {part}'] = [1e3 * each[part] for each in times]
+    bounds = [cost.lower_bounds(s, chip, found.num_devices) for s in steps]
+    for resource in bounds[0]:
+      rows[f'lower bound, ms: {resource}'] = [1e3 * b[resource] for b in bounds]
+  cells = {'per step and device': [STEPS[name] for name in found.steps]}
+  cells |= {
+    title: [_number(v) for v in values] for title, values in rows.items()
+  }
   lines = [
-    f'{"a step, a device":<28}'
-    + ''.join(f'{headings[name]:>12}' for name in found.steps)
-  ]
-  lines += [
-    f'{title:<28}' + ''.join(f'{_number(value):>12}' for value in values)
-    for title, values in rows.items()
+    f'{title:<32}' + ''.join(f'{text:>12}' for text in texts)
+    for title, texts in cells.items()
   ]
   if chip is not None:
-    lines.append(_duration(found, chip))
+    lines.append(_run_time(found, chip))
   return lines
 
 
@@ -301,13 +303,14 @@ def _number(value: float) -> str:
   return f'{value}' if isinstance(value, int) else f'{value:.3f}'
 
 
-def _duration(found: Estimate, chip: slices.Chip) -> str:
-  hours = found.hours(chip)
-  total = sum(hours.values())
+def _run_time(found: Estimate, chip: slices.Chip) -> str:
+  seconds = found.min_seconds(chip)
+  total = sum(seconds.values())
   parts = ', '.join(
-    f'{found.calls[name]:,} x {name} {hours[name]:.1f}' for name in hours
+    f'{found.calls[name]:,} x {name} {duration(each)}'
+    for name, each in seconds.items()
   )
   return (
-    f'the whole run, at the least: {total:.1f} hours, '
-    f'{total * found.num_devices:.0f} chip-hours ({parts})'
+    f'whole run, lower bound: {duration(total)}, '
+    f'{total / 3600 * found.num_devices:.0f} chip-hours ({parts})'
   )

@@ -1,8 +1,8 @@
-"""Cloud TPU slices: what a chip can do, and which slices there are.
+"""Cloud TPU slices: the topologies on offer and the peak rates of a chip.
 
-Figures are those of Google's pages on each version (Cloud TPU documentation,
-"Key chip specifications", as of 2026), for one chip; the links of v4 are those
-of its paper (Jouppi et al., 2023: six, of 50 GB/s each way).
+All figures are for one chip, from Google's Cloud TPU documentation ("Key chip
+specifications", 2026). The interconnect of v4 is from its paper (Jouppi et al.,
+2023: six links of 50 GB/s in each direction).
 """
 
 import dataclasses
@@ -10,9 +10,9 @@ import math
 
 from bn_repro.errors import UserError
 
-# Of the 2-D tori of v5e and v6e, and of the 3-D ones of v4 and v5p.
-_FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
-_CUBES = (
+# 2-D tori of v5e and v6e, and 3-D tori of v4 and v5p.
+_TOPOLOGIES_2D = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+_TOPOLOGIES_3D = (
   '2x2x1',
   '2x2x2',
   '2x2x4',
@@ -29,25 +29,28 @@ class Chip:
   """A version of the TPU.
 
   Attributes:
-    name: as in the documentation, such as v5e.
-    memory: bytes of HBM.
-    flops: a second, in bfloat16.
-    memory_bandwidth: bytes a second, of HBM.
-    link_bandwidth: bytes a second over all links to other chips, both ways.
-    runtime_version: the image of a TPU VM on which JAX is installed.
-    accelerator: what `gcloud` calls a slice of so many units.
-    units: in `accelerator`, for each chip: chips, or cores of which it has two.
-    topologies: of its slices.
+    name: version, as in the documentation, such as v5e.
+    memory: HBM in bytes.
+    flops: peak rate in bfloat16, in floating-point operations a second.
+    memory_bandwidth: peak rate of HBM, in bytes a second.
+    interconnect_bandwidth: bytes a second over all links to other chips, both
+      directions added.
+    runtime_version: image of a TPU VM on which JAX is installed.
+    accelerator_format: format of gcloud's accelerator type, filled in with the
+      number of units.
+    units_per_chip: units that gcloud counts for a chip: 1, or 2 where it counts
+      cores.
+    topologies: topologies of its slices.
   """
 
   name: str
   memory: float
   flops: float
   memory_bandwidth: float
-  link_bandwidth: float
+  interconnect_bandwidth: float
   runtime_version: str
-  accelerator: str
-  units: int
+  accelerator_format: str
+  units_per_chip: int
   topologies: tuple[str, ...]
 
 
@@ -60,44 +63,44 @@ CHIPS = {
       memory=32 * _GIB,
       flops=275e12,
       memory_bandwidth=1_200 * _GB,
-      link_bandwidth=600 * _GB,
+      interconnect_bandwidth=600 * _GB,
       runtime_version='tpu-ubuntu2204-base',
-      accelerator='v4-{}',
-      units=2,
-      topologies=_CUBES,
+      accelerator_format='v4-{}',
+      units_per_chip=2,
+      topologies=_TOPOLOGIES_3D,
     ),
     Chip(
       name='v5e',
       memory=16 * _GB,
       flops=197e12,
       memory_bandwidth=819 * _GB,
-      link_bandwidth=400 * _GB,
+      interconnect_bandwidth=400 * _GB,
       runtime_version='v2-alpha-tpuv5-lite',
-      accelerator='v5litepod-{}',
-      units=1,
-      topologies=_FLAT,
+      accelerator_format='v5litepod-{}',
+      units_per_chip=1,
+      topologies=_TOPOLOGIES_2D,
     ),
     Chip(
       name='v5p',
       memory=95 * _GIB,
       flops=459e12,
       memory_bandwidth=2_765 * _GB,
-      link_bandwidth=1_200 * _GB,
+      interconnect_bandwidth=1_200 * _GB,
       runtime_version='v2-alpha-tpuv5',
-      accelerator='v5p-{}',
-      units=2,
-      topologies=_CUBES,
+      accelerator_format='v5p-{}',
+      units_per_chip=2,
+      topologies=_TOPOLOGIES_3D,
     ),
     Chip(
       name='v6e',
       memory=32 * _GB,
       flops=918e12,
       memory_bandwidth=1_638 * _GB,
-      link_bandwidth=800 * _GB,
+      interconnect_bandwidth=800 * _GB,
       runtime_version='v2-alpha-tpuv6e',
-      accelerator='v6e-{}',
-      units=1,
-      topologies=_FLAT,
+      accelerator_format='v6e-{}',
+      units_per_chip=1,
+      topologies=_TOPOLOGIES_2D,
     ),
   )
 }
@@ -108,8 +111,8 @@ class Slice:
   """A slice of a TPU.
 
   Attributes:
-    chip: the version.
-    topology: how its chips lie, such as 4x4.
+    chip: version of the TPU.
+    topology: number of chips along each axis, such as 4x4.
   """
 
   chip: Chip
@@ -120,38 +123,39 @@ class Slice:
 
   @property
   def num_chips(self) -> int:
-    """How many chips it has."""
+    """Number of chips."""
     return math.prod(map(int, self.topology.split('x')))
 
   @property
   def num_hosts(self) -> int:
-    """How many TPU VMs: one up to 8 chips of v5e and v6e, else 4 chips each."""
+    """Number of TPU VMs: one up to 8 chips of v5e or v6e, else one per 4."""
     if self.topology in ('1x1', '2x2', '2x4'):
       return 1
     return self.num_chips // 4
 
   @property
   def accelerator_type(self) -> str:
-    """What `gcloud` calls it, such as v5litepod-16."""
-    return self.chip.accelerator.format(self.num_chips * self.chip.units)
+    """Name that gcloud takes, such as v5litepod-16."""
+    units = self.num_chips * self.chip.units_per_chip
+    return self.chip.accelerator_format.format(units)
 
 
 def parse_slice(name: str) -> Slice:
-  """The slice that is called, for instance, v5e:4x4.
+  """Returns the slice of a name such as v5e:4x4.
 
   Raises:
-    UserError: if there is none of that name, with those that there are.
+    UserError: if no slice has this name; the message lists the valid names.
   """
   version, _, topology = name.partition(':')
   chip = CHIPS.get(version)
   if chip is None:
     raise UserError(
-      f'--topology={name}: no such TPU. Give a version, of '
-      f'{", ".join(CHIPS)}, and a topology, such as v5e:4x4.'
+      f'--topology={name}: no such TPU. Use one of {", ".join(CHIPS)} with a '
+      'topology, such as v5e:4x4.'
     )
   if topology not in chip.topologies:
     raise UserError(
-      f'--topology={name}: no such slice of {version}. There are '
+      f'--topology={name}: {version} has no such slice. Use one of '
       f'{", ".join(f"{version}:{each}" for each in chip.topologies)}.'
     )
   return Slice(chip, topology)

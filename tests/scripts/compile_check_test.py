@@ -1,4 +1,4 @@
-"""Programs for TPU slices that are not there: what they cost, and mistakes."""
+"""Tests of the estimated cost of programs for TPU slices, without a TPU."""
 
 import importlib.util
 import json
@@ -23,13 +23,13 @@ from bn_repro.tpu import cost, estimate, slices
 PROGRAM = Path('tests/tpu/small_program.hlo').read_text()
 
 
-def test_bytes_by_what_they_are_for():
-  """Counted by hand: in tiles, and in main memory alone."""
+def test_bytes_by_kind():
+  """Counted by hand, with the padding of tiles and without on-chip memory."""
   found = cost.bytes_by_kind(PROGRAM)
   image = 2 * 32 * 8 * 8 * 128  # 16 channels fill a tile of 128.
   kernel = 2 * 9 * 16 * 128
   assert found == {
-    # The kernel is fetched into the chip; this is for the convolution.
+    # The copy of the kernel into on-chip memory is for the convolution.
     cost.CONVOLUTION: 2 * image + kernel,
     cost.BN: image,
     cost.OPTIMIZER: 4 * 128,
@@ -40,7 +40,8 @@ def test_bytes_by_what_they_are_for():
   }
 
 
-def test_least_time_by_hand():
+def test_lower_bounds():
+  """Computed by hand."""
   step = cost.Cost(
     memory=0,
     code=0,
@@ -50,13 +51,11 @@ def test_least_time_by_hand():
     num_collectives=1,
     collective_bytes=200e9,
   )
-  parts = cost.least_seconds(step, slices.CHIPS['v5e'], num_chips=4)
-  assert parts == pytest.approx(
-    {'computing': 1.0, 'memory': 0.5, 'links': 2 * 3 / 4}
+  chip = slices.CHIPS['v5e']
+  assert cost.lower_bounds(step, chip, num_chips=4) == pytest.approx(
+    {'compute': 1.0, 'HBM': 0.5, 'interconnect': 2 * 3 / 4}
   )
-  assert cost.least_step_seconds(step, slices.CHIPS['v5e'], 4) == pytest.approx(
-    2.5
-  )
+  assert cost.min_step_seconds(step, chip, num_chips=4) == pytest.approx(2.5)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ def test_least_time_by_hand():
   ],
 )
 def test_slices(name, chips, hosts, accelerator):
-  """As Google's pages list them."""
+  """As listed in Google's documentation."""
   found = slices.parse_slice(name)
   assert str(found) == name
   assert (found.num_chips, found.num_hosts) == (chips, hosts)
@@ -87,20 +86,20 @@ def test_a_chip_is_one_device(name):
   assert {device.platform for device in devices} == {'tpu'}
 
 
-def test_every_listed_slice_is_known_to_the_compiler():
+def test_the_compiler_knows_every_slice():
   for chip in slices.CHIPS.values():
     for topology in chip.topologies:
       devices = estimate.slice_devices(slices.Slice(chip, topology))
       assert len(devices) == slices.Slice(chip, topology).num_chips
 
 
-def of_config(variant, topology, *overrides, names=('train_steps',)):
+def compile_config(variant, topology, *overrides, names=('train_steps',)):
   config = config_lib.load(f'configs/{variant}.py:mini', overrides)
   program = estimate.abstract_program(
     estimate.resolve(config, 'tpu'),
     estimate.slice_devices(slices.parse_slice(topology)),
   )
-  return program, estimate.of_program(program, print, names)
+  return program, estimate.from_compiled(program, print, names)
 
 
 @pytest.fixture
@@ -113,8 +112,8 @@ VARIANTS = ('inception', 'bn_baseline', 'bn_x5', 'bn_x30', 'bn_x5_sigmoid')
 
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_a_small_network_of_every_variant_compiles(variant, small_network):
-  """For a slice: two modules of the ten."""
-  _, found = of_config(variant, 'v5e:2x2', 'batch_size=16')
+  """Two of the ten modules, for a slice."""
+  _, found = compile_config(variant, 'v5e:2x2', 'batch_size=16')
   (step,) = found.steps.values()
   assert step.by_kind[cost.CONVOLUTION] and step.collective_bytes
 
@@ -129,36 +128,38 @@ def test_a_small_network_of_every_variant_compiles(variant, small_network):
   ],
 )
 def test_every_variant_compiles_for_a_slice(variant):
-  program, found = of_config(variant, 'v5e:2x2', 'batch_size=128')
+  program, found = compile_config(variant, 'v5e:2x2', 'batch_size=128')
   assert (found.num_devices, found.dtype) == (4, 'bfloat16')
   assert found.memory < slices.CHIPS['v5e'].memory
   step = found.steps['train_steps']
-  # Three times the forward pass, in multiply-adds, but for the first layer.
+  # A step takes three times the multiply-adds of the forward pass, except in
+  # the first layer.
   table = layers(program.model, program.dataset.image_shape, depth=2)
   forward = sum(layer.multiply_adds for layer in table)
   assert 0.9 < step.flops / (3 * 2 * 32 * forward) < 1.6
   assert step.by_kind[cost.CONVOLUTION] and step.by_kind[cost.POOLING]
-  # Sibling branches are merged: fewer than one for each of 69 layers.
+  # XLA combines those of parallel branches: fewer than two for each of the 69
+  # layers.
   with_bn = variant != 'inception'
   assert (2 * 20 < step.num_collectives < 2 * 69) == with_bn
   params = sum(x.size for x in jax.tree.leaves(program.initial_state().params))
   assert step.collective_bytes > 4 * params
 
 
-def test_chips_do_the_same_whatever_their_number(small_network):
-  """At 8 images a chip: memory and messages of 4, 16 and 64 chips."""
+def test_cost_per_chip_does_not_depend_on_their_number(small_network):
+  """Memory and bytes of collectives, at 8 images per chip."""
   found = [
-    of_config('bn_x5', topology, f'batch_size={8 * chips}')[1]
+    compile_config('bn_x5', topology, f'batch_size={8 * chips}')[1]
     for topology, chips in (('v5e:2x2', 4), ('v5e:4x4', 16), ('v5e:8x8', 64))
   ]
   memory = [each.memory - each.steps['train_steps'].code for each in found]
   assert max(memory) < 1.02 * min(memory)
-  (messages,) = {each.steps['train_steps'].collective_bytes for each in found}
-  assert messages > 0
+  (sent,) = {each.steps['train_steps'].collective_bytes for each in found}
+  assert sent > 0
 
 
-def test_bytes_agree_with_the_compilers_own():
-  """Which counts the chip's own memory as well."""
+def test_bytes_agree_with_those_of_xla():
+  """XLA counts on-chip memory too, so the text is changed to hold none."""
   (device, *_) = estimate.slice_devices(slices.parse_slice('v5e:2x2'))
   place = jax.sharding.SingleDeviceSharding(device)
 
@@ -182,17 +183,17 @@ def test_bytes_agree_with_the_compilers_own():
   )
 
 
-def test_before_compiling_activations_grow_with_the_batch(small_network):
+def test_memory_before_compilation_grows_with_the_batch(small_network):
   def held(batch_size):
     config = config_lib.load(
       'configs/bn_x5.py:mini', (f'batch_size={batch_size}',)
     )
     program = estimate.abstract_program(config, jax.devices()[:1])
-    return estimate.without_compiling(program)
+    return estimate.from_lowered(program)
 
   one, two, three = (held(size).memory for size in (8, 16, 24))
   assert two - one == three - two > 0
-  # More than the batch, its input and output of every convolution.
+  # More than the pixels of the images.
   assert two - one > 8 * 4 * 32 * 32
 
 
@@ -201,7 +202,7 @@ def test_before_compiling_activations_grow_with_the_batch(small_network):
   [(100, 8, 96), (64, 8, 64), (7, 32, 6), (1, 4, 1), (0, 4, 0), (40, 32, 32)],
 )
 def test_largest_batch(limit, start, expected):
-  """To a half more, in few trials."""
+  """Within a factor of 1.5, and with few compilations."""
   tried = []
 
   def fits(batch_size):
@@ -215,14 +216,14 @@ def test_largest_batch(limit, start, expected):
 @pytest.mark.parametrize(
   'arguments, expected',
   [
-    (('--topology=v5e:3x3',), 'no such slice of v5e. There are v5e:1x1'),
+    (('--topology=v5e:3x3',), 'v5e has no such slice. Use one of v5e:1x1'),
     (('--topology=v9:2x2',), 'no such TPU'),
     ((), 'takes --topology'),
     (('--topology=v5e:4x4', '--num_devices=4'), 'takes --topology'),
     (('--topology=v5e:4x4', '--batch_size=40'), 'multiple of the 16 devices'),
     (
       ('--topology=v5e:4x4', '--batch_size=16', '--config.model.dtype=float64'),
-      'a TPU has none',
+      'a TPU has no float64',
     ),
     (('--platform=cpu', '--topology=v5e:4x4'), 'give --num_devices'),
     (('--platform=gpu', '--num_devices=0'), 'at least 1'),
@@ -254,8 +255,8 @@ def test_without_the_compiler(monkeypatch, capsys):
   assert 'pip install -r requirements-tpu.txt' in capsys.readouterr().err
 
 
-def test_what_does_not_fit(small_network, monkeypatch, capsys):
-  """As the compiler says it of a program that is too large."""
+def test_does_not_fit(small_network, monkeypatch, capsys):
+  """With the compiler's error for a program that is too large."""
 
   class Lowered:
     def compile(self):
@@ -285,30 +286,30 @@ def step(memory):
 
 
 class Compiler:
-  """Stands in for one: a chip takes a GB for every so many images.
+  """A stand-in whose programs take memory in proportion to the batch.
 
   Attributes:
-    images_a_gb: of a training step.
-    evaluation_gb: what the other steps take.
-    interrupted_at: the batch at which the user has enough.
-    seen: each batch, and which of its steps.
+    images_per_gb: images of a training step in a GB of a chip.
+    evaluation_gb: memory of the other steps.
+    interrupted_at: batch size at which the user interrupts the search.
+    seen: batch size and steps of each compilation.
   """
 
   def __init__(self):
-    self.images_a_gb = 1.0
+    self.images_per_gb = 1.0
     self.evaluation_gb = 0.0
     self.interrupted_at = 0
     self.seen = []
 
-  def of_program(self, program, say, names=estimate.STEPS):
+  def from_compiled(self, program, log, names=tuple(estimate.STEPS)):
     size = program.config.batch_size
     self.seen.append((size, names))
     if size == self.interrupted_at:
       raise KeyboardInterrupt
     sizes = dict.fromkeys(names, self.evaluation_gb * 1e9)
-    sizes['train_steps'] = size / 4 / self.images_a_gb * 1e9
+    sizes['train_steps'] = size / 4 / self.images_per_gb * 1e9
     if sizes['train_steps'] > 16.9e9:
-      raise estimate.DoesNotFit('Exceeded hbm capacity.')
+      raise estimate.DoesNotFitError('Exceeded hbm capacity.')
     return estimate.Estimate(
       batch_size=size,
       num_devices=4,
@@ -322,7 +323,7 @@ class Compiler:
 @pytest.fixture
 def compiler(small_network, monkeypatch):
   found = Compiler()
-  monkeypatch.setattr(estimate, 'of_program', found.of_program)
+  monkeypatch.setattr(estimate, 'from_compiled', found.from_compiled)
   return found
 
 
@@ -334,55 +335,56 @@ FIND = (
 
 
 @pytest.mark.parametrize(
-  'arguments, images_a_gb, expected',
+  'arguments, images_per_gb, expected',
   [
     (('--batch_size=36',), 8, (432, 108)),
-    # Of 24, 16.5 GB: more than there are, and within the compiler's own limit.
+    # A share of 24 takes 16.5 GB: more than a chip has, but within the
+    # compiler's limit.
     (('--batch_size=32',), 24 / 16.5, (64, 16)),
-    # Half as much again is no multiple of the groups.
+    # 1.5 times the batch is not a multiple of the groups.
     (('--config.bn.statistics=group', '--batch_size=128'), 3, (128, 32)),
     (('--config.bn.statistics=group', '--batch_size=256'), 7, (384, 96)),
   ],
 )
 def test_a_batch_that_is_found_fits(
-  arguments, images_a_gb, expected, compiler, capsys
+  arguments, images_per_gb, expected, compiler, capsys
 ):
-  compiler.images_a_gb = images_a_gb
+  compiler.images_per_gb = images_per_gb
   assert compile_check.main([*FIND, *arguments]) == 0
   said = capsys.readouterr().out
   found, share = expected
-  assert f'training step fits: {found}, {share} a chip' in said
+  assert f'training step fits: {found}, {share} per chip' in said
   assert said.splitlines()[-1].startswith('fits: ')
-  # The last is of all steps.
-  assert compiler.seen[-1] == (found, estimate.STEPS)
+  # The last compilation is of all steps.
+  assert compiler.seen[-1] == (found, tuple(estimate.STEPS))
 
 
-def test_a_batch_is_found_by_its_training_step_alone(compiler, capsys):
-  """And the verdict is of all."""
+def test_the_search_compiles_the_training_step_alone(compiler, capsys):
+  """The verdict is on all steps."""
   compiler.evaluation_gb = 20
   assert compile_check.main([*FIND, '--batch_size=32']) == 1
   said = capsys.readouterr().out
-  assert 'training step fits: 64, 16 a chip' in said
+  assert 'training step fits: 64, 16 per chip' in said
   assert said.splitlines()[-1].startswith('does not fit: ')
 
 
-def test_a_search_that_is_interrupted(compiler, capsys):
-  compiler.images_a_gb, compiler.interrupted_at = 100, 256
+def test_an_interrupted_search(compiler, capsys):
+  compiler.images_per_gb, compiler.interrupted_at = 100, 256
   with pytest.raises(KeyboardInterrupt):
     compile_check.main([*FIND, '--batch_size=32'])
-  assert 'fits: 128, 32 a chip' in capsys.readouterr().out
+  assert 'fits: 128, 32 per chip' in capsys.readouterr().out
 
 
 def test_no_batch_fits(compiler, capsys):
-  compiler.images_a_gb = 0.01
+  compiler.images_per_gb = 0.01
   assert compile_check.main([*FIND, '--batch_size=32']) == 1
   said = capsys.readouterr()
   assert said.out == ''
   assert 'error: no batch that was tried fits.' in said.err
 
 
-def test_steps_in_a_call_cost_as_much_each():
-  """XLA counts what is in a loop once."""
+def test_cost_of_a_step_does_not_depend_on_steps_per_call():
+  """XLA counts the body of a loop once."""
 
   def found(number):
     config = config_lib.load(
@@ -392,15 +394,15 @@ def test_steps_in_a_call_cost_as_much_each():
     program = estimate.abstract_program(
       estimate.resolve(config, 'cpu'), jax.devices()[:1]
     )
-    return estimate.of_program(program, print, ('train_steps',))
+    return estimate.from_compiled(program, print, ('train_steps',))
 
   assert found(50) == found(1)
   assert found(50).calls['train_steps'] == 50_000
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
-def test_what_is_said_and_written(platform, tmp_path, capsys):
-  """With what it takes to make it again."""
+def test_output(platform, tmp_path, capsys):
+  """The file holds what is needed to reproduce the figures."""
   path = tmp_path / 'found.json'
   arguments = [
     '--config=configs/bn_mnist.py:mini',
@@ -411,7 +413,7 @@ def test_what_is_said_and_written(platform, tmp_path, capsys):
     f'--json={path}',
   ]
   assert compile_check.main(arguments) == 0
-  # Of 4,500 digits.
+  # An epoch is 4,500 digits.
   expected = '50,000 steps of 64: 3,200,000 images, 711.1 epochs'
   assert f'\n{expected}\n' in capsys.readouterr().out
   facts = json.loads(path.read_text())
@@ -425,12 +427,7 @@ def test_what_is_said_and_written(platform, tmp_path, capsys):
   assert len(facts['git_revision'].removesuffix('-dirty')) == 40
 
 
-def test_factors_of_the_least_time_are_said_once():
-  least, most = cost.SLOWER
-  assert f'Expect {least} to {most} times as long' in compile_check.ASSUMPTIONS
-
-
-def test_data_need_not_be_there():
+def test_no_data_is_needed():
   config = config_lib.load('configs/bn_x5.py', ('data.data_dir=/no',))
   dataset = estimate.datasets.without_images(config)
   assert len(dataset.splits['train']) == 1_281_167

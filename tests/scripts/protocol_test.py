@@ -1,4 +1,4 @@
-"""The protocol for ImageNet: commands that load, and tables of the code."""
+"""Tests of the protocol for ImageNet, its commands and its tables."""
 
 import json
 import re
@@ -17,25 +17,25 @@ TEXT = protocol.DOCUMENT.read_text()
 README = protocol.README.read_text()
 
 
-def test_tables_are_those_of_the_code():
-  """Python scripts/protocol.py writes them anew."""
+def test_documents_are_up_to_date():
+  """`python scripts/protocol.py` updates them."""
   for name in protocol.BLOCKS:
     assert f'<!-- {name} -->' in TEXT
-  assert protocol.written(TEXT) == TEXT
+  assert protocol.fill_in(TEXT) == TEXT
   for name in ('prove', 'launch'):
     assert f'<!-- {name} -->' in README
-  assert protocol.written(README) == README
+  assert protocol.fill_in(README) == README
 
 
 def command_lines(text=TEXT):
-  """The commands of a document that take a config, a line each."""
+  """Returns the commands of a document that take a config."""
   blocks = re.findall(r'```\n(.*?)```', text, re.DOTALL)
   lines = [line for block in blocks for line in block.splitlines()]
   return [line for line in lines if '--config=' in line]
 
 
 def options(line):
-  """Its config and overrides."""
+  """Returns the config and the overrides of a command."""
   arguments = shlex.split(line)
   (config,) = (a for a in arguments if a.startswith('--config='))
   overrides = [
@@ -44,7 +44,7 @@ def options(line):
   return config.removeprefix('--config='), overrides
 
 
-def test_commands_can_be_typed():
+def test_commands_load():
   assert len(command_lines()) == len(protocol.VARIANTS) + 2
   of_readme = command_lines(README)
   assert len(of_readme) > 6
@@ -53,13 +53,13 @@ def test_commands_can_be_typed():
 
 
 def command_with(program, text):
-  """The one command of a document that runs a program."""
+  """Returns the only command of a document that runs a program."""
   (line,) = (line for line in command_lines(text) if program in line)
   return line
 
 
 def test_launches_are_accepted(tmp_path, capsys):
-  """One after the other; what they print to be run is what the README says."""
+  """Launch prints the words of slice.sh that the README lists, in order."""
   for text in (README, TEXT):
     arguments = shlex.split(command_with('launch.py', text))[2:]
     assert launch.main([*arguments, f'--out={tmp_path / "out"}']) == 0
@@ -74,8 +74,8 @@ def test_launches_are_accepted(tmp_path, capsys):
     assert re.search(rf'^  ([a-z_]+ \| )*{word}( \| [a-z_]+)*\)', script, re.M)
 
 
-def test_what_is_proved_is_what_is_launched():
-  """And what the table is of, wherever it is written."""
+def test_the_checked_program_is_the_launched_one():
+  """In both documents and in all examples of launch.py."""
   expected = set(protocol.overrides('bn_x30'))
   for text in (README, TEXT):
     line = command_with('compile_check.py', text)
@@ -98,12 +98,12 @@ def test_what_is_proved_is_what_is_launched():
     assert {o for o in overrides if 'data_dir' not in o} == expected
 
 
-def test_decoding_bounds_what_is_expected():
-  """By hand: 512 images a call, on four hosts."""
+def test_decoding_bounds_the_expected_time():
+  """Computed by hand: 512 images per call, on four hosts."""
   figures = {
     'memory': 0,
     'code': 0,
-    'flops': 197e12 * 1e-3,  # A millisecond of a chip.
+    'flops': 197e12 * 1e-3,  # A millisecond on a chip.
     'bytes_accessed': 0,
     'by_kind': {},
     'num_collectives': 0,
@@ -127,8 +127,8 @@ def test_decoding_bounds_what_is_expected():
   assert 3600 * protocol._hours(check, 2000) == pytest.approx(2.2)
 
 
-def test_rates_at_the_end():
-  """As the schedule has them, of which the text is a summary."""
+def test_final_learning_rates():
+  """The text agrees with the schedule."""
   from bn_repro.training import optimizer
 
   for variant in protocol.VARIANTS:
@@ -143,8 +143,8 @@ def test_rates_at_the_end():
 
 
 @pytest.mark.parametrize('variant', protocol.VARIANTS)
-def test_as_many_images_as_the_config_says(variant):
-  """Fewer steps of more images, and averages over as many images."""
+def test_overrides_keep_the_number_of_images(variant):
+  """In total, between evaluations, and in the moving averages."""
   config = config_lib.load(f'configs/{variant}.py')
   ours = protocol.as_trained(variant)
   assert ours.total_steps * ours.batch_size == config.total_steps * 32
@@ -152,10 +152,10 @@ def test_as_many_images_as_the_config_says(variant):
   if config.bn.enabled:
     assert ours.bn.virtual_batch_size == paper.BATCH_SIZE
     assert ours.bn.momentum == pytest.approx(config.bn.momentum**16, abs=1e-4)
-  config_lib.check_divides(ours, slices.parse_slice(protocol.SLICE).num_chips)
+  config_lib.check_divides(ours, protocol.SLICE.num_chips)
 
 
-def test_steps_of_the_paper_are_those_of_the_table():
+def test_expected_accuracies_are_at_the_papers_steps():
   for row in paper.PAPER.values():
     if row.steps:
       step = round(row.steps * 1e6 * 32 / protocol.BATCH_SIZE)
@@ -167,7 +167,7 @@ def test_steps_of_the_paper_are_those_of_the_table():
 @pytest.mark.parametrize(
   'check', protocol.CHECKS, ids=lambda check: check.path.stem
 )
-def test_figures_are_of_the_programs_they_are_said_to_be(check):
+def test_recorded_figures_are_of_their_programs(check):
   facts = json.loads(check.path.read_text())
   command = check.recorded_command()
   assert facts['command'] == shlex.join(command)
@@ -177,7 +177,7 @@ def test_figures_are_of_the_programs_they_are_said_to_be(check):
   )
   config = config_lib.load(path, [*overrides, batch_size])
   assert facts['resolved_config'] == estimate.resolve(config, 'tpu').to_dict()
-  # Null where it was not written down.
+  # Null where it was not recorded.
   assert 'git_revision' in facts
   assert facts['topology'] == check.topology
   assert facts['config'] == path == f'configs/{check.variant}.py'

@@ -1,12 +1,12 @@
-"""Collectives of the training step, held against a text that is reviewed.
+"""Compares the collectives of the steps with a reviewed list.
 
-python tests/tpu/collectives_test.py writes the text anew.
+`python tests/tpu/collectives_test.py` updates the list.
 """
 
 import functools
 from pathlib import Path
 
-import conftest  # noqa: F401 Eight devices, also where pytest does not run it.
+import conftest  # noqa: F401 Eight devices, also without pytest.
 import flax.linen as nn
 import jax
 import pytest
@@ -22,7 +22,7 @@ from bn_repro.training import steps
 from bn_repro.training.experiment import create_program
 
 WRITTEN = Path(__file__).with_name('collectives.txt')
-# What is written down, with what sets it apart; 4 images a device.
+# Title, config and overrides of each listed step; 4 images per device.
 STEPS = {
   'inception': ('inception',),
   'bn_baseline': ('bn_baseline',),
@@ -56,7 +56,7 @@ def lower(program):
 
 def found(variant, num_devices, *overrides):
   lowered = lower(program(variant, num_devices, *overrides))
-  return collectives.of_lowered(lowered.as_text())
+  return collectives.count_lowered(lowered.as_text())
 
 
 def found_in_evaluation(variant, num_devices):
@@ -64,7 +64,7 @@ def found_in_evaluation(variant, num_devices):
   lowered = created.eval_step.lower(
     created.initial_state(), created.abstract_batch()
   )
-  return collectives.of_lowered(lowered.as_text())
+  return collectives.count_lowered(lowered.as_text())
 
 
 def text():
@@ -79,25 +79,25 @@ def text():
   return '\n'.join(lines)
 
 
-def test_collectives_are_those_that_are_written_down():
+def test_collectives_are_those_listed():
   assert text() == WRITTEN.read_text()
 
 
 def test_one_reduction_a_layer_forward_and_one_backward():
-  """Beside one for each gradient, and one for each sum of the metrics."""
+  """In addition to those of the gradients and of the metrics."""
 
-  def besides_gradients(variant):
+  def count_without_gradients(variant):
     params = program(variant, 8).initial_state().params
     return sum(found(variant, 8).values()) - len(jax.tree.leaves(params))
 
   num_layers = 69
-  assert besides_gradients('bn_x5') == (
-    2 * num_layers + besides_gradients('inception')
+  assert count_without_gradients('bn_x5') == (
+    2 * num_layers + count_without_gradients('inception')
   )
 
 
 @pytest.mark.slow
-def test_bytes_do_not_grow_with_the_devices():
+def test_bytes_do_not_depend_on_the_number_of_devices():
   for statistics in ('global', 'group', 'device'):
     overrides = (
       f'bn.statistics={statistics}',
@@ -129,7 +129,7 @@ def network(request):
 
 @pytest.mark.parametrize('statistics', ['global', 'group', 'device'])
 def test_bfloat16_is_reduced_in_float32(statistics, small_network):
-  """Gradients, statistics, and what goes back through them."""
+  """Gradients, statistics, and the gradients of statistics."""
   kinds = {
     array.split('x')[-1]
     for each in found(
@@ -160,7 +160,7 @@ def test_no_more_reductions_after_compiling_than_with_flax(network):
     batch_axis=1,
   )
   counts = [
-    collectives.of_compiled(
+    collectives.count_compiled_all_reduces(
       step.lower(ours.initial_state(), ours.abstract_batch(1))
       .compile()
       .as_text()
@@ -170,8 +170,8 @@ def test_no_more_reductions_after_compiling_than_with_flax(network):
   assert 0 < counts[0] <= counts[1]
 
 
-def test_a_device_does_the_same_whatever_their_number(network):
-  """FLOPs and memory of a device at 8 images each, for 1, 2, 4, 8 devices."""
+def test_cost_per_device_does_not_depend_on_their_number(network):
+  """FLOPs and memory of a device at 8 images each."""
   flops, memory = [], []
   for number in (1, 2, 4, 8):
     compiled = lower(
