@@ -1,8 +1,8 @@
-"""Writes what it takes to train on rented hardware, and runs it if asked.
+"""Writes the files that train on rented hardware, and runs them if asked.
 
-What is written is meant to be read: the files of `scripts/launch/` with their
-settings filled in. What runs is a `Job`; a function for each place wraps it in
-a `Launch`. Mistakes are found before anything is written, and without JAX.
+The files are meant to be read: they are those of `scripts/launch/` with their
+settings filled in. A `Job` is what runs; one function per place turns it into a
+`Launch`. Mistakes are reported before anything is written, without JAX.
 """
 
 import argparse
@@ -15,12 +15,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from typing import Any
 
 from ml_collections import ConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import protocol
 
 from bn_repro import cli
 from bn_repro import config as config_lib
@@ -30,147 +33,166 @@ from bn_repro.sweep import grid
 from bn_repro.tpu import slices
 
 _DESCRIPTION = """\
-Write the scripts that train a config, or a sweep, on rented hardware, for you
-to read and run; --run runs those that start the training.
+Writes scripts that train a config, or a sweep, on rented hardware. Read them,
+then run the commands that are printed; --run also runs those that start the
+training.
 """
+_NOTES = """
+The training command is restarted after exit code 75 (preempted and saved) and
+after it is killed, but not after 0 (done), 1 (failed) or 3 (diverged); see
+scripts/train_loop.sh. Several hosts share one workdir. On TPUs,
+--workdir_mount mounts an NFS share, such as Filestore, on the folder above it.
 
-# What docs/imagenet.md trains BN-x30 with, on 16 chips.
-_PROTOCOL = """\
-    --config.batch_size=512 --config.total_steps=375000 \\
-    --config.eval_every=6250 --config.checkpoint_every=1250 \\
-    --config.log_every=125 --config.bn.statistics=group \\
-    --config.bn.momentum=0.9952 --config.data.num_workers=14 \\
-    --config.data.num_threads=8
+--sweep=configs/sweeps/NAME.py:full in place of --config trains a sweep: as a
+job array with SLURM, as one managed job per trial with SkyPilot, or one trial
+after another on a TPU VM of one host.
 """
-_EXAMPLES = {
-  'tpu-vm': f"""
-  python scripts/launch.py tpu-vm --name=bn-x30 --topology=v5e:4x4 --spot \\
-    --project=PROJECT --zone=us-west4-a --workdir_mount=10.0.0.2:/runs \\
-    --data_disk=imagenet --config=configs/bn_x30.py \\
-    --workdir=/mnt/runs/bn_x30 --config.data.data_dir=/mnt/data \\
-{_PROTOCOL}""",
-  'sky': f"""
-  python scripts/launch.py sky --name=bn-x30 --topology=v5e:4x4 \\
-    --workdir_mount=10.0.0.2:/runs --data_bucket=gs://BUCKET \\
-    --config=configs/bn_x30.py \\
-    --workdir=/mnt/runs/bn_x30 --config.data.data_dir=/mnt/data \\
-{_PROTOCOL}""",
-  'slurm': f"""
-  python scripts/launch.py slurm --name=bn-x30 --nodes=2 --gpus=8 \\
-    --cpus_per_gpu=14 --sbatch=--partition=gpu --config=configs/bn_x30.py \\
-    --workdir=/shared/runs/bn_x30 --config.data.data_dir=/shared/data \\
-{_PROTOCOL}""",
+_PLACES = {
+  'tpu-vm': 'a slice of Cloud TPU VMs, created with gcloud',
+  'sky': 'a spot slice that SkyPilot recreates after preemptions',
+  'slurm': 'GPU nodes, as a SLURM batch job',
 }
 
-_NOTES = """
-The training command is run again when it exits with 75 (stopped and saved) or
-was killed, and not after 0 (done), 1 (failed) or 3 (diverged): see
-scripts/train_loop.sh. Several hosts write into one workdir, which all of them
-have to see: on TPUs an NFS share such as Filestore, which --workdir_mount
-mounts on the folder above it.
 
-With --sweep=configs/sweeps/NAME.py:full in the place of --config it is a sweep:
-an array of SLURM, a managed job a trial with SkyPilot, or one trial after
-another on a TPU VM of one host.
-"""
+def examples() -> dict[str, list[str]]:
+  """Returns, for each place, the command that trains the protocol's BN-x30."""
+  program = ('python', 'scripts/launch.py')
+  return {
+    'tpu-vm': protocol.launch_command(),
+    'sky': [
+      *(*program, 'sky', '--name=bn-x30', f'--topology={protocol.SLICE}'),
+      *('--workdir_mount=10.0.0.2:/runs', '--data_bucket=gs://BUCKET'),
+      *protocol.training_arguments('bn_x30'),
+    ],
+    'slurm': [
+      *(*program, 'slurm', '--name=bn-x30', '--nodes=2', '--gpus=8'),
+      *('--cpus_per_gpu=14', '--sbatch=--partition=gpu'),
+      *protocol.training_arguments(
+        'bn_x30', runs='/shared/runs', data='/shared/data'
+      ),
+    ],
+  }
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What to run, on every host and in the repository."""
+  """What runs on every host, in the repository.
+
+  Attributes:
+    name: name of the launch.
+    command: training command.
+    workdir: workdir on the hosts.
+    data_dir: folder of the data set on the hosts; may be empty.
+    num_trials: number of trials of a sweep, otherwise 0. With `--trial=NUMBER`
+      appended, the command trains one of them.
+  """
 
   name: str
   command: tuple[str, ...]
   workdir: str
-  data_dir: str  # Empty where nobody says.
-  num_trials: int = 0  # Of a sweep: `--trial=NUMBER` after the command is one.
+  data_dir: str
+  num_trials: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-  """How to run it: files, and commands, of which the first few start it."""
+  """How a job is run.
 
-  files: Mapping[str, str]  # Name to content.
-  tools: Sequence[str]  # What has to be installed here.
-  commands: Sequence[tuple[str, str]]  # In this order, and what each does.
+  Attributes:
+    files: content of each file, by name.
+    tools: programs that the commands call.
+    commands: pairs of a command and what it does, in order.
+    num_to_start: number of commands, from the first, that start the training.
+  """
+
+  files: Mapping[str, str]
+  tools: Sequence[str]
+  commands: Sequence[tuple[str, str]]
   num_to_start: int
 
 
 def create_job(
   flags: argparse.Namespace, axes: Sequence[str], overrides: Sequence[str]
 ) -> tuple[Job, list[ConfigDict]]:
-  """What is to run, and the configs that it trains.
+  """Returns the job, and the configs that it trains.
 
   Args:
-    flags: of the command.
-    axes: assignments to axes of a sweep, if it is one.
-    overrides: assignments to fields of the config.
+    flags: parsed arguments.
+    axes: `axis=values` of each `--sweep.axis`.
+    overrides: `key=value` of each `--config.key`.
 
   Raises:
-    UserError: with what is wrong with them.
+    UserError: if an argument is invalid.
   """
   name, workdir = flags.name, flags.workdir
   if not re.fullmatch('[a-z]([-a-z0-9]{0,48}[a-z0-9])?', name):
     raise UserError(
-      f'--name={name}: give at most 50 lower-case letters, digits and hyphens, '
-      'a letter first and no hyphen last.'
+      f'--name={name}: use at most 50 lower-case letters, digits and hyphens, '
+      'starting with a letter and not ending with a hyphen.'
     )
-  # With a folder above it, for something to be mounted on.
+  # The folder above the workdir, on which a share is mounted, must not be /.
   if not re.match('/[^/]+/+[^/]', workdir):
     raise UserError(
-      f'--workdir={workdir}: give an absolute path on the hosts, such as '
-      f'/mnt/runs/{name}.'
+      f'--workdir={workdir}: use an absolute path on the hosts, in a folder, '
+      f'such as /mnt/runs/{name}.'
     )
-  if flags.sweep:
-    sweep = grid.load(flags.sweep, axes, flags.config or '', overrides)
-    configs = [trial.config() for trial in sweep.trials]
-    command = (
-      *('python', '-m', 'bn_repro.sweep'),
-      _in_repository('--sweep', flags.sweep, config_lib.CONFIGS / 'sweeps'),
-      f'--workdir={workdir}',
-      *([_in_repository('--config', flags.config)] if flags.config else []),
-      *(f'--sweep.{axis}' for axis in axes),
-      *(f'--config.{override}' for override in overrides),
-    )
-  elif flags.config:
-    configs = [config_lib.load(flags.config, overrides)]
-    command = (
-      *('python', '-m', 'bn_repro.main'),
-      _in_repository('--config', flags.config),
-      f'--workdir={workdir}',
-      *(f'--config.{override}' for override in overrides),
-    )
-  else:
-    raise UserError('--config or --sweep: say what to train.')
+  configs = _load_configs(flags, axes, overrides)
   data_dir = configs[0].data.data_dir
   if data_dir and not data_dir.startswith('/'):
     raise UserError(
-      f'--config.data.data_dir={data_dir}: give an absolute path on the hosts.'
+      f'--config.data.data_dir={data_dir}: use an absolute path on the hosts, '
+      'such as /mnt/data.'
     )
+  files = (
+    ('--sweep', flags.sweep, config_lib.CONFIGS / 'sweeps'),
+    ('--config', flags.config, config_lib.CONFIGS),
+  )
+  command = (
+    *('python', '-m', f'bn_repro.{"sweep" if flags.sweep else "main"}'),
+    *(_in_repository(*file) for file in files if file[1]),
+    f'--workdir={workdir}',
+    *(f'--sweep.{axis}' for axis in axes),
+    *(f'--config.{override}' for override in overrides),
+  )
   num_trials = len(configs) if flags.sweep else 0
   return Job(name, command, workdir, data_dir, num_trials), configs
 
 
-def _in_repository(
-  flag: str, spec: str, folder: Path = config_lib.CONFIGS
-) -> str:
-  """An argument that names a file, as it is in the hosts' repository.
+def _load_configs(
+  flags: argparse.Namespace, axes: Sequence[str], overrides: Sequence[str]
+) -> list[ConfigDict]:
+  """Returns the config, or those of all trials of the sweep."""
+  if flags.sweep:
+    sweep = grid.load(flags.sweep, axes, flags.config or '', overrides)
+    return [trial.config() for trial in sweep.trials]
+  if flags.config:
+    return [config_lib.load(flags.config, overrides)]
+  raise UserError('nothing to train. Give --config or --sweep.')
+
+
+def _in_repository(flag: str, spec: str, folder: Path) -> str:
+  """Returns an argument that names a file, relative to the repository.
+
+  Args:
+    flag: name of the argument.
+    spec: path of the file, or its name in `folder`, with an optional `:mode`.
+    folder: folder of the shipped files.
 
   Raises:
-    UserError: if it is not in this one.
+    UserError: if the file is outside the repository.
   """
   name, colon, mode = spec.partition(':')
   path = config_lib.find_file(flag, name, folder).resolve()
   if not path.is_relative_to(ROOT):
     raise UserError(
-      f'{flag}={name}: lies outside of the repository, which is what the '
-      'hosts get. Put it into configs/.'
+      f'{flag}={name}: is outside the repository, and the hosts get only the '
+      'repository. Move it into configs/.'
     )
   return f'{flag}={path.relative_to(ROOT)}{colon}{mode}'
 
 
-def check_fits(configs: Sequence[ConfigDict], num_devices: int) -> None:
-  """Sees that configs can be trained on so many devices.
+def check_devices(configs: Sequence[ConfigDict], num_devices: int) -> None:
+  """Checks that configs can be trained on a number of TPUs or GPUs.
 
   Raises:
     UserError: if one cannot.
@@ -179,8 +201,8 @@ def check_fits(configs: Sequence[ConfigDict], num_devices: int) -> None:
   for config in configs:
     if config.model.dtype == 'float64':
       problems.append(
-        'config.model.dtype=float64: is for comparing numbers on CPUs; TPUs '
-        'have none, and GPUs are slow at it. Use auto.'
+        'config.model.dtype=float64: TPUs have no float64, and GPUs are slow '
+        'at it; it is for comparing numbers on CPUs. Use auto.'
       )
     try:
       config_lib.check_divides(config, num_devices)
@@ -190,14 +212,45 @@ def check_fits(configs: Sequence[ConfigDict], num_devices: int) -> None:
     raise UserError(*dict.fromkeys(problems))
 
 
+def check_storage(
+  job: Job, config: ConfigDict, flags: argparse.Namespace
+) -> None:
+  """Checks that the hosts of a slice can read the data and keep the run.
+
+  Raises:
+    UserError: if they cannot.
+  """
+  problems = []
+  if not job.data_dir and (
+    flags.data or config.data.name == imagenet_metadata.NAME
+  ):
+    problems.append(
+      '--config.data.data_dir: must name the folder of the data on the hosts, '
+      'such as /mnt/data.'
+    )
+  hosts, spot = flags.topology.num_hosts, flags.place == 'sky' or flags.spot
+  if (hosts > 1 or spot) and not (flags.workdir_mount or flags.shared_workdir):
+    why = (
+      f'{hosts} hosts must share it'
+      if hosts > 1
+      else 'it must outlive a preempted spot slice'
+    )
+    problems.append(
+      f'--workdir={job.workdir}: {why}. Give --workdir_mount=SERVER:/SHARE, or '
+      '--shared_workdir if you mount the share yourself.'
+    )
+  if problems:
+    raise UserError(*problems)
+
+
 def _fill(template: str, render: Callable[[str], str]) -> str:
-  """A file of `scripts/launch/` with each of its `@marks@` filled in."""
+  """Returns a file of `scripts/launch/` with its `@marks@` filled in."""
   text = (ROOT / 'scripts' / 'launch' / template).read_text()
   return re.sub(r'@(\w+)@', lambda match: render(match[1]), text)
 
 
 def _script(template: str, values: Mapping[str, Any]) -> str:
-  """A shell script; tuples become the items of arrays, a line each."""
+  """Returns a shell script; a tuple becomes the items of an array."""
 
   def render(mark: str) -> str:
     value = values[mark]
@@ -212,8 +265,8 @@ def _quote(value: Any) -> str:
   return shlex.quote(str(value))
 
 
-def _of_slice(job: Job, flags: argparse.Namespace) -> dict[str, Any]:
-  """What both ways to a TPU fill in."""
+def _slice_values(job: Job, flags: argparse.Namespace) -> dict[str, Any]:
+  """Returns the settings that `tpu_vm` and `sky` have in common."""
   url, _, revision = flags.source.rpartition('#')
   return {
     **vars(flags),
@@ -227,9 +280,9 @@ def _of_slice(job: Job, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def tpu_vm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
-  """Wraps a job for Cloud TPU VMs, asked for as a queued resource.
+  """Launches a job on Cloud TPU VMs, created as a queued resource.
 
-  A sweep's trials are trained there one after another.
+  Trials of a sweep run there one after another.
 
   Raises:
     UserError: for a sweep on several hosts.
@@ -238,12 +291,12 @@ def tpu_vm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
   if job.num_trials:
     if hosts > 1:
       raise UserError(
-        f'--topology={flags.topology}: has {hosts} hosts, and a sweep runs on '
-        'one. Take a slice of one host, or sky, where each trial has a slice.'
+        f'--topology={flags.topology}: has {hosts} hosts, but a sweep runs on '
+        'one. Use a slice of one host, or sky, which gives each trial a slice.'
       )
     job = dataclasses.replace(job, command=(*job.command, '--jobs=1'))
   values = {
-    **_of_slice(job, flags),
+    **_slice_values(job, flags),
     'source': 'git' if flags.source else 'local',
     'spot': 'yes' if flags.spot else 'no',
   }
@@ -252,22 +305,52 @@ def tpu_vm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
     files={name: _script(name, values) for name in ('slice.sh', 'host.sh')},
     tools=('gcloud',),
     commands=(
-      (f'{script} create', 'asks for the slice and waits for it'),
+      (f'{script} create', 'requests the slice and waits for it'),
       (f'{script} set_up', 'copies, mounts and installs on all hosts'),
       (f'{script} train', 'starts the training loop on all hosts'),
-      (f'{script} keep', 'watches, and makes a preempted slice anew'),
-      (f'{script} state', 'says how the slice and its hosts stand'),
-      (f'{script} logs', 'follows host 0'),
+      (f'{script} keep', 'watches, and recreates a preempted slice'),
+      (f'{script} state', 'prints the state of the slice and its hosts'),
+      (f'{script} logs', 'follows the log of host 0'),
       (f'{script} stop', 'saves and stops'),
-      (f'{script} delete', 'gives the slice back, which costs until then'),
+      (f'{script} delete', 'deletes the slice, which is billed until then'),
     ),
     num_to_start=3,
   )
 
 
 def sky(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
-  """Wraps a job for SkyPilot: a managed job on a spot slice."""
-  values = _of_slice(job, flags)
+  """Launches a job, or each trial of a sweep, as a managed job of SkyPilot."""
+  path = f'{_quote(folder)}/sky.yaml'
+  each, name, number = '{}', job.name, ''
+  if job.num_trials:
+    last = job.num_trials - 1
+    each = f'(for trial in $(seq 0 {last}); do {{}} || exit; done)'
+    name = f'{job.name}-$trial'
+    number = f'--name {name} --env TRIAL=$trial '
+  # A copy of the repository has no history to describe.
+  revision = (
+    ''
+    if flags.source
+    else '--env "REVISION=$(git describe --always --dirty --abbrev=40)" '
+  )
+  start = f'sky jobs launch --yes --detach-run {number}{revision}{path}'
+  first = name.replace('$trial', '0')
+  return Launch(
+    files={'sky.yaml': _sky_task(job, flags)},
+    tools=('sky', 'gcloud'),
+    commands=(
+      (each.format(start), 'starts it'),
+      ('sky jobs queue', 'prints its state'),
+      (f'sky jobs logs --name {first}', 'follows its log'),
+      (each.format(f'sky jobs cancel --yes --name {name}'), 'cancels it'),
+      *_comparison(job),
+    ),
+    num_to_start=1,
+  )
+
+
+def _sky_task(job: Job, flags: argparse.Namespace) -> str:
+  values = _slice_values(job, flags)
   mount = {job.data_dir: {'source': flags.data, 'mode': 'MOUNT'}}
   values |= {
     'accelerators': f'tpu-{values["accelerator_type"]}',
@@ -276,53 +359,20 @@ def sky(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
     if flags.source
     else '.',
   }
-  # YAML takes off the two spaces by which a block is indented.
+  # YAML removes the two spaces of indentation from a block.
   command = ' \\\n    '.join(
     _quote(item).replace('\n', '\n  ') for item in job.command
   )
 
   def render(mark: str) -> str:
-    # JSON is YAML.
+    # JSON is valid YAML.
     return command if mark == 'command' else json.dumps(values[mark])
 
-  path = f'{_quote(folder)}/sky.yaml'
-  each, name, number = '{}', job.name, ''
-  if job.num_trials:
-    # A managed job for each trial.
-    last = job.num_trials - 1
-    each = f'(for trial in $(seq 0 {last}); do {{}} || exit; done)'
-    name = f'{job.name}-$trial'
-    number = f'--name {name} --env TRIAL=$trial '
-  # A copy comes without its history.
-  revision = (
-    ''
-    if flags.source
-    else '--env "REVISION=$(git describe --always --dirty --abbrev=40)" '
-  )
-  return Launch(
-    files={'sky.yaml': _fill('sky.yaml', render)},
-    tools=('sky', 'gcloud'),
-    commands=(
-      (
-        each.format(
-          f'sky jobs launch --yes --detach-run {number}{revision}{path}'
-        ),
-        'starts it',
-      ),
-      ('sky jobs queue', 'says how it stands'),
-      (
-        f'sky jobs logs --name {name.replace("$trial", "0")}',
-        'follows it',
-      ),
-      (each.format(f'sky jobs cancel --yes --name {name}'), 'ends it'),
-      *_comparing(job),
-    ),
-    num_to_start=1,
-  )
+  return _fill('sky.yaml', render)
 
 
 def slurm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
-  """Wraps a job for SLURM: a batch job on nodes with GPUs."""
+  """Launches a job as a SLURM batch job, or a sweep as a job array."""
   tasks = 1 if flags.tasks == 'node' else flags.gpus
   values = {
     **vars(flags),
@@ -337,23 +387,22 @@ def slurm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
     files={'job.sh': _script('job.sh', values)},
     tools=('sbatch',),
     commands=(
-      (submit, 'puts the job into the queue'),
-      (f'squeue --name={job.name}', 'says how it stands'),
-      (f'tail -F {_quote(folder)}/*.log', 'follows it'),
-      (f'scancel --name={job.name}', 'ends it'),
-      *_comparing(job),
+      (submit, 'submits the job'),
+      (f'squeue --name={job.name}', 'prints its state'),
+      (f'tail -F {_quote(folder)}/*.log', 'follows its log'),
+      (f'scancel --name={job.name}', 'cancels it'),
+      *_comparison(job),
     ),
     num_to_start=1,
   )
 
 
-def _comparing(job: Job) -> list[tuple[str, str]]:
-  """The command that compares what trials on several hosts have written."""
+def _comparison(job: Job) -> list[tuple[str, str]]:
+  """Returns the command that compares trials run by separate jobs."""
   if not job.num_trials:
     return []
-  return [
-    (shlex.join([*job.command, '--compare']), 'where the workdir is: compares')
-  ]
+  command = shlex.join([*job.command, '--compare'])
+  return [(command, 'compares the trials; run it where the workdir is')]
 
 
 def create_launch(
@@ -362,50 +411,24 @@ def create_launch(
   flags: argparse.Namespace,
   folder: str,
 ) -> Launch:
-  """What a command asks for.
+  """Returns the launch of a job, its files to be written to `folder`.
 
   Raises:
-    UserError: with what is wrong with it.
+    UserError: if the place does not suit the job.
   """
   if flags.place == 'slurm':
-    check_fits(configs, flags.nodes * flags.gpus)
+    check_devices(configs, flags.nodes * flags.gpus)
     return slurm(job, flags, folder)
-  check_fits(configs, flags.topology.num_chips)
+  check_devices(configs, flags.topology.num_chips)
   check_storage(job, configs[0], flags)
   return {'tpu-vm': tpu_vm, 'sky': sky}[flags.place](job, flags, folder)
 
 
-def check_storage(
-  job: Job, config: ConfigDict, flags: argparse.Namespace
-) -> None:
-  """Sees that the hosts of a slice will have the data, and keep the run.
-
-  Raises:
-    UserError: if not.
-  """
-  problems = []
-  if not job.data_dir and (
-    flags.data or config.data.name == imagenet_metadata.NAME
-  ):
-    problems.append(
-      '--config.data.data_dir: say where the data lie, or are to be mounted, '
-      'on the hosts, such as /mnt/data.'
-    )
-  hosts, spot = flags.topology.num_hosts, flags.place == 'sky' or flags.spot
-  if (hosts > 1 or spot) and not (flags.workdir_mount or flags.shared_workdir):
-    why = f'{hosts} hosts share' if hosts > 1 else 'a spot slice must not lose'
-    problems.append(
-      f'--workdir={job.workdir}: which {why}. Give --workdir_mount='
-      'SERVER:/SHARE, or --shared_workdir if you mount it yourself.'
-    )
-  if problems:
-    raise UserError(*problems)
-
-
-def duration(config: ConfigDict) -> str:
-  """How much a config trains, in words; of other data nobody counts images."""
+def training_length(config: ConfigDict) -> str:
+  """Returns the steps, images and epochs of a run, as far as known."""
   if not config.total_steps:
     return f'{config.total_epochs:g} epochs'
+  # The sizes of other data sets are known only once they are loaded.
   counted = (
     config.data.name == imagenet_metadata.NAME and not config.data.stand_in
   )
@@ -419,16 +442,16 @@ def duration(config: ConfigDict) -> str:
 
 
 def check_tools(tools: Sequence[str]) -> None:
-  """Sees that commands are here, and that the cloud may be asked.
+  """Checks that programs are installed, and that gcloud has credentials.
 
   Raises:
-    UserError: if not.
+    UserError: if one is missing.
   """
   for tool in tools:
     if shutil.which(tool) is None:
       raise UserError(
-        f'{tool}: not found. Install it, or leave --run off and run the '
-        'commands where it is.'
+        f'{tool}: not found. Install it, or omit --run and run the commands '
+        'where it is installed.'
       )
   if 'gcloud' in tools:
     asked = subprocess.run(
@@ -439,27 +462,27 @@ def check_tools(tools: Sequence[str]) -> None:
     )
     if asked.returncode:
       reason = ' '.join(asked.stderr.split())[:200]
-      raise UserError(f'gcloud has no credentials ({reason}). Use gcloud init.')
+      raise UserError(f'gcloud has no credentials ({reason}). Run: gcloud init')
 
 
 def write(files: Mapping[str, str], out: Path) -> None:
   """Writes the files of a launch.
 
   Raises:
-    UserError: if the folder holds another launch, or the code of one that has
-      begun, which a slice made anew is to get again.
+    UserError: if the folder holds another launch, or the packed code of one,
+      which a recreated slice still needs.
   """
   for name in ('slice.sh', 'host.sh', 'sky.yaml', 'job.sh'):
     path = out / name
     if path.exists() and path.read_bytes() != files.get(name, '').encode():
       raise UserError(
-        f'--out={out}: its {name} is of another launch. Delete it, or name '
+        f'--out={out}: its {name} belongs to another launch. Delete it, or use '
         'another folder.'
       )
   if (out / 'source.tgz').exists():
     raise UserError(
-      f'--out={out}: its source.tgz is what the hosts of a launch got. Go on '
-      'with its scripts, or delete it.'
+      f'--out={out}: its source.tgz is the code of a launch that was set up. '
+      'Use the scripts there, or delete it.'
     )
   out.mkdir(parents=True, exist_ok=True)
   for name, text in files.items():
@@ -472,15 +495,23 @@ def _not_empty(text: str) -> str:
   return text
 
 
-def _of_form(pattern: str, form: str) -> Callable[[str], str]:
-  """The type of an argument that has to match a pattern."""
+def _matching(pattern: str, form: str) -> Callable[[str], str]:
+  """Returns the type of an argument that has to match a pattern, or is ''."""
 
   def check(text: str) -> str:
     if text and not re.fullmatch(pattern, text):
-      raise argparse.ArgumentTypeError(f"'{text}' is not {form}")
+      raise argparse.ArgumentTypeError(f"'{text}' is not of the form {form}")
     return text
 
   return check
+
+
+def _shown(command: Sequence[str]) -> str:
+  """Formats an example for `--help`, over several lines."""
+  lines = textwrap.wrap(
+    shlex.join(command), 74, break_long_words=False, break_on_hyphens=False
+  )
+  return '\n  ' + ' \\\n    '.join(lines) + '\n'
 
 
 def _create_parser() -> argparse.ArgumentParser:
@@ -488,105 +519,135 @@ def _create_parser() -> argparse.ArgumentParser:
     'formatter_class': argparse.RawDescriptionHelpFormatter,
     'allow_abbrev': False,
   }
+  shown = {place: _shown(command) for place, command in examples().items()}
   parser = cli.Parser(
     description=_DESCRIPTION,
-    epilog=f'examples:{"".join(_EXAMPLES.values())}{_NOTES}',
+    epilog=f'examples:{"".join(shown.values())}{_NOTES}',
     **options,
   )
   places = parser.add_subparsers(dest='place', required=True, metavar='PLACE')
-  adders = {}
-  for place, what in (
-    ('tpu-vm', 'a slice of Cloud TPU VMs, by gcloud'),
-    ('sky', 'a spot slice, which SkyPilot makes anew when it is preempted'),
-    ('slurm', 'nodes with GPUs, by a batch job of SLURM'),
-  ):
+  adders = {
+    'tpu-vm': _add_tpu_vm_arguments,
+    'sky': _add_sky_arguments,
+    'slurm': _add_slurm_arguments,
+  }
+  for place, what in _PLACES.items():
     one = places.add_parser(
       place,
       help=what,
-      description=f'Train on {what}.',
-      epilog=f'example:{_EXAMPLES[place]}{_NOTES}',
+      description=f'Trains on {what}.',
+      epilog=f'example:{shown[place]}{_NOTES}',
       **options,
     )
-    adders[place] = add = one.add_argument
-    add('--name', required=True, help='of this launch')
+    add = one.add_argument
+    add('--name', required=True, help='name of the launch, such as bn-x30')
     cli.add_config_arguments(one, required=False)
     cli.add_sweep_arguments(one, required=False)
     add(
-      '--workdir', required=True, metavar='DIR', help='absolute, on the hosts'
-    )
-    add('--out', metavar='DIR', help='where to write; launch/NAME by default')
-    add('--run', action='store_true', help='also run what starts the training')
-  for place in ('tpu-vm', 'sky'):
-    add = adders[place]
-    add(
-      '--topology',
+      '--workdir',
       required=True,
-      type=slices.parse_slice,
-      help='such as v5e:4x4',
+      metavar='DIR',
+      help='absolute path on the hosts, such as /mnt/runs/bn_x30',
     )
+    add('--out', metavar='DIR', help='folder to write (default: launch/NAME)')
     add(
-      '--source',
-      default='',
-      type=_of_form('[^#]+#[^#]+', 'URL#REVISION'),
-      metavar='URL#REVISION',
-      help='of a git repository for the hosts; by default a copy of this one',
-    )
-    add(
-      '--workdir_mount',
-      default='',
-      type=_of_form('[^:]+:/.*', 'SERVER:/SHARE'),
-      metavar='SERVER:/SHARE',
-      help='NFS share to mount on the folder above the workdir',
-    )
-    add(
-      '--shared_workdir',
+      '--run',
       action='store_true',
-      help='the workdir lies where you mount what outlives the hosts',
+      help='also run the commands that start the training',
     )
-  add = adders['tpu-vm']
-  add('--project', required=True, type=_not_empty)
-  add('--zone', required=True, type=_not_empty)
-  add('--spot', action='store_true', help='cheaper, and preempted at any time')
+    adders[place](add)
+  return parser
+
+
+def _add_slice_arguments(add: Callable[..., Any]) -> None:
+  """Adds the arguments that `tpu-vm` and `sky` have in common."""
+  add(
+    '--topology',
+    required=True,
+    type=slices.parse_slice,
+    help='TPU slice, such as v5e:4x4',
+  )
+  add(
+    '--source',
+    default='',
+    type=_matching('[^#]+#[^#]+', 'URL#REVISION'),
+    metavar='URL#REVISION',
+    help='git repository that the hosts clone, such as '
+    'https://example.org/bn#main (default: a copy of this working tree)',
+  )
+  add(
+    '--workdir_mount',
+    default='',
+    type=_matching('[^:]+:/.*', 'SERVER:/SHARE'),
+    metavar='SERVER:/SHARE',
+    help='NFS share to mount on the folder above the workdir, such as '
+    '10.0.0.2:/runs',
+  )
+  add(
+    '--shared_workdir',
+    action='store_true',
+    help='the workdir is on shared storage that you mount yourself',
+  )
+
+
+def _add_tpu_vm_arguments(add: Callable[..., Any]) -> None:
+  _add_slice_arguments(add)
+  add('--project', required=True, type=_not_empty, help='Google Cloud project')
+  add('--zone', required=True, type=_not_empty, help='zone, such as us-west4-a')
+  add(
+    '--spot',
+    action='store_true',
+    help='request a spot slice: cheaper, and may be preempted at any time',
+  )
   add(
     '--data_disk',
     dest='data',
     default='',
     metavar='DISK',
-    help='disk to mount read-only on config.data.data_dir',
+    help='disk to mount read-only on config.data.data_dir, such as imagenet',
   )
-  add = adders['sky']
-  add('--infra', default='gcp', help='gcp (the default), or gcp/REGION/ZONE')
+
+
+def _add_sky_arguments(add: Callable[..., Any]) -> None:
+  _add_slice_arguments(add)
+  add(
+    '--infra',
+    default='gcp',
+    help='gcp or gcp/REGION/ZONE, such as gcp/us-west4 (default: gcp)',
+  )
   add(
     '--data_bucket',
     dest='data',
     default='',
-    type=_of_form('gs://.+', 'gs://BUCKET'),
+    type=_matching('gs://.+', 'gs://BUCKET'),
     metavar='gs://BUCKET',
     help='bucket to mount on config.data.data_dir',
   )
-  add = adders['slurm']
-  add('--nodes', type=cli.positive, default=1, help='1 by default')
-  add(
-    '--gpus',
-    type=cli.positive,
-    default=1,
-    help='of a node; 1 by default',
-  )
+
+
+def _add_slurm_arguments(add: Callable[..., Any]) -> None:
+  add('--nodes', type=cli.positive, default=1, help='nodes (default: 1)')
+  add('--gpus', type=cli.positive, default=1, help='GPUs per node (default: 1)')
   add(
     '--tasks',
     choices=('node', 'gpu'),
     default='node',
-    help='a process for each',
+    help='one process per node or per GPU (default: node)',
   )
-  add('--cpus_per_gpu', type=cli.positive, default=8, help='8 by default')
+  add(
+    '--cpus_per_gpu',
+    type=cli.positive,
+    default=8,
+    help='CPUs per GPU (default: 8)',
+  )
   add(
     '--sbatch',
     action='append',
     default=[],
     metavar='OPTION',
-    help='a further option, such as --sbatch=--time=12:00:00',
+    help='further option of sbatch, such as --sbatch=--time=12:00:00; may be '
+    'repeated',
   )
-  return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -608,9 +669,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except OSError as error:
     return cli.report_errors([str(error)])
   print(f'wrote {", ".join(f"{folder}/{name}" for name in launch.files)}')
-  trials = f'{job.num_trials} trials, the first ' if job.num_trials else ''
-  print(f'They train {trials}{duration(configs[0])}.')
-  print(f'Read them; then, in {ROOT}:')
+  trials = f'{job.num_trials} trials, the first for ' if job.num_trials else ''
+  print(f'The job trains {trials or "for "}{training_length(configs[0])}.')
+  print(f'Read the files, then run these commands in {ROOT}:')
   width = min(max(len(command) for command, _ in launch.commands), 72)
   for command, what in launch.commands:
     print(f'  {command:<{width}}  # {what}')

@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Runs a training command again for as long as it is stopped and not finished:
+# Restarts a training command until it is done:
 #
 #   bash scripts/train_loop.sh python -m bn_repro.main --config=... --workdir=...
 #
-# when it exits with                             this script
-#   0, 1 or 3: done, failed or diverged            ends with the same code
-#   75: stopped and saved                          runs it again
-#   more than 128: killed, or aborted because      runs it again
+# exit code of the command                       this script
+#   0, 1 or 3: done, failed or diverged            exits with the same code
+#   75: preempted and saved                        restarts the command
+#   above 128: killed, or aborted because          restarts the command
 #     another host was lost
-#   anything else                                  ends with the same code
+#   any other                                      exits with the same code
 #
-# SIGTERM and Ctrl-C are passed on as SIGTERM, and nothing is run again after
-# them: it then ends with 75 if all is saved. Runs that end early time after
-# time, for whatever reason, are given up with exit code 1.
+# SIGTERM and Ctrl-C are forwarded as SIGTERM, after which the command is not
+# restarted: the exit code is 75 if it has saved. After several runs in a row
+# that end early, the script gives up with exit code 1.
 set -uo pipefail
 
-# Seconds until the next run: twice as long each time, until a run has lasted.
-# All our choice. Of hosts that train together the first to end waits for the
-# last: one that is lost is noticed within a minute, and the pauses of two hosts
-# differ by less than another, while processes wait five minutes for one another.
+# Seconds before a restart. The pause doubles after each run that ends early, up
+# to the longest. Our choice, so that hosts that train together meet again: a
+# lost host is noticed within a minute, the pauses of two hosts differ by less
+# than a minute, and processes wait five minutes for one another.
 FIRST_PAUSE=${FIRST_PAUSE:-10}
 LONGEST_PAUSE=${LONGEST_PAUSE:-60}
-# Seconds that a run has to last not to count as ended early, and how often in a
-# row it may.
+# A run that lasts fewer seconds than LASTING ends early. The script gives up
+# after MOST_EARLY_ENDS of them in a row. Our choice.
 LASTING=${LASTING:-1200}
 MOST_EARLY_ENDS=${MOST_EARLY_ENDS:-10}
 
@@ -38,15 +38,16 @@ stop() {
 }
 trap stop TERM INT
 
-# Runs a command to its end, whatever signals come, and leaves its exit code in
-# `code`. In a session of its own, Ctrl-C reaches it through `stop` alone.
+# Runs a command, waits for it despite signals, and stores its exit code in
+# `code`. The command has a session of its own, so that Ctrl-C reaches it only
+# through `stop`.
 run() {
   local before=0
   code=143
   [ "$signals" -eq 0 ] || return
   setsid "$@" &
   process=$!
-  # One that came since it was looked for had no process to be passed on to.
+  # A signal that arrived before `process` was set has not been forwarded.
   [ "$signals" -eq 0 ] || kill -TERM "$process" 2>/dev/null
   before=$signals
   while true; do
@@ -62,11 +63,11 @@ pause=$FIRST_PAUSE
 early_ends=0
 while true; do
   start=$SECONDS
-  say "runs $*"
+  say "running: $*"
   run "$@"
   last=$code
   if [ "$signals" -gt 0 ] || { [ "$last" -ne 75 ] && [ "$last" -le 128 ]; }; then
-    say "exit code $last: ends"
+    say "exit code $last: exiting"
     exit "$last"
   fi
   if [ $((SECONDS - start)) -ge "$LASTING" ]; then
@@ -75,14 +76,14 @@ while true; do
   fi
   early_ends=$((early_ends + 1))
   if [ "$early_ends" -ge "$MOST_EARLY_ENDS" ]; then
-    say "error: exit code $last, and $early_ends runs in a row ended early"
-    say 'exit code 1: ends'
+    say "error: exit code $last; $early_ends runs in a row ended early"
+    say 'exit code 1: exiting'
     exit 1
   fi
-  say "exit code $last: again in $pause s"
+  say "exit code $last: restarting in $pause s"
   run sleep "$pause"
   if [ "$signals" -gt 0 ]; then
-    say "stopped in the pause, exit code $last: ends"
+    say "stopped during the pause, exit code $last: exiting"
     exit "$last"
   fi
   pause=$((pause * 2 < LONGEST_PAUSE ? pause * 2 : LONGEST_PAUSE))

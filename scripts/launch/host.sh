@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Written by scripts/launch.py, from scripts/launch/host.sh.
-# shellcheck disable=SC2016,SC2054,SC2089,SC2090  # Settings are no code.
+# shellcheck disable=SC2016,SC2054,SC2089,SC2090  # Settings contain no code.
 COMMAND=(@command@)
 SOURCE_URL=@url@
 SOURCE_REVISION=@revision@
-# Every host has to see WORKDIR: see scripts/launch/prepare_host.sh.
+# All hosts share WORKDIR; see scripts/launch/prepare_host.sh.
 WORKDIR=@workdir@
 WORKDIR_MOUNT=@workdir_mount@
 DATA_DIR=@data_dir@
@@ -12,13 +12,14 @@ DATA_DISK=@data@
 HOSTS=@num_hosts@
 SPOT=@spot@
 
-# What is done on each host of the slice; `slice.sh` copies it there and runs
+# Runs on each host of the slice. `slice.sh` copies this file there and calls
 #
 #   bash NAME/host.sh set_up | train | state | logs | stop
 set -euo pipefail
 cd "$(dirname "$0")"
 
-# Held by the training loop and by what it runs.
+# Succeeds while the training loop, or a process that it started, is running:
+# they hold the lock.
 training() {
   [ -e lock ] && ! flock --nonblock lock true
 }
@@ -39,12 +40,12 @@ case $1 in
   train)
     exec 9>lock
     if ! flock --nonblock 9; then
-      echo 'training already'
+      echo 'already training'
       exit
     fi
     cd source
     export PATH=$PWD/.venv/bin:$PATH
-    # Goes on when the connection ends.
+    # In a session of its own, the loop outlives the SSH connection.
     nohup setsid bash scripts/train_loop.sh "${COMMAND[@]}" \
       >>../train.log 2>&1 </dev/null &
     echo $! >../pid
@@ -54,12 +55,12 @@ case $1 in
       echo "$(hostname): running: $(tail -n 1 train.log)"
       exit
     fi
-    # Read now: the loop may just have ended.
+    # Read after the lock was found free, when the log is complete.
     last=$(grep -s '^train_loop: ' train.log | tail -n 1) || true
-    if [[ $last == *': ends' ]]; then
+    if [[ $last == *': exiting' ]]; then
       echo "$(hostname): ended: $last"
     else
-      # Not started, or the host was.
+      # The loop was not started, or the host was restarted.
       echo "$(hostname): not running"
     fi
     ;;
@@ -67,7 +68,7 @@ case $1 in
     tail -n 100 -F train.log
     ;;
   stop)
-    # The loop passes it on, and ends when all is saved.
+    # The loop forwards the signal, and exits once the processes have saved.
     ! training || kill -TERM "$(cat pid)"
     flock --timeout 600 lock true
     ;;

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Prepares one host of a TPU slice for training. Run on every one, in the
-# repository, by what `scripts/launch.py` writes; again does no harm.
+# Prepares a host of a TPU slice for training. The files that scripts/launch.py
+# writes run it on every host, in the repository. It can be run repeatedly.
 #
-#   WORKDIR        where the run is written
-#   WORKDIR_MOUNT  SERVER:/SHARE to mount by NFS above it, such as Filestore
-#   DATA_DIR       where the data set lies, if the config says
-#   DATA_DISK      if set, the disk that is attached is mounted there, read-only
-#   HOSTS, SPOT    of the slice: how many hosts, and yes or no
+#   WORKDIR        workdir of the run
+#   WORKDIR_MOUNT  NFS share, such as Filestore, to mount on the folder above
+#                  WORKDIR, as SERVER:/SHARE; may be empty
+#   DATA_DIR       folder of the data set; may be empty
+#   DATA_DISK      attached disk to mount on DATA_DIR, read-only; may be empty
+#   HOSTS          number of hosts of the slice
+#   SPOT           yes if the slice may be preempted, otherwise no
 set -euo pipefail
 
 fail() {
@@ -17,44 +19,48 @@ fail() {
 share=$(dirname "$WORKDIR")
 if [ -n "$WORKDIR_MOUNT" ] && ! mountpoint -q "$share"; then
   command -v mount.nfs >/dev/null || {
-    # A host that has just started may be installing updates.
+    # A host may install updates, and hold the lock, just after its start.
     sudo apt-get -qq -o DPkg::Lock::Timeout=300 update
     sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y nfs-common
   }
   sudo mkdir -p "$share"
-  # Hosts must see at once what another has written, and what it has made.
+  # A host must see at once the files that another host has written or created.
   sudo mount -t nfs -o hard,sync,lookupcache=positive "$WORKDIR_MOUNT" "$share" ||
-    fail "$WORKDIR_MOUNT could not be mounted on $share"
+    fail "mounting $WORKDIR_MOUNT on $share failed. Check that the server is" \
+      "reachable and exports the share"
   [ -w "$share" ] ||
     sudo install -d -o "$(id -u)" -g "$(id -g)" "$WORKDIR"
 fi
 mkdir -p "$WORKDIR" 2>/dev/null ||
-  fail "$WORKDIR cannot be made. Mount a folder that all hosts share on" \
-    "$share, or launch with --workdir_mount=SERVER:/SHARE"
+  fail "$WORKDIR cannot be created. Mount a shared folder on $share, or" \
+    "launch with --workdir_mount=SERVER:/SHARE"
 if [ "$(stat -c %d "$WORKDIR")" = "$(stat -c %d /)" ]; then
   [ "$HOSTS" -eq 1 ] ||
-    fail "$WORKDIR is a folder of this host alone, and $HOSTS hosts have to" \
-      "share it. Launch with --workdir_mount=SERVER:/SHARE"
+    fail "$WORKDIR is local to this host, but $HOSTS hosts must share it." \
+      "Launch with --workdir_mount=SERVER:/SHARE"
   [ "$SPOT" = no ] ||
-    fail "$WORKDIR lies on the boot disk, which a spot slice loses. Launch" \
-      "with --workdir_mount=SERVER:/SHARE"
-  echo "warning: $WORKDIR lies on the boot disk, and is deleted with the slice" >&2
+    fail "$WORKDIR is on the boot disk, which is lost when a spot slice is" \
+      "preempted. Launch with --workdir_mount=SERVER:/SHARE"
+  echo "warning: $WORKDIR is on the boot disk and is deleted with the slice" >&2
 fi
 
 if [ -n "$DATA_DISK" ] && ! mountpoint -q "$DATA_DIR"; then
-  # Of all file systems here the only one that is not mounted.
+  # The disk holds the only ext4 file system that is not mounted.
   device=$(sudo lsblk -rpno NAME,FSTYPE,MOUNTPOINT |
     awk '$2 == "ext4" && $3 == "" { print $1; exit }')
-  [ -n "$device" ] || fail "$DATA_DISK is not attached, or not in ext4"
+  [ -n "$device" ] || fail "disk $DATA_DISK is not attached, or holds no" \
+    "ext4 file system. Attach it, or launch without --data_disk"
   sudo mkdir -p "$DATA_DIR"
-  # Its journal cannot be replayed: the disk cannot be written.
+  # `noload`: the journal of a read-only disk cannot be replayed.
   sudo mount -o ro,noload "$device" "$DATA_DIR" ||
-    fail "$device could not be mounted on $DATA_DIR"
+    fail "mounting $device on $DATA_DIR failed. Check that $DATA_DISK holds" \
+      "an ext4 file system that was unmounted cleanly"
 fi
 [ -z "$DATA_DIR" ] || [ -d "$DATA_DIR" ] ||
-  fail "--config.data.data_dir=$DATA_DIR is not there"
+  fail "--config.data.data_dir=$DATA_DIR does not exist on this host. Mount" \
+    "the data there"
 
-# The images of TPU VMs come with Python 3.10.
+# Images of TPU VMs have Python 3.10.
 if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   python3 -m pip install --quiet --user uv==0.13.9
   python3 -m uv python install --quiet 3.11

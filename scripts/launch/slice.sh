@@ -7,29 +7,30 @@ ACCELERATOR_TYPE=@accelerator_type@
 RUNTIME_VERSION=@runtime_version@
 HOSTS=@num_hosts@
 SPOT=@spot@
-# A disk of this project and zone that all hosts read, or none.
+# Disk of this project and zone that all hosts read; may be empty.
 DATA_DISK=@data@
-# local: the hosts get a copy of this repository; git: they clone what host.sh
-# says.
+# local: hosts get a copy of this repository; git: they clone SOURCE_URL of
+# host.sh.
 SOURCE=@source@
 
-# Asks for a slice of a Cloud TPU, trains on it, and gives it back. Run it in the
-# repository, once for each word:
+# Creates a Cloud TPU slice, trains on it, and deletes it. Run it in the
+# repository, with one of these words at a time:
 #
-#   create   asks for the slice as a queued resource, and waits until it is there
-#   set_up   copies code to all hosts, mounts, and installs
-#   train    starts the training loop on all hosts, which goes on by itself
-#   keep     watches: a slice that was preempted is deleted and made anew, and
-#            training goes on; ends with the training, and as it does
-#   state    says how the slice and each host stand
-#   logs     follows what host 0 says
-#   stop     saves, and stops the training on all hosts
-#   delete   gives the slice back, which costs until then
+#   create   requests the slice as a queued resource, and waits for it
+#   set_up   copies the code to all hosts, mounts disks, and installs packages
+#   train    starts the training loop on all hosts, in the background
+#   keep     watches the slice: recreates it after a preemption and resumes
+#            training; exits with the exit code of the run
+#   state    prints the state of the slice and of each host
+#   logs     follows the log of host 0
+#   stop     saves and stops the run on all hosts
+#   delete   deletes the slice, which is billed until then
 set -euo pipefail
 here=$(dirname "$0")
 export CLOUDSDK_CORE_DISABLE_PROMPTS=1
-# Seconds between two looks; twice as many after each failure to make a slice
-# anew or to set it up, and so many failures in a row, in about two hours, end it.
+# Seconds between two polls, which double after each failure to recreate the
+# slice or to set it up. `keep` gives up after MOST_FAILURES in a row, in about
+# two hours.
 INTERVAL=${INTERVAL:-30}
 MOST_FAILURES=${MOST_FAILURES:-8}
 PLACE=(--project="$PROJECT" --zone="$ZONE")
@@ -42,19 +43,20 @@ queued_resources() {
   gcloud compute tpus queued-resources "$1" "$NAME" "${PLACE[@]}" "${@:2}"
 }
 
-# Runs a command on a host, or on all. It holds nothing that needs quoting.
+# Runs a command on one host, or on all. The command must not need quoting.
 on() {
   gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker="$1" \
     --command="$2"
 }
 
-# Empty if there is none, or if it cannot be found out.
+# Prints the state of the queued resource, or nothing if it does not exist or
+# its state is unknown.
 state() {
   queued_resources describe --format='value(state.state)' 2>/dev/null || true
 }
 
-# What goes to the hosts: the files that git knows, or would, and are there; and
-# which revision they are, since they come without their history.
+# Packs the files of the working tree that git does not ignore. REVISION names
+# their revision, since hosts get no git history.
 pack() {
   local folder
   folder=$(mktemp -d)
@@ -70,23 +72,23 @@ pack() {
   rm -r "$folder"
 }
 
-# With an agent that lacks its key gcloud refuses to talk to several hosts, which
-# would come out when the slice is there and paid for.
+# Fails if a running ssh-agent does not hold gcloud's key. gcloud would refuse
+# to connect to several hosts, but only once the slice exists and is billed.
 check_agent() {
   local key=$HOME/.ssh/google_compute_engine held print
   [ "$HOSTS" -gt 1 ] && held=$(ssh-add -l 2>/dev/null) || return 0
   print=$(ssh-keygen -lf "$key" 2>/dev/null | cut -d ' ' -f 2) || true
   [ -z "$print" ] || [[ $held != *"$print"* ]] || return 0
-  say "error: the ssh-agent here does not hold gcloud's key. Use 'ssh-add" \
-    "$key' (after 'ssh-keygen -t rsa -f $key' if there is none)"
+  say "error: the ssh-agent does not hold gcloud's key. Run 'ssh-add $key'" \
+    "(first 'ssh-keygen -t rsa -f $key' if the file does not exist)"
   exit 1
 }
 
-# The exit code of the run: the highest of those with which the hosts' loops have
-# ended, in the lines of `state`.
+# Prints the exit code of the run: the highest exit code of the hosts' loops, in
+# the output of `host.sh state`.
 exit_code() {
   local code=0
-  while [[ $1 =~ exit\ code\ ([0-9]+):\ ends(.*) ]]; do
+  while [[ $1 =~ exit\ code\ ([0-9]+):\ exiting(.*) ]]; do
     [ "${BASH_REMATCH[1]}" -le "$code" ] || code=${BASH_REMATCH[1]}
     set -- "${BASH_REMATCH[2]}"
   done
@@ -108,19 +110,19 @@ case ${1:-} in
       case $now in
         ACTIVE) break ;;
         FAILED | SUSPENDING | SUSPENDED | DELETING)
-          say "error: $now. See 'gcloud compute tpus queued-resources" \
-            "describe', delete it and create it again"
+          say "error: the queued resource is $now. See 'gcloud compute tpus" \
+            "queued-resources describe $NAME', then delete and create it again"
           exit 1
           ;;
       esac
-      say "${now:-state unknown}, waiting"
+      say "waiting, ${now:-state unknown}"
       sleep "$INTERVAL"
     done
     ;;
   set_up)
     files=("$here/host.sh")
     if [ "$SOURCE" = local ]; then
-      # A slice made anew gets the code that the one before had.
+      # A recreated slice gets the code of the first.
       [ "${2:-}" = again ] && [ -e "$here/source.tgz" ] || pack
       files+=("$here/source.tgz")
     fi
@@ -137,7 +139,7 @@ case ${1:-} in
     ;;
   state)
     now=$(state)
-    echo "$NAME: ${now:-not there}"
+    echo "$NAME: ${now:-does not exist}"
     [ "$now" != ACTIVE ] || on all "bash $NAME/host.sh state"
     ;;
   keep)
@@ -149,35 +151,35 @@ case ${1:-} in
       case $missing,$now in
         *,ACTIVE)
           missing=no
-          # A host that does not answer is asked again.
+          # A host that does not answer is polled again.
           said=$(on all "bash $NAME/host.sh state || echo : not running") ||
             said=
           case $said in
             *': ended: '*)
-              # Where one host's loop has ended, the others' will.
+              # Once the loop of one host has exited, the others will.
               if [[ $said != *': running: '* ]]; then
                 say "$said"
                 exit "$(exit_code "$said")"
               fi
               ;;
             *': not running'*)
-              # Again does no harm to the hosts on which it runs.
+              # Hosts that are running are unaffected.
               if bash "$0" set_up again && bash "$0" train; then
                 failures=0
               else
-                failed='not set up yet'
+                failed='set_up or train failed'
               fi
               ;;
           esac
           ;;
         *,SUSPENDED | *,FAILED | yes,)
-          say 'preempted: making it anew'
+          say 'preempted, recreating the slice'
           missing=yes
           [ -z "$now" ] || bash "$0" delete || true
           if bash "$0" create; then
             failures=0
           else
-            failed='not there yet'
+            failed='create failed'
           fi
           ;;
         *)
@@ -188,8 +190,8 @@ case ${1:-} in
         failures=$((failures + 1))
         say "$failed"
         if [ "$failures" -ge "$MOST_FAILURES" ]; then
-          say "error: given up after $failures failures. What is there costs" \
-            "until it is deleted: see '$0 state'"
+          say "error: giving up after $failures failures. A slice is billed" \
+            "until it is deleted; see '$0 state'"
           exit 1
         fi
       fi
@@ -200,7 +202,7 @@ case ${1:-} in
     queued_resources delete --force
     ;;
   *)
-    sed -n '/^# Asks/,/^set/s/^# \{0,1\}//p' "$0"
+    sed -n '/^# Creates a Cloud/,/^set/s/^# \{0,1\}//p' "$0"
     exit 1
     ;;
 esac

@@ -83,17 +83,12 @@ def test_the_checked_program_is_the_launched_one():
     path, overrides = options(line)
     assert path == 'configs/bn_x30.py'
     assert {'batch_size=512', *overrides} == expected
-  examples = {
-    place: ' '.join(text.replace('\\\n', '').split())
-    for place, text in launch._EXAMPLES.items()
-  }
-  assert (
-    examples['tpu-vm']
-    == command_with('launch.py', README)
-    == command_with('launch.py', TEXT)
-  )
+  examples = launch.examples()
+  for text in (README, TEXT):
+    line = command_with('launch.py', text)
+    assert shlex.split(line) == examples['tpu-vm']
   for example in examples.values():
-    path, overrides = options(example)
+    path, overrides = options(shlex.join(example))
     assert path == 'configs/bn_x30.py'
     assert {o for o in overrides if 'data_dir' not in o} == expected
 

@@ -9,7 +9,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=tests/scripts/launch/slurm/%j.log
 # Written by scripts/launch.py, from scripts/launch/job.sh.
-# shellcheck disable=SC2016,SC2054,SC2089,SC2090  # Settings are no code.
+# shellcheck disable=SC2016,SC2054,SC2089,SC2090  # Settings contain no code.
 COMMAND=(
   python
   -m
@@ -27,14 +27,14 @@ COMMAND=(
   --config.data.num_workers=14
   --config.data.num_threads=8
 )
-# A process a node, or a gpu.
+# One process per node, or one per gpu.
 TASKS=node
 GPUS=8
 CPUS=112
 
-# Trains as a batch job of SLURM. Submit it in the repository, on a file system
-# that all nodes share. One loop starts all processes; shortly before the job's
-# time is over they save, and the job is put back into the queue.
+# Trains as a SLURM batch job. Submit it from the repository, on a file system
+# that all nodes share. One loop starts all processes. Five minutes before the
+# time limit they save, and the job is requeued.
 set -uo pipefail
 
 fail() {
@@ -42,37 +42,37 @@ fail() {
   exit 1
 }
 
-[ -e scripts/train_loop.sh ] || fail 'submit it in the repository'
+[ -e scripts/train_loop.sh ] || fail 'submit this job from the repository'
 export PATH=$PWD/.venv/bin:$PATH
 python -c 'import jax_cuda13_plugin' 2>/dev/null ||
   python -c 'import jax_cuda12_plugin' 2>/dev/null ||
   fail ".venv has no JAX for GPUs. Run in the repository: bash -c" \
     "'source scripts/environment.sh && use_environment requirements-gpu.txt'"
 if [ "$TASKS" = node ]; then
-  # Under SLURM JAX takes one GPU a process, unless it is told of more.
+  # Under SLURM, JAX uses one GPU per process by default.
   JAX_LOCAL_DEVICE_IDS=$(seq -s , 0 $((GPUS - 1)))
   export JAX_LOCAL_DEVICE_IDS
 fi
 
-# In an array: a trial of a sweep.
+# A job of an array trains one trial of a sweep.
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || COMMAND+=(--trial="$SLURM_ARRAY_TASK_ID")
 
-told_to_stop=no
-# shellcheck disable=SC2329  # The trap below does.
+stopping=no
+# shellcheck disable=SC2329  # Called by the trap below.
 stop() {
-  told_to_stop=yes
+  stopping=yes
   kill -TERM "$loop"
 }
-# Every process sees all GPUs of its node and takes its own; and one that has
-# stopped is no reason to kill one that still saves.
+# Every process sees all GPUs of its node and selects its own. A process that
+# exits does not end the others, which may still be saving.
 bash scripts/train_loop.sh srun --gpu-bind=none --kill-on-bad-exit=0 \
   --cpus-per-task="$CPUS" "${COMMAND[@]}" &
 loop=$!
 trap stop TERM
 wait "$loop"
 code=$?
-if [ "$told_to_stop" = yes ]; then
-  # The signal ended the wait; the loop ends when all is saved.
+if [ "$stopping" = yes ]; then
+  # The signal interrupted `wait`; the loop exits once the processes have saved.
   wait "$loop"
   code=$?
 fi
