@@ -115,7 +115,7 @@ def overrides(variant: str) -> list[str]:
   The number of images between evaluations, between checkpoints and in total is
   that of the config.
   """
-  config = config_lib.load(str(ROOT / 'configs' / f'{variant}.py'))
+  config = config_lib.load(variant)
   changed: dict[str, Any] = {
     'batch_size': BATCH_SIZE,
     'total_steps': config.total_steps // SCALE,
@@ -133,9 +133,7 @@ def overrides(variant: str) -> list[str]:
 
 def as_trained(variant: str) -> ConfigDict:
   """Returns the config of a variant with its overrides."""
-  return config_lib.load(
-    str(ROOT / 'configs' / f'{variant}.py'), overrides(variant)
-  )
+  return config_lib.load(variant, overrides(variant))
 
 
 def training_arguments(

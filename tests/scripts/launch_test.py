@@ -4,29 +4,36 @@ The files that the examples of `--help` write are in `tests/scripts/launch/`;
 `python tests/scripts/launch_test.py` updates them.
 """
 
-import contextlib
 import os
 from pathlib import Path
 import re
 import resource
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import jsonschema
-import pytest
-import yaml
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 import launch
+import pytest
+from stand_ins import (
+  ENDS,
+  ROOT,
+  SAVED,
+  SAVES,
+  arguments_of_runs,
+  finish,
+  lines,
+  run,
+  set_ends,
+  stand_in,
+  started,
+  wait_until,
+)
+import yaml
 
 from bn_repro import config as config_lib
 
 GOLDEN = Path(__file__).with_name('launch')
-LOOP = ROOT / 'scripts' / 'train_loop.sh'
 PLACES = ('tpu-vm', 'sky', 'slurm')
 # An override that does not survive careless quoting.
 AWKWARD = '/mnt/it\'s "a $HOME" \\ of; `x`,y'
@@ -60,43 +67,6 @@ def refuse(arguments, capsys):
   said = capsys.readouterr()
   assert said.out == '' and said.err.startswith('error: ')
   return said.err
-
-
-def run(*command, check=False, **environment):
-  """Runs a command; its keyword arguments in capitals are its environment."""
-  options = {k: environment.pop(k) for k in ('cwd',) if k in environment}
-  return subprocess.run(
-    command,
-    env={**os.environ, **environment},
-    capture_output=True,
-    text=True,
-    timeout=60,
-    check=check,
-    **options,
-  )
-
-
-@contextlib.contextmanager
-def started(*command, **options):
-  """Starts a command, and kills it at the end if it is still running."""
-  with subprocess.Popen(
-    command,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    **options,
-  ) as process:
-    try:
-      yield process
-    finally:
-      process.kill()
-
-
-def wait_until(condition):
-  give_up = time.monotonic() + 30
-  while not condition():
-    assert time.monotonic() < give_up
-    time.sleep(0.02)
 
 
 @pytest.fixture(autouse=True)
@@ -157,13 +127,11 @@ SKY_SCHEMA = fields(
     accelerator_args=fields(runtime_version=TEXT),
     use_spot={'type': 'boolean'},
     job_recovery=fields(
-      strategy=TEXT,
-      max_restarts_on_errors={'type': 'integer', 'minimum': 0},
       recover_on_exit_codes={
         'type': 'array',
         'uniqueItems': True,
         'items': {'type': 'integer', 'minimum': 0, 'maximum': 255},
-      },
+      }
     ),
   ),
   file_mounts={
@@ -217,175 +185,24 @@ def test_sky_source_and_data(tmp_path):
   assert sky_task(tmp_path / 'local')['workdir'] == '.'
 
 
+STEPS = '6,000,000 steps of 32: 192,000,000 images'
+
+
 @pytest.mark.parametrize(
   'arguments, expected',
   [
-    ([], '6,000,000 steps of 32: 192,000,000 images, 149.9 epochs'),
+    ('', f'{STEPS}, 149.9 epochs'),
     (
-      ['--config.batch_size=512'],
+      '--config.batch_size=512',
       '6,000,000 steps of 512: 3,072,000,000 images, 2,397.8 epochs',
     ),
-    (
-      ['--config.data.stand_in=true'],
-      '6,000,000 steps of 32: 192,000,000 images',
-    ),
-    (['--config.total_steps=0', '--config.total_epochs=2.5'], '2.5 epochs'),
+    ('--config.data.stand_in=true', STEPS),
+    ('--config.total_steps=0 --config.total_epochs=2.5', '2.5 epochs'),
   ],
 )
 def test_training_length(arguments, expected, tmp_path, capsys):
-  write(tmp_path / 'out', [*TPU_VM, *arguments])
+  write(tmp_path / 'out', [*TPU_VM, *arguments.split()])
   assert f'\nThe job trains for {expected}.\n' in capsys.readouterr().out
-
-
-# The loop.
-
-
-@pytest.fixture
-def bin_dir(tmp_path, monkeypatch):
-  """A folder for stand-ins, first on the path."""
-  folder = tmp_path / 'bin'
-  folder.mkdir()
-  monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
-  return folder
-
-
-def stand_in(path, script):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(f'#!/usr/bin/env bash\n{script}')
-  path.chmod(0o755)
-
-
-# Records its arguments, and ends as the next line of the file `ends` says.
-ENDS = r"""
-printf '%s\0' "$@" >>"$NOTES/arguments"
-printf '\n' >>"$NOTES/arguments"
-end=$(head -n 1 "$NOTES/ends")
-sed -i 1d "$NOTES/ends"
-case $end in
-  SIG*) kill -s "${end#SIG}" $$ ;;
-  *) exit "$end" ;;
-esac
-"""
-
-
-class Notes(type(Path())):
-  """The folder where stand-ins read what to do and record what they did."""
-
-  def set_ends(self, *ends):
-    (self / 'ends').write_text(''.join(f'{end}\n' for end in ends))
-
-  def runs(self):
-    """The arguments of each run."""
-    runs = (self / 'arguments').read_text().split('\0\n')[:-1]
-    return [run.split('\0') for run in runs]
-
-  def lines(self, name):
-    return (self / name).read_text().splitlines()
-
-
-@pytest.fixture
-def notes(tmp_path, monkeypatch, bin_dir):
-  folder = Notes(tmp_path / 'notes')
-  folder.mkdir()
-  monkeypatch.setenv('NOTES', str(folder))
-  stand_in(bin_dir / 'train', ENDS)
-  stand_in(bin_dir / 'sleep', 'echo "$1" >>"$NOTES/pauses"\n')
-  return folder
-
-
-def loop(notes, ends, **environment):
-  notes.set_ends(*ends)
-  return run('bash', LOOP, 'train', 'a b', '$c', **environment)
-
-
-@pytest.mark.parametrize(
-  'ends, code',
-  [
-    ([75, 75, 0], 0),
-    ([0], 0),
-    ([1], 1),
-    ([3], 3),
-    ([2], 2),
-    ([127], 127),
-    ([134, 0], 0),
-    (['SIGKILL', 'SIGABRT', 75, 3], 3),
-    ([75, 1], 1),
-  ],
-)
-def test_loop(ends, code, notes):
-  ended = loop(notes, [*ends, 99])
-  assert ended.returncode == code
-  assert notes.runs() == [['a b', '$c']] * len(ends)
-  assert ended.stderr.splitlines()[-1].endswith(f'exit code {code}: exiting')
-
-
-def test_pauses_grow_and_are_bounded(notes):
-  loop(notes, [75] * 6 + [0])
-  assert notes.lines('pauses') == ['10', '20', '40', '60', '60', '60']
-
-
-def test_pauses_do_not_grow_after_long_runs(notes):
-  loop(notes, [75] * 12 + [0], LASTING='0')
-  assert notes.lines('pauses') == ['10'] * 12
-
-
-def test_the_loop_gives_up_after_early_ends(notes):
-  ended = loop(notes, [75] * 20)
-  assert ended.returncode == 1
-  assert len(notes.runs()) == 10
-  assert 'error: exit code 75; 10 runs in a row ended early' in ended.stderr
-  assert ended.stderr.endswith('exit code 1: exiting\n')
-
-
-SAVES = """
-import signal, sys, time
-def save(number, frame):
-  print('got', number, flush=True)
-  time.sleep(0.2)
-  sys.exit(75)
-signal.signal(signal.SIGTERM, save)
-signal.signal(signal.SIGINT, save)
-print('ready', flush=True)
-time.sleep(60)
-"""
-SAVED = f'got {int(signal.SIGTERM)}\n'
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_forwarded_once(number):
-  """SIGINT goes to all processes of the terminal, as Ctrl-C does."""
-  with started(
-    *('bash', LOOP, sys.executable, '-c', SAVES), start_new_session=True
-  ) as process:
-    assert process.stdout.readline() == 'ready\n'
-    send = os.killpg if number == signal.SIGINT else os.kill
-    send(process.pid, number)
-    said, _ = process.communicate(timeout=20)
-  assert said == SAVED
-  assert process.returncode == 75
-
-
-def test_a_signal_ends_a_pause(bin_dir, notes):
-  (bin_dir / 'sleep').unlink()
-  notes.set_ends(75, 0)
-  with started('bash', LOOP, 'train') as process:
-    while 'restarting in' not in process.stderr.readline():
-      pass
-    process.terminate()
-    process.communicate(timeout=20)
-  assert process.returncode == 75
-  assert len(notes.runs()) == 1
-
-
-def test_a_signal_before_the_process_is_known(tmp_path):
-  """A signal that arrives as the run starts is forwarded too."""
-  text = LOOP.read_text()
-  hurried = tmp_path / 'loop.sh'
-  hurried.write_text(
-    text.replace('  process=$!\n', '  kill -TERM $$\n  process=$!\n', 1)
-  )
-  assert hurried.read_text() != text
-  assert run('bash', hurried, 'sleep', '60').returncode == 143
 
 
 # SLURM.
@@ -396,7 +213,7 @@ def batch(tmp_path, bin_dir, notes, monkeypatch):
   """Writes a job and starts it in a repository of stand-ins."""
   repository = tmp_path / 'repository'
   (repository / 'scripts').mkdir(parents=True)
-  shutil.copy(LOOP, repository / 'scripts')
+  shutil.copy('scripts/train_loop.sh', repository / 'scripts')
   stand_in(
     repository / '.venv/bin/python',
     '[ "$1" != -c ] || exec grep -q "${2#import }" "$NOTES/plugins"\n'
@@ -418,32 +235,23 @@ def batch(tmp_path, bin_dir, notes, monkeypatch):
   return start
 
 
-def finish(starting):
-  """Returns the exit code and the error output of a process."""
-  with starting as process:
-    _, error = process.communicate(timeout=20)
-  return process.returncode, error
-
-
-@pytest.mark.parametrize('ends, code', [([0], 0), ([3], 3), ([134, 75, 1], 1)])
-def test_batch_job_ends(ends, code, batch, notes):
-  notes.set_ends(*ends)
+@pytest.mark.parametrize('ends', [[0], [3], [134, 75, 1]])
+@pytest.mark.parametrize('plugin', ['jax_cuda13_plugin', 'jax_cuda12_plugin'])
+def test_batch_job_ends(plugin, ends, batch, notes):
+  """With JAX for either CUDA that requirements-gpu.txt allows."""
+  (notes / 'plugins').write_text(f'{plugin}\n')
+  set_ends(notes, *ends)
   awkward = f'--config.data.data_dir={AWKWARD}'
-  assert finish(batch(awkward))[0] == code
-  assert notes.runs() == [[*TRAIN, awkward]] * len(ends)
+  assert finish(batch(awkward))[0] == ends[-1]
+  assert arguments_of_runs(notes) == [[*TRAIN, awkward]] * len(ends)
   assert not (notes / 'scontrol').exists()
 
 
-@pytest.mark.parametrize(
-  'plugin, code', [('jax_cuda12_plugin', 0), ('jax_rocm7_plugin', 1)]
-)
-def test_batch_job_takes_jax_for_gpus(plugin, code, batch, notes):
-  """For either CUDA that requirements-gpu.txt allows."""
-  (notes / 'plugins').write_text(f'{plugin}\n')
-  notes.set_ends(0)
-  found, error = finish(batch())
-  assert found == code
-  assert ('error: .venv has no JAX for GPUs' in error) == bool(code)
+def test_batch_job_without_jax_for_gpus(batch, notes):
+  (notes / 'plugins').write_text('jax_rocm7_plugin\n')
+  code, error = finish(batch())
+  assert code == 1
+  assert 'error: .venv has no JAX for GPUs' in error
 
 
 def test_batch_job_is_requeued_at_its_time_limit(batch, notes):
@@ -463,7 +271,7 @@ def test_batch_job_is_requeued_at_its_time_limit(batch, notes):
 def test_batch_job_tasks(
   tasks, num_tasks, cpus, devices, batch, notes, tmp_path
 ):
-  notes.set_ends(0)
+  set_ends(notes, 0)
   finish(batch('--gpus=4', '--cpus_per_gpu=4', f'--tasks={tasks}'))
   text = (tmp_path / 'out' / 'job.sh').read_text()
   directives = re.findall('^#SBATCH --(.*)', text, flags=re.MULTILINE)
@@ -475,8 +283,8 @@ def test_batch_job_tasks(
     'requeue',
     'open-mode=append',
   } < set(directives)
-  assert notes.lines('devices') == [devices]
-  assert notes.lines('srun') == [
+  assert lines(notes / 'devices') == [devices]
+  assert lines(notes / 'srun') == [
     f'--gpu-bind=none --kill-on-bad-exit=0 --cpus-per-task={cpus}'
   ]
 
@@ -503,6 +311,10 @@ SWEEP = (
   '--sweep=configs/sweeps/lr_multipliers.py:full',
   '--config.bn.momentum=0.99',
 )
+TPU_VM_SWEEP, SKY_SWEEP, SLURM_SWEEP = (
+  (*without('--config=', arguments), *SWEEP)
+  for arguments in (TPU_VM, SKY, SLURM)
+)
 SWEEP_COMMAND = [
   *('-m', 'bn_repro.sweep', '--sweep=configs/sweeps/lr_multipliers.py:full'),
   *('--workdir=/mnt/runs/lr', '--sweep.seed=0,1,2'),
@@ -514,10 +326,10 @@ def test_job_array_of_a_sweep(batch, notes, bin_dir, monkeypatch, capsys):
   """Each of its jobs trains one trial."""
   monkeypatch.setenv('SLURM_ARRAY_TASK_ID', '41')
   stand_in(bin_dir / 'sbatch', 'printf "%s\\n" "$@" >"$NOTES/submitted"')
-  notes.set_ends(3)
+  set_ends(notes, 3)
   assert finish(batch('--config=', *SWEEP, '--run'))[0] == 3
-  assert notes.runs() == [[*SWEEP_COMMAND, '--trial=41']]
-  assert notes.lines('submitted')[0] == '--array=0-41'
+  assert arguments_of_runs(notes) == [[*SWEEP_COMMAND, '--trial=41']]
+  assert lines(notes / 'submitted')[0] == '--array=0-41'
   said = capsys.readouterr().out
   assert 'trains 42 trials, the first for 31,000,000 steps of 32' in said
   assert shlex.join(['python', *SWEEP_COMMAND, '--compare']) in said
@@ -528,9 +340,9 @@ def test_managed_jobs_of_a_sweep(cloud, tmp_path, bin_dir):
   stand_in(bin_dir / 'git', 'echo 0123\n')
   stand_in(bin_dir / 'sky', 'echo "$@" >>"$NOTES/submitted"')
   out = tmp_path / 'out'
-  arguments = [*without('--config=', SKY), *SWEEP, '--sweep.multiplier=1,5']
+  arguments = [*SKY_SWEEP, '--sweep.multiplier=1,5']
   task = yaml.safe_load(write(out, [*arguments, '--run'])['sky.yaml'])
-  assert cloud.lines('submitted') == [
+  assert lines(cloud / 'submitted') == [
     f'jobs launch --yes --detach-run --name lr-{number} --env TRIAL={number} '
     f'--env REVISION=0123 {out}/sky.yaml'
     for number in range(12)
@@ -545,35 +357,11 @@ def test_managed_jobs_of_a_sweep(cloud, tmp_path, bin_dir):
     )
 
 
-def test_a_sweep_on_a_tpu_vm(tmp_path, capsys):
-  """One trial at a time, on one host."""
-  out = tmp_path / 'out'
-  arguments = [*without('--config=', TPU_VM), *SWEEP]
-  error = refuse([*arguments, f'--out={out}'], capsys)
-  assert 'has 4 hosts, but a sweep runs on one' in error
-  assert not out.exists()
-  text = write(out, [*arguments, '--topology=v5e:2x4'])['host.sh']
+def test_a_sweep_on_a_tpu_vm(tmp_path):
+  """One trial at a time."""
+  arguments = [*TPU_VM_SWEEP, '--topology=v5e:2x4']
+  text = write(tmp_path / 'out', arguments)['host.sh']
   assert 'bn_repro.sweep' in text and '--jobs=1' in text
-
-
-@pytest.mark.parametrize(
-  'arguments, expected',
-  [
-    ([], 'nothing to train. Give --config or --sweep.'),
-    (['--sweep=configs/sweeps/none.py'], 'no such file. There are: configs/'),
-    ([*SWEEP, '--sweep.sed=1'], '--sweep.sed: no such axis'),
-    (
-      [*SWEEP, '--config.batch_size=31'],
-      'config.batch_size=31: not a multiple of the 4 devices',
-    ),
-  ],
-)
-def test_bad_sweeps(arguments, expected, tmp_path, capsys):
-  out = tmp_path / 'out'
-  slurm = [*without('--config=', SLURM), '--gpus=4', f'--out={out}']
-  (error,) = refuse([*slurm, *arguments], capsys).splitlines()
-  assert expected in error
-  assert not out.exists()
 
 
 # A cloud of two hosts, which are folders.
@@ -670,7 +458,7 @@ def verb(out, *words, **options):
 def test_from_nothing_to_deletion(cloud, tmp_path, capfd):
   """Packing, copying and the loops of two hosts, each preempted once."""
   out = tmp_path / 'out'
-  cloud.set_ends(75, 75, 0, 0)
+  set_ends(cloud, 75, 75, 0, 0)
   share, data = tmp_path / 'share', tmp_path / "the 'data'"
   run_arguments = [
     f'--workdir={share}/run',
@@ -703,29 +491,30 @@ def test_from_nothing_to_deletion(cloud, tmp_path, capfd):
     'all: bash bn-x30/host.sh stop',
     'queued-resources delete bn-x30 --force',
   ]
-  assert cloud.runs() == [[*TRAIN[:3], *run_arguments]] * 4
+  assert arguments_of_runs(cloud) == [[*TRAIN[:3], *run_arguments]] * 4
   pip = (cloud / 'pip').read_text()
   assert pip.count('install') == 2 and '-r requirements-tpu.txt' in pip
   mounts = [
     f'-t nfs -o hard,sync,lookupcache=positive 10.0.0.2:/runs {share}',
     f'-o ro,noload /dev/sdb {data}',
   ]
-  assert cloud.lines('mounts') == mounts * 2
+  assert lines(cloud / 'mounts') == mounts * 2
 
 
-def move_mounts(out, folder):
-  """Changes a launch to use a folder of the test for the run and the data."""
-  text = (out / 'host.sh').read_text()
-  text = text.replace('/mnt/runs', str(folder / 'runs'))
-  (out / 'host.sh').write_text(text.replace('/mnt/data', str(folder)))
+def write_slice(tmp_path, *arguments):
+  """Writes a launch whose hosts mount nothing; returns its folder."""
+  out = tmp_path / 'out'
+  text = write(out, [*TPU_VM, *arguments])['host.sh']
+  text = text.replace('/mnt/runs', str(tmp_path / 'runs'))
+  (out / 'host.sh').write_text(text.replace('/mnt/data', str(tmp_path)))
+  return out
 
 
 def test_a_preempted_slice_is_recreated(cloud, bin_dir, tmp_path):
   """And once more when its set-up fails."""
-  out = tmp_path / 'out'
-  write(out, [*TPU_VM, SOURCE, '--spot'])
+  out = write_slice(tmp_path, SOURCE, '--spot')
   (cloud / 'states').write_text('ACTIVE\nSUSPENDING\nSUSPENDED\n')
-  cloud.set_ends(0, 0)
+  set_ends(cloud, 0, 0)
   # The first clone fails, as on a host that is gone.
   stand_in(
     bin_dir / 'git',
@@ -737,7 +526,6 @@ def test_a_preempted_slice_is_recreated(cloud, bin_dir, tmp_path):
     esac
     """,
   )
-  move_mounts(out, tmp_path)
   kept = verb(out, 'keep')
   assert kept.returncode == 0, kept.stderr
   set_up = [
@@ -762,34 +550,38 @@ def test_a_preempted_slice_is_recreated(cloud, bin_dir, tmp_path):
 )
 def test_keep_gives_up_after_failures(state, fails, cloud, hosts, tmp_path):
   """With longer and longer pauses."""
-  out = tmp_path / 'out'
-  write(out, [*TPU_VM, SOURCE, '--spot'])
+  out = write_slice(tmp_path, SOURCE, '--spot')
   (cloud / 'states').write_text(f'{state}\n')
   (cloud / 'fails').write_text(fails)
   kept = verb(out, 'keep', INTERVAL='30')
   assert kept.returncode == 1
   assert 'error: giving up after 8 failures. A slice is billed' in kept.stderr
-  assert cloud.lines('pauses') == [str(30 * 2**n) for n in range(1, 8)]
+  assert lines(cloud / 'pauses') == [str(30 * 2**n) for n in range(1, 8)]
 
 
 @pytest.fixture
-def repository(tmp_path):
-  """A small git repository with the files that hosts need."""
+def copied(tmp_path):
+  """The files of this repository that hosts need."""
   folder = tmp_path / 'repository'
   shutil.copytree(ROOT / 'scripts', folder / 'scripts')
-  for name in ('requirements-tpu.txt', 'kept.txt', 'deleted.txt'):
-    (folder / name).write_text('as committed\n')
-  git = ('git', '-C', folder, '-c', 'user.name=N', '-c', 'user.email=e')
+  (folder / 'requirements-tpu.txt').touch()
+  return folder
+
+
+@pytest.fixture
+def repository(copied):
+  """The same as a git repository, with two more files."""
+  for name in ('kept.txt', 'deleted.txt'):
+    (copied / name).write_text('as committed\n')
+  git = ('git', '-C', copied, '-c', 'user.name=N', '-c', 'user.email=e')
   for command in ('init', 'add .', 'commit --message=m'):
     run(*git, *command.split(), check=True)
-  return folder
+  return copied
 
 
 def test_code_of_a_slice(hosts, repository, tmp_path, capsys):
   """The hosts get the working tree as it is at `set_up`, and its revision."""
-  out = tmp_path / 'out'
-  write(out, TPU_VM)
-  move_mounts(out, tmp_path)
+  out = write_slice(tmp_path)
   (repository / 'deleted.txt').unlink()
   (repository / 'new.txt').write_text('new\n')
   for now, words, expected in (
@@ -827,12 +619,10 @@ def test_revision_of_a_copy_without_history(tmp_path, monkeypatch):
 
 def test_a_restarted_host_trains_again(cloud, hosts, repository, tmp_path):
   """With the code of the other hosts; `keep` exits with the run's exit code."""
-  out = tmp_path / 'out'
-  write(out, TPU_VM)
-  move_mounts(out, tmp_path)
+  out = write_slice(tmp_path)
   assert verb(out, 'set_up', cwd=repository).returncode == 0
   (repository / 'kept.txt').write_text('edited since\n')
-  cloud.set_ends(3)
+  set_ends(cloud, 3)
   log, other_log = (host / 'train.log' for host in hosts)
   log.write_text('step 7\n')
   with (
@@ -850,7 +640,7 @@ def test_a_restarted_host_trains_again(cloud, hosts, repository, tmp_path):
     running.kill()
     keeping.communicate(timeout=30)
   assert keeping.returncode == 3
-  assert len(cloud.runs()) == 1
+  assert len(arguments_of_runs(cloud)) == 1
   assert (hosts[1] / 'source/kept.txt').read_text() == 'as committed\n'
 
 
@@ -936,11 +726,15 @@ def test_a_failed_request(cloud, bin_dir, tmp_path, capfd):
   assert last == f'error: bash {out}/slice.sh create: exit code 1.'
 
 
-HOST = dict.fromkeys(('WORKDIR_MOUNT', 'DATA_DIR', 'DATA_DISK'), '') | {
-  'HOSTS': '4',
-  'SPOT': 'no',
-}
-PREPARE = ('bash', 'scripts/launch/prepare_host.sh')
+def prepare_host(tmp_path, **settings):
+  settings = {
+    'HOSTS': '4',
+    'SPOT': 'no',
+    'WORKDIR': tmp_path / 'run',
+  } | settings
+  empty = dict.fromkeys(('WORKDIR_MOUNT', 'DATA_DIR', 'DATA_DISK'), '')
+  script = 'scripts/launch/prepare_host.sh'
+  return run('bash', script, **{**empty, **settings})
 
 
 @pytest.mark.parametrize(
@@ -959,22 +753,12 @@ PREPARE = ('bash', 'scripts/launch/prepare_host.sh')
 def test_an_unsuitable_host(settings, expected, cloud, bin_dir, tmp_path):
   stand_in(bin_dir / 'stat', 'echo 1\n')
   stand_in(bin_dir / 'lsblk', 'echo "/dev/sda1 ext4 /"\n')
-  workdir = {'WORKDIR': str(tmp_path / 'run')}
-  prepared = run(*PREPARE, **{**HOST, **workdir, **settings})
+  prepared = prepare_host(tmp_path, **settings)
   assert prepared.returncode == 1
   (error,) = [
     line for line in prepared.stderr.splitlines() if 'warning' not in line
   ]
   assert error.startswith('error: ') and expected in error
-
-
-@pytest.fixture
-def copied(tmp_path):
-  """A repository on a host."""
-  folder = tmp_path / 'repository'
-  shutil.copytree(ROOT / 'scripts', folder / 'scripts')
-  (folder / 'requirements-tpu.txt').touch()
-  return folder
 
 
 def test_a_host_with_an_old_python(cloud, bin_dir, copied, tmp_path):
@@ -985,8 +769,7 @@ def test_a_host_with_an_old_python(cloud, bin_dir, copied, tmp_path):
     'case "$*" in -c*) exit 1 ;; *find*) echo "$NOTES/python3.11" ;; esac\n',
   )
   stand_in(cloud / 'python3.11', PYTHON)
-  workdir = str(tmp_path / 'run')
-  run(*PREPARE, cwd=copied, check=True, **HOST, WORKDIR=workdir)
+  assert prepare_host(tmp_path, cwd=copied).returncode == 0
   assert '-m uv python install --quiet 3.11' in (cloud / 'old').read_text()
   assert (cloud / 'pip').read_text().endswith('-r requirements-tpu.txt\n')
 
@@ -1008,7 +791,7 @@ def test_run_submits(arguments, expected, cloud, bin_dir, tmp_path):
     stand_in(bin_dir / name, f'echo {name} "$@" >>"$NOTES/submitted"')
   out = tmp_path / 'o ut'
   write(out, [*arguments, '--run'])
-  assert cloud.lines('submitted') == [expected.format(out)]
+  assert lines(cloud / 'submitted') == [expected.format(out)]
 
 
 def test_sky_task_runs(cloud, copied, tmp_path):
@@ -1018,7 +801,7 @@ def test_sky_task_runs(cloud, copied, tmp_path):
     '--config.init_from=a\n  b',
   ]
   task = sky_task(tmp_path / 'out', *awkward)
-  cloud.set_ends(75, 3)
+  set_ends(cloud, 75, 3)
   environment = {
     **task['envs'],
     'WORKDIR': str(tmp_path / 'run'),
@@ -1031,7 +814,7 @@ def test_sky_task_runs(cloud, copied, tmp_path):
   ]
   assert codes == [0, 3]
   assert (copied / 'REVISION').read_text() == '0123\n'
-  assert cloud.runs() == [[*TRAIN, DATA, *awkward]] * 2
+  assert arguments_of_runs(cloud) == [[*TRAIN, DATA, *awkward]] * 2
 
 
 # Mistakes.
@@ -1071,6 +854,8 @@ def test_no_mistakes(arguments, tmp_path):
     ((*TPU_VM, '--config.optim.rate=1'), "Did you mean 'optim."),
     ((*TPU_VM, '--config=configs/no.py'), 'no such file'),
     ((*TPU_VM, '--config=/etc/hostname'), ''),
+    ((*TPU_VM, '--config=OUTSIDE/bn_x30.py'), 'is outside the repository'),
+    ((*TPU_VM, '--out=/proc/no/out'), '/proc/no'),
     ((*TPU_VM, '--name=Bn'), '--name=Bn: use'),
     ((*TPU_VM, '--name=bn-'), '--name=bn-: use'),
     ((*TPU_VM, '--name=../bn'), '--name=../bn: use'),
@@ -1101,14 +886,31 @@ def test_no_mistakes(arguments, tmp_path):
     ((*TPU_VM, '--run'), 'gcloud: not found'),
     ((*SKY, '--run'), 'sky: not found'),
     ((*SLURM, '--run'), 'sbatch: not found'),
+    (
+      without('--config=', SLURM),
+      'nothing to train. Give --config or --sweep.',
+    ),
+    (
+      (*SLURM_SWEEP, '--sweep=configs/sweeps/none.py'),
+      'no such file. There are: configs/',
+    ),
+    ((*SLURM_SWEEP, '--sweep.sed=1'), '--sweep.sed: no such axis'),
+    (
+      (*SLURM_SWEEP, '--gpus=4', '--config.batch_size=31'),
+      'config.batch_size=31: not a multiple of the 4 devices',
+    ),
+    (TPU_VM_SWEEP, 'has 4 hosts, but a sweep runs on one'),
   ],
 )
 def test_mistakes(arguments, expected, tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('PATH', str(tmp_path))
+  shutil.copy('configs/bn_x30.py', tmp_path)
   default = ROOT / 'launch'
   before = default.exists()
   out = tmp_path / 'out'
-  error = refuse([*arguments, *([f'--out={out}'] if arguments else [])], capsys)
+  arguments = [a.replace('OUTSIDE', str(tmp_path)) for a in arguments]
+  arguments[1:1] = [f'--out={out}'] if arguments else []
+  error = refuse(arguments, capsys)
   assert expected in error
   assert '\n' in ''.join(arguments) or len(error.splitlines()) == 1
   assert not out.exists() and default.exists() == before
@@ -1125,13 +927,6 @@ def test_no_credentials(cloud, tmp_path, capsys):
   assert calls(cloud) == ['auth print-access-token']
 
 
-def test_a_config_outside_the_repository(tmp_path, capsys):
-  shutil.copy('configs/bn_x30.py', tmp_path)
-  arguments = [f'--config={tmp_path}/bn_x30.py', f'--out={tmp_path}/out']
-  error = refuse([*TPU_VM, *arguments], capsys)
-  assert 'is outside the repository' in error
-
-
 def test_another_launch_is_not_overwritten(tmp_path, capsys):
   out = tmp_path / 'out'
   before = write(out, TPU_VM)
@@ -1144,11 +939,6 @@ def test_another_launch_is_not_overwritten(tmp_path, capsys):
   (out / 'slice.sh').write_bytes(b'\xff\0')
   (error,) = refuse([*TPU_VM, f'--out={out}'], capsys).splitlines()
   assert 'its slice.sh belongs to another launch' in error
-
-
-def test_a_folder_that_cannot_be_written(capsys):
-  (error,) = refuse([*TPU_VM, '--out=/proc/no/out'], capsys).splitlines()
-  assert '/proc/no' in error
 
 
 # Help.
