@@ -47,11 +47,6 @@ scripts/train_loop.sh. Several hosts share one workdir. On TPUs,
 job array with SLURM, as one managed job per trial with SkyPilot, or one trial
 after another on a TPU VM of one host.
 """
-_PLACES = {
-  'tpu-vm': 'a slice of Cloud TPU VMs, created with gcloud',
-  'sky': 'a spot slice that SkyPilot recreates after preemptions',
-  'slurm': 'GPU nodes, as a SLURM batch job',
-}
 
 
 def examples() -> dict[str, list[str]]:
@@ -418,10 +413,10 @@ def create_launch(
   """
   if flags.place == 'slurm':
     check_devices(configs, flags.nodes * flags.gpus)
-    return slurm(job, flags, folder)
-  check_devices(configs, flags.topology.num_chips)
-  check_storage(job, configs[0], flags)
-  return {'tpu-vm': tpu_vm, 'sky': sky}[flags.place](job, flags, folder)
+  else:
+    check_devices(configs, flags.topology.num_chips)
+    check_storage(job, configs[0], flags)
+  return flags.wrap(job, flags, folder)
 
 
 def training_length(config: ConfigDict) -> str:
@@ -504,59 +499,6 @@ def _matching(pattern: str, form: str) -> Callable[[str], str]:
     return text
 
   return check
-
-
-def _shown(command: Sequence[str]) -> str:
-  """Formats an example for `--help`, over several lines."""
-  lines = textwrap.wrap(
-    shlex.join(command), 74, break_long_words=False, break_on_hyphens=False
-  )
-  return '\n  ' + ' \\\n    '.join(lines) + '\n'
-
-
-def _create_parser() -> argparse.ArgumentParser:
-  options: dict[str, Any] = {
-    'formatter_class': argparse.RawDescriptionHelpFormatter,
-    'allow_abbrev': False,
-  }
-  shown = {place: _shown(command) for place, command in examples().items()}
-  parser = cli.Parser(
-    description=_DESCRIPTION,
-    epilog=f'examples:{"".join(shown.values())}{_NOTES}',
-    **options,
-  )
-  places = parser.add_subparsers(dest='place', required=True, metavar='PLACE')
-  adders = {
-    'tpu-vm': _add_tpu_vm_arguments,
-    'sky': _add_sky_arguments,
-    'slurm': _add_slurm_arguments,
-  }
-  for place, what in _PLACES.items():
-    one = places.add_parser(
-      place,
-      help=what,
-      description=f'Trains on {what}.',
-      epilog=f'example:{shown[place]}{_NOTES}',
-      **options,
-    )
-    add = one.add_argument
-    add('--name', required=True, help='name of the launch, such as bn-x30')
-    cli.add_config_arguments(one, required=False)
-    cli.add_sweep_arguments(one, required=False)
-    add(
-      '--workdir',
-      required=True,
-      metavar='DIR',
-      help='absolute path on the hosts, such as /mnt/runs/bn_x30',
-    )
-    add('--out', metavar='DIR', help='folder to write (default: launch/NAME)')
-    add(
-      '--run',
-      action='store_true',
-      help='also run the commands that start the training',
-    )
-    adders[place](add)
-  return parser
 
 
 def _add_slice_arguments(add: Callable[..., Any]) -> None:
@@ -648,6 +590,69 @@ def _add_slurm_arguments(add: Callable[..., Any]) -> None:
     help='further option of sbatch, such as --sbatch=--time=12:00:00; may be '
     'repeated',
   )
+
+
+def _shown(command: Sequence[str]) -> str:
+  """Formats an example for `--help`, over several lines."""
+  lines = textwrap.wrap(
+    shlex.join(command), 74, break_long_words=False, break_on_hyphens=False
+  )
+  return '\n  ' + ' \\\n    '.join(lines) + '\n'
+
+
+def _create_parser() -> argparse.ArgumentParser:
+  options: dict[str, Any] = {
+    'formatter_class': argparse.RawDescriptionHelpFormatter,
+    'allow_abbrev': False,
+  }
+  shown = {place: _shown(command) for place, command in examples().items()}
+  parser = cli.Parser(
+    description=_DESCRIPTION,
+    epilog=f'examples:{"".join(shown.values())}{_NOTES}',
+    **options,
+  )
+  places = parser.add_subparsers(dest='place', required=True, metavar='PLACE')
+  for place, hardware, add_arguments, wrap in (
+    (
+      'tpu-vm',
+      'a slice of Cloud TPU VMs, created with gcloud',
+      _add_tpu_vm_arguments,
+      tpu_vm,
+    ),
+    (
+      'sky',
+      'a spot slice that SkyPilot recreates after preemptions',
+      _add_sky_arguments,
+      sky,
+    ),
+    ('slurm', 'GPU nodes, as a SLURM batch job', _add_slurm_arguments, slurm),
+  ):
+    one = places.add_parser(
+      place,
+      help=hardware,
+      description=f'Trains on {hardware}.',
+      epilog=f'example:{shown[place]}{_NOTES}',
+      **options,
+    )
+    one.set_defaults(wrap=wrap)
+    add = one.add_argument
+    add('--name', required=True, help='name of the launch, such as bn-x30')
+    cli.add_config_arguments(one, required=False)
+    cli.add_sweep_arguments(one, required=False)
+    add(
+      '--workdir',
+      required=True,
+      metavar='DIR',
+      help='absolute path on the hosts, such as /mnt/runs/bn_x30',
+    )
+    add('--out', metavar='DIR', help='folder to write (default: launch/NAME)')
+    add(
+      '--run',
+      action='store_true',
+      help='also run the commands that start the training',
+    )
+    add_arguments(add)
+  return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

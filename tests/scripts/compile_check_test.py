@@ -101,28 +101,19 @@ def compile_config(variant, topology, *overrides, names=('train_steps',)):
 
 
 TINY = 'model.name=inception_tiny'
-VARIANTS = ('inception', 'bn_baseline', 'bn_x5', 'bn_x30', 'bn_x5_sigmoid')
-
-
-@pytest.mark.parametrize('variant', VARIANTS)
-def test_a_small_network_of_every_variant_compiles(variant):
-  """Two of the ten modules, for a slice."""
-  _, found = compile_config(variant, 'v5e:2x2', 'batch_size=16', TINY)
-  (step,) = found.steps.values()
-  assert step.by_kind[cost.CONVOLUTION] and step.collective_bytes
 
 
 @pytest.mark.parametrize(
-  'variant',
-  [
-    variant
-    if variant == 'bn_x5'
-    else pytest.param(variant, marks=pytest.mark.slow)
-    for variant in VARIANTS
-  ],
+  'network',
+  ['inception_tiny', pytest.param('inception', marks=pytest.mark.slow)],
 )
-def test_every_variant_compiles_for_a_slice(variant):
-  program, found = compile_config(variant, 'v5e:2x2', 'batch_size=128')
+@pytest.mark.parametrize(
+  'variant', ['inception', 'bn_baseline', 'bn_x5', 'bn_x30', 'bn_x5_sigmoid']
+)
+def test_every_variant_compiles_for_a_slice(variant, network):
+  program, found = compile_config(
+    variant, 'v5e:2x2', 'batch_size=128', f'model.name={network}'
+  )
   assert (found.num_devices, found.dtype) == (4, 'bfloat16')
   assert found.memory < slices.CHIPS['v5e'].memory
   step = found.steps['train_steps']
@@ -130,13 +121,19 @@ def test_every_variant_compiles_for_a_slice(variant):
   # the first layer.
   table = layers(program.model, program.dataset.image_shape, depth=2)
   forward = sum(layer.multiply_adds for layer in table)
+  print(
+    variant, network, step.flops / (3 * 2 * 32 * forward), step.num_collectives
+  )
   assert 0.9 < step.flops / (3 * 2 * 32 * forward) < 1.6
   assert step.by_kind[cost.CONVOLUTION] and step.by_kind[cost.POOLING]
-  # XLA combines those of parallel branches: fewer than two for each of the 69
-  # layers.
+  # Each layer with BN has a mean and a variance, and a reduction in each
+  # direction. XLA combines those of parallel branches.
+  state = program.initial_state()
+  num_layers = len(jax.tree.leaves(state.batch_stats)) // 2
   with_bn = variant != 'inception'
-  assert (2 * 20 < step.num_collectives < 2 * 69) == with_bn
-  params = sum(x.size for x in jax.tree.leaves(program.initial_state().params))
+  print(num_layers)
+  assert (0.6 * num_layers < step.num_collectives < 2 * num_layers) == with_bn
+  params = sum(x.size for x in jax.tree.leaves(state.params))
   assert step.collective_bytes > 4 * params
 
 
