@@ -252,8 +252,8 @@ def check_divides(config: ConfigDict, num_devices: int) -> None:
     next_multiple = -(-config.batch_size // num_devices) * num_devices
     raise UserError(
       f'config.batch_size={config.batch_size}: not a multiple of the '
-      f'{num_devices} devices. Use one that is, such as {next_multiple}, or one '
-      f'of {counts} devices.'
+      f'{num_devices} devices. Use one that is, such as {next_multiple}, '
+      f'or one of {counts} devices.'
     )
   share, group = config.batch_size // num_devices, config.bn.virtual_batch_size
   if config.bn.statistics != 'group' or _groups_fit(share, group, num_devices):

@@ -21,7 +21,7 @@ from bn_repro.models import factory
 from bn_repro.tpu import collectives, cost, slices
 from bn_repro.tpu.cost import Cost
 from bn_repro.training import steps as steps_lib
-from bn_repro.training.experiment import Program, create_program
+from bn_repro.training.experiment import Experiment, create_experiment
 from bn_repro.training.steps import TrainState
 
 STEPS = ('train_steps', 'eval_step', 'statistics_step')
@@ -41,7 +41,7 @@ class Estimate:
     dtype: in which the network computes.
     num_parameters: trained values.
     steps: the cost of each compiled step on one device, by its name in
-      `Program`.
+      `Experiment`.
     calls: how often a whole run calls each.
   """
 
@@ -94,15 +94,15 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
   return resolved
 
 
-def abstract_program(config: ConfigDict, devices: Sequence[Any]) -> Program:
+def abstract_program(config: ConfigDict, devices: Sequence[Any]) -> Experiment:
   """The program of a config from `resolve`, with no data to train on."""
-  return create_program(
+  return create_experiment(
     config, datasets.without_images(config), parallel.create_mesh(devices)
   )
 
 
 def of_program(
-  program: Program,
+  program: Experiment,
   say: Callable[[str], None],
   names: Sequence[str] = STEPS,
 ) -> Estimate:
@@ -131,7 +131,7 @@ def of_program(
   return _estimate(program, state, steps)
 
 
-def without_compiling(program: Program) -> Estimate:
+def without_compiling(program: Experiment) -> Estimate:
   """What can be said of a training step on any platform, before its compiler.
 
   Operations and bytes are those of the program as it is written, in which
@@ -158,7 +158,7 @@ def without_compiling(program: Program) -> Estimate:
   )
 
 
-def _held_bytes(program: Program, state: TrainState) -> int:
+def _held_bytes(program: Experiment, state: TrainState) -> int:
   """Bytes of a device's state, batch, and residuals of the forward pass."""
   batch = program.abstract_batch()
   kept = jax.eval_shape(
@@ -179,7 +179,7 @@ def _held_bytes(program: Program, state: TrainState) -> int:
 
 
 def _estimate(
-  program: Program, state: TrainState, steps: Mapping[str, Cost]
+  program: Experiment, state: TrainState, steps: Mapping[str, Cost]
 ) -> Estimate:
   return Estimate(
     batch_size=program.config.batch_size,
@@ -211,7 +211,7 @@ def _what_exceeds(message: str) -> str:
   return (lines or message.splitlines())[0].strip()
 
 
-def _calls(program: Program) -> dict[str, int]:
+def _calls(program: Experiment) -> dict[str, int]:
   """How often a run calls each step, evaluations and Algorithm 2 included."""
   config = program.config
   evaluations = math.ceil(program.total_steps / config.eval_every)

@@ -237,7 +237,7 @@ def test_a_crash_of_all_is_no_lost_process(tmp_path):
       def crash(state, batches):
         time.sleep(3 - 3 * number)  # With process 0 goes the coordinator.
         raise RuntimeError('INTERNAL: Mosaic failed to compile')
-      program.Program.compile = lambda self, state: dataclasses.replace(
+      program.Experiment.compile = lambda self, state: dataclasses.replace(
         self, train_steps=crash
       )
     """),

@@ -265,7 +265,7 @@ def test_what_does_not_fit(small_network, monkeypatch, capsys):
       )
 
   monkeypatch.setattr(
-    estimate.Program, 'lower', lambda self, state: {'train_steps': Lowered()}
+    estimate.Experiment, 'lower', lambda self, state: {'train_steps': Lowered()}
   )
   arguments = ['--config=configs/bn_x5.py:mini', '--topology=v5e:2x2']
   assert compile_check.main(arguments) == 1
