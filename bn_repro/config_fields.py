@@ -107,7 +107,6 @@ FIELDS: Mapping[str, Field] = {
     str, _one_of('mnist_5k', 'mnist', 'fashion_mnist', *_ON_DISK, 'synthetic')
   ),
   'data.data_dir': Field(str, changeable=True, per_host=True),
-  'data.stand_in': Field(bool),
   'data.image_size': Field(int, _at_least(1)),
   'data.holdout': Field(int, _at_least(0)),
   'data.shuffle': Field(str, _one_of('none', 'within_shard', 'global')),

@@ -577,5 +577,5 @@ def test_total_steps():
 def test_help_names_its_flags():
   parser = argparse.ArgumentParser()
   cli.add_config_arguments(parser)
-  assert '--config FILE[:MODE]' in parser.format_help()
+  assert '--config CONFIG[:MODE]' in parser.format_help()
   assert '--config.KEY VALUE' in parser.format_help()
