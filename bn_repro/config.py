@@ -276,8 +276,8 @@ def check_divides(config: ConfigDict, num_devices: int) -> None:
   ]
   raise UserError(
     f'config.bn.virtual_batch_size={group}: must divide the {share} images of '
-    f'each of {num_devices} devices, or be the images of some number of '
-    f'devices that divides {num_devices}. Use one of {sizes}.'
+    f'each of {num_devices} devices, or be {share} times a divisor of '
+    f'{num_devices}. Use one of {sizes}.'
   )
 
 
