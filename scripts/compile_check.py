@@ -292,13 +292,13 @@ def _say(text: str) -> None:
 def _what(program: Any, found: Any, device: str) -> str:
   share = found.batch_size // found.num_devices
   plural = '' if found.num_devices == 1 else 's'
-  duration = cli.duration(
+  length = cli.describe_length(
     program.total_steps, found.batch_size, len(program.dataset.splits['train'])
   )
   return (
     f'{found.num_devices} {device}{plural}, {found.batch_size} images a step, '
     f'{share} a {device}, {found.dtype}, {found.num_parameters:,} parameters\n'
-    f'{duration}'
+    f'{length}'
   )
 
 

@@ -1259,7 +1259,7 @@ def test_no_mistakes(arguments, tmp_path):
     ((*SKY, '--data_bucket=b'), "'b' is not gs://BUCKET"),
     ((*SKY, '--source=https://a.b/c'), 'is not URL#REVISION'),
     ((*SKY, '--workdir_mount=runs'), 'is not SERVER:/SHARE'),
-    ((*SLURM, '--gpus=0'), "'0' is not a number from 1"),
+    ((*SLURM, '--gpus=0'), "'0' is not a whole number of at least 1"),
     ((*SLURM, '--topology=v5e:4x4'), 'unrecognized arguments'),
     (without('--workdir=', TPU_VM), 'required: --workdir'),
     (('vm', *TPU_VM[1:]), 'invalid choice'),
