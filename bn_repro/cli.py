@@ -1,4 +1,4 @@
-"""What the commands share: flags, complaints, and setting JAX up."""
+"""What the commands share: flags, error messages, and the set-up of JAX."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,10 +18,13 @@ from bn_repro.runtime import processes, workdir
 def parse_arguments(
   argv: Sequence[str], parser: argparse.ArgumentParser
 ) -> tuple[argparse.Namespace, list[str]]:
-  """Parses flags; returns them and the `key=value` of each `--config.key`.
+  """Parses the flags of a command, among them any `--config.KEY=VALUE`.
+
+  Returns:
+    The flags, and the overrides as 'KEY=VALUE'.
 
   Raises:
-    UserError: for an argument that is no flag.
+    UserError: if a flag is unknown, missing, or has a wrong value.
   """
   rest, overrides = _take_overrides(argv, '--config.')
   return parser.parse_args(rest), overrides
@@ -30,10 +33,13 @@ def parse_arguments(
 def parse_sweep_arguments(
   argv: Sequence[str], parser: argparse.ArgumentParser
 ) -> tuple[argparse.Namespace, list[str], list[str]]:
-  """The same with the `axis=values` of each `--sweep.axis`, in the middle.
+  """Parses the same, and any `--sweep.AXIS=VALUES`.
+
+  Returns:
+    The flags, the axes as 'AXIS=VALUES', and the overrides as 'KEY=VALUE'.
 
   Raises:
-    UserError: for an argument that is no flag.
+    UserError: if a flag is unknown, missing, or has a wrong value.
   """
   rest, axes = _take_overrides(argv, '--sweep.')
   flags, overrides = parse_arguments(rest, parser)
@@ -43,8 +49,8 @@ def parse_sweep_arguments(
 def _take_overrides(
   argv: Sequence[str], prefix: str
 ) -> tuple[list[str], list[str]]:
-  """Parts arguments from the `key=value` of those with a prefix."""
-  # `--config.key value` is taken as `--config.key=value`.
+  """Splits arguments into those without a prefix, and the rest without it."""
+  # `--config.key value` means `--config.key=value`.
   joined: list[str] = []
   for argument in argv:
     if joined and joined[-1].startswith(prefix) and '=' not in joined[-1]:
@@ -58,7 +64,7 @@ def _take_overrides(
 
 
 class Parser(argparse.ArgumentParser):
-  """An argument parser whose complaints are `UserError`s."""
+  """An argument parser that raises `UserError`."""
 
   def error(self, message: str):  # noqa: ANN201
     """Raises instead of printing the usage and exiting with 2."""
@@ -66,71 +72,81 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-  """The type of an argument that is a whole number from 1.
+  """Converts an argument to an integer of at least 1.
 
   Raises:
-    ArgumentTypeError: if it is none.
+    ArgumentTypeError: if it is not one.
   """
   if not text.isdecimal() or not int(text):
-    raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
+    raise argparse.ArgumentTypeError(
+      f"'{text}' is not a whole number of at least 1"
+    )
   return int(text)
 
 
 def add_config_arguments(
   parser: argparse.ArgumentParser, *, required: bool = True
 ) -> None:
-  """Adds `--config` and a word about `--config.KEY`."""
+  """Adds `--config`, and the help of `--config.KEY`."""
   parser.add_argument(
     '--config',
     required=required,
-    metavar='FILE[:MODE]',
-    help='config file, and full (the default) or mini',
+    metavar='CONFIG[:MODE]',
+    help='name of a config or path of a config file; full (default) or mini',
   )
   parser.add_argument(
     '--config.KEY',
     dest='ignored',
     metavar='VALUE',
-    help='replaces a field of the config, such as --config.seed=1',
+    help='override a field of the config, such as --config.seed=1',
   )
 
 
 def add_sweep_arguments(
   parser: argparse.ArgumentParser, *, required: bool
 ) -> None:
-  """Adds `--sweep` and a word about `--sweep.AXIS`."""
+  """Adds `--sweep`, and the help of `--sweep.AXIS`."""
   parser.add_argument(
-    '--sweep', required=required, metavar='FILE[:MODE]', help='file of a sweep'
+    '--sweep',
+    required=required,
+    metavar='SWEEP[:MODE]',
+    help='name of a sweep or path of its file; mini (default) or full',
   )
   parser.add_argument(
     '--sweep.AXIS',
     dest='ignored_axis',
     metavar='VALUES',
-    help="replaces an axis's values, such as --sweep.seed=0,1,2",
+    help='override the values of an axis, such as --sweep.seed=0,1,2',
   )
 
 
 def read_config(workdir_path: str) -> ConfigDict:
-  """The config of a run.
+  """Reads the config of a run.
+
+  Args:
+    workdir_path: value of `--workdir`.
 
   Raises:
-    UserError: if there is none.
+    UserError: if the directory holds no run, or its config is not valid.
   """
   path = Path(workdir_path) / 'config.json'
   saved = workdir.read_json(path)
   if saved is None:
-    raise UserError(f'--workdir={workdir_path}: no run there (no config.json).')
+    raise UserError(
+      f'--workdir={workdir_path}: contains no run (no config.json).'
+    )
   return config_lib.from_json(saved, str(path))
 
 
-def duration(
+def describe_length(
   total_steps: int, batch_size: int, num_examples: int | None
 ) -> str:
-  """How much a run trains, in words.
+  """Describes the length of a run: '500 steps of 32: 16,000 images'.
 
   Args:
-    total_steps: of the run.
-    batch_size: images in a step.
-    num_examples: in an epoch, if that is known.
+    total_steps: steps of the run.
+    batch_size: images per step.
+    num_examples: images per epoch, to add the number of epochs; or None.
   """
   images = total_steps * batch_size
   epochs = f', {images / num_examples:,.1f} epochs' if num_examples else ''
@@ -138,17 +154,17 @@ def duration(
 
 
 def report_errors(problems: Sequence[str]) -> int:
-  """Prints a line a problem on standard error; returns the exit code."""
+  """Prints each problem to standard error; returns the exit code."""
   for problem in problems:
     print(f'error: {problem}', file=sys.stderr)
   return workdir.EXIT_CODES[workdir.Status.FAILED]
 
 
 def set_up_jax(config: ConfigDict) -> None:
-  """Imports JAX and sets what has to be set before its first computation.
+  """Imports JAX and configures it, before its first computation.
 
-  Programs that were compiled once are read from the disk: from
-  `JAX_COMPILATION_CACHE_DIR`, or ~/.cache/bn_repro if it is not set.
+  Compiled programs are cached on disk, in `JAX_COMPILATION_CACHE_DIR` or, if
+  that is not set, in ~/.cache/bn_repro.
   """
   processes.hide_missing_tpu()
   import jax
@@ -158,16 +174,16 @@ def set_up_jax(config: ConfigDict) -> None:
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     cache = Path('~/.cache/bn_repro').expanduser()
     jax.config.update('jax_compilation_cache_dir', str(cache))
-  # What Orbax logs is raised as well, or is as intended here.
+  # Orbax logs errors that it also raises, and warns of what is intended here.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
-  sys.unraisablehook = _report_unless_of_a_closed_loop
+  sys.unraisablehook = _ignore_closed_event_loops
 
 
-def _report_unless_of_a_closed_loop(unraisable: Any) -> None:
-  """Reports what cannot be raised, but for the echoes of a failed save.
+def _ignore_closed_event_loops(unraisable: Any) -> None:
+  """Reports exceptions that cannot be raised, except after a failed save.
 
-  The save raises its error once. Each write that was under way then finds its
-  event loop closed, and its thread would print that, hundreds of times.
+  The save itself raises its error. Then each write in progress finds its event
+  loop closed, and its thread would report that, hundreds of times.
   """
   error = unraisable.exc_value
   if not (

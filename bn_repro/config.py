@@ -93,9 +93,15 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
 
 
 def read_file(
-  flag: str, spec: str, default_mode: str, folder: Path = CONFIGS
-) -> ConfigDict:
-  """Returns what `get_config(mode)` of a Python file returns, unchecked.
+  flag: str,
+  spec: str,
+  default_mode: str,
+  *,
+  folder: Path = CONFIGS,
+  function: str = 'get_config',
+  returns: type = ConfigDict,
+) -> Any:
+  """Returns what a function of a Python file returns for a mode, unchecked.
 
   Args:
     flag: command-line flag that has the value `spec`, for messages.
@@ -103,9 +109,12 @@ def read_file(
       `:full`.
     default_mode: mode where `spec` names none.
     folder: folder of the shipped files.
+    function: name of the function, which takes the mode.
+    returns: type that the function has to return.
 
   Raises:
-    UserError: if there is no such file, or it does not return a `ConfigDict`.
+    UserError: if there is no such file, or the function fails or returns
+      something else.
   """
   name, _, mode = spec.partition(':')
   mode = mode or default_mode
@@ -121,10 +130,10 @@ def read_file(
   try:
     with _shipped_package():
       module_spec.loader.exec_module(module)
-      function = getattr(module, 'get_config', None)
-      if not callable(function) or not inspect.signature(function).parameters:
-        raise UserError(f'{flag}={name}: the file defines no get_config(mode).')
-      config = function(mode)
+      get = getattr(module, function, None)
+      if not callable(get) or not inspect.signature(get).parameters:
+        raise UserError(f'{flag}={name}: the file defines no {function}(mode).')
+      result = get(mode)
   except UserError:
     raise
   except Exception as error:
@@ -133,9 +142,11 @@ def read_file(
     raise UserError(
       f'{flag}={name}: {type(error).__name__} while loading it: {message}'
     ) from error
-  if not isinstance(config, ConfigDict):
-    raise UserError(f'{flag}={name}: get_config() must return a ConfigDict.')
-  return config
+  if not isinstance(result, returns):
+    raise UserError(
+      f'{flag}={name}: {function}() must return a {returns.__name__}.'
+    )
+  return result
 
 
 def find_file(flag: str, name: str, folder: Path = CONFIGS) -> Path:
@@ -202,10 +213,10 @@ def _override(config: ConfigDict, overrides: Iterable[str]) -> list[str]:
   for assignment in overrides:
     key, separator, text = assignment.partition('=')
     if key not in fields:
-      nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)
-      errors.append(
-        f"--config.{key}: no such field. Did you mean '{nearest[0]}'?"
-      )
+      (nearest,) = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)
+      if key == 'data.stand_in':  # See `upgrade`.
+        nearest = 'data.name=imagenet_stand_in'
+      errors.append(f"--config.{key}: no such field. Did you mean '{nearest}'?")
       continue
     if not separator:
       errors.append(f'--config.{key}: give it a value, as --config.{key}=...')
@@ -249,10 +260,10 @@ def check_divides(config: ConfigDict, num_devices: int) -> None:
   """
   if config.batch_size % num_devices:
     counts = [n for n in range(1, num_devices) if config.batch_size % n == 0]
-    next_multiple = -(-config.batch_size // num_devices) * num_devices
+    next_one = -(-config.batch_size // num_devices) * num_devices
     raise UserError(
       f'config.batch_size={config.batch_size}: not a multiple of the '
-      f'{num_devices} devices. Use one that is, such as {next_multiple}, or one '
+      f'{num_devices} devices. Use one that is, such as {next_one}, or one '
       f'of {counts} devices.'
     )
   share, group = config.batch_size // num_devices, config.bn.virtual_batch_size
@@ -265,8 +276,8 @@ def check_divides(config: ConfigDict, num_devices: int) -> None:
   ]
   raise UserError(
     f'config.bn.virtual_batch_size={group}: must divide the {share} images of '
-    f'each of {num_devices} devices, or be the images of some number of '
-    f'devices that divides {num_devices}. Use one of {sizes}.'
+    f'each of {num_devices} devices, or be {share} times a divisor of '
+    f'{num_devices}. Use one of {sizes}.'
   )
 
 
@@ -282,6 +293,22 @@ def to_json(config: ConfigDict) -> str:
   return json.dumps(config.to_dict(), indent=2) + '\n'
 
 
+def upgrade(saved: Mapping[str, Any]) -> ConfigDict:
+  """Converts the content of an older `config.json` to this version's fields.
+
+  Up to revision 3a68ec7 a field `data.stand_in` made of imagenet2012 what is
+  the data set imagenet_stand_in now. `digest` computes with the old field, so
+  that runs of that revision resume.
+  """
+  config = ConfigDict(saved)
+  fields = flatten(config)
+  if 'data.stand_in' in fields:
+    if fields['data.stand_in'] and fields.get('data.name') == 'imagenet2012':
+      config.data.name = 'imagenet_stand_in'
+    del config.data.stand_in
+  return config
+
+
 def from_json(saved: Mapping[str, Any], path: str) -> ConfigDict:
   """Checks and locks a config that a run has saved.
 
@@ -292,7 +319,7 @@ def from_json(saved: Mapping[str, Any], path: str) -> ConfigDict:
   Raises:
     UserError: if it is not a config of this version.
   """
-  config = ConfigDict(saved).lock()
+  config = upgrade(saved).lock()
   errors = schema_errors(config) or value_errors(config)
   if errors:
     raise UserError(*(f'{path}: {error}' for error in errors))
@@ -306,6 +333,10 @@ def digest(config: ConfigDict) -> str:
     for name, value in flatten(config).items()
     if name not in CHANGEABLE
   }
+  # As at revision 3a68ec7: see `upgrade`.
+  identity['data.stand_in'] = identity['data.name'] == 'imagenet_stand_in'
+  if identity['data.stand_in']:
+    identity['data.name'] = 'imagenet2012'
   text = json.dumps(identity, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -317,7 +348,7 @@ def differences(saved: Mapping[str, Any], config: ConfigDict) -> list[str]:
     saved: content of the `config.json` of the run.
     config: config to resume it with.
   """
-  old = flatten(ConfigDict(saved))
+  old = flatten(upgrade(saved))
   new = flatten(config)
   names = dict.fromkeys([*old, *new])
   return [

@@ -107,7 +107,6 @@ FIELDS: Mapping[str, Field] = {
     str, _one_of('mnist_5k', 'mnist', 'fashion_mnist', *_ON_DISK, 'synthetic')
   ),
   'data.data_dir': Field(str, changeable=True, per_host=True),
-  'data.stand_in': Field(bool),
   'data.image_size': Field(int, _at_least(1)),
   'data.holdout': Field(int, _at_least(0)),
   'data.shuffle': Field(str, _one_of('none', 'within_shard', 'global')),
@@ -161,7 +160,7 @@ TYPE_NAMES = {
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-  """Returns the fields of a config by dotted name, in their order."""
+  """Returns the fields of a config by dotted name."""
   flat: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, ConfigDict):
@@ -204,11 +203,13 @@ def value_errors(config: ConfigDict) -> list[str]:
 
 def _range_errors(config: ConfigDict) -> list[str]:
   errors = []
-  for name, value in flatten(config).items():
+  values = flatten(config)
+  for name, field in FIELDS.items():
+    value = values[name]
     violated = (
       'must be a finite number'
-      if isinstance(value, float) and not math.isfinite(value)
-      else FIELDS[name].rule(value)
+      if field.type is float and not math.isfinite(value)
+      else field.rule(value)
     )
     if violated:
       errors.append(f'{name}={value}: {violated}.')
@@ -234,13 +235,7 @@ def _duration_errors(config: ConfigDict) -> list[str]:
 def _network_errors(config: ConfigDict) -> list[str]:
   """Images too small for the network, or options that it does not have."""
   if config.model.name != 'mlp':
-    smallest = inception_table.MIN_IMAGE_SIZE
-    if config.data.image_size >= smallest:
-      return []
-    return [
-      f'data.image_size={config.data.image_size}: too small for the network, '
-      f'which takes images of at least {smallest} pixels.'
-    ]
+    return _inception_errors(config)
   errors = [
     f'model.{name}={config.model[name]}: the network mlp has none; turn it off.'
     for name in ('lrn', 'aux_head', 'dropout_rate')
@@ -250,6 +245,24 @@ def _network_errors(config: ConfigDict) -> list[str]:
     errors.append(
       f'data.distortion={config.data.distortion}: the network mlp is trained '
       'on undistorted images; set it to none.'
+    )
+  return errors
+
+
+def _inception_errors(config: ConfigDict) -> list[str]:
+  errors = []
+  if config.data.image_size < inception_table.MIN_IMAGE_SIZE:
+    errors.append(
+      f'data.image_size={config.data.image_size}: too small for the network, '
+      f'which takes images of at least {inception_table.MIN_IMAGE_SIZE} pixels.'
+    )
+  head = inception_table.AUX_HEAD_AFTER
+  tiny = config.model.name == 'inception_tiny'
+  rows = inception_table.rows(config.model.reading, tiny=tiny)
+  if config.model.aux_head and head not in [row.name for row in rows]:
+    errors.append(
+      f'model.aux_head=True: {config.model.name} has no module {head}, which '
+      'it would follow; turn it off.'
     )
   return errors
 

@@ -1,13 +1,13 @@
-"""Errors that a user can act on, and the limit of open files."""
+"""The error that commands report to the user, and the limit on open files."""
 
 import resource
 
 
 class UserError(Exception):
-  """A mistake in a command, told in one line a problem, without a traceback.
+  """A mistake that the user can correct, reported without a traceback.
 
   Attributes:
-    problems: what was wrong, where, and what to do, a line each.
+    problems: one line for each problem: what is wrong, where, and what to do.
   """
 
   def __init__(self, *problems: str):
@@ -16,20 +16,20 @@ class UserError(Exception):
 
 
 def require_open_files(count: int) -> None:
-  """Raises the limit of open files to at least `count`.
+  """Raises the limit on open files of this process to at least `count`.
 
   Raises:
     UserError: if the system does not allow it.
   """
-  # The soft limit is 1,024 by custom; a process may raise it to the hard one.
+  # The soft limit is usually 1,024; a process may raise it to the hard limit.
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft == resource.RLIM_INFINITY or soft >= count:
     return
   try:
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-  except (OSError, ValueError) as error:  # The hard limit, or the system's.
+  except (OSError, ValueError) as error:  # Above the hard limit.
     raise UserError(
-      f'{count:,} files have to be open at once, and {max(soft, hard):,} may '
-      f'be. Raise the limit: as root `ulimit -n {count}`, nofile in '
+      f'needs {count:,} open files, and the limit is {max(soft, hard):,}. '
+      f'Raise the limit: `ulimit -n {count}` as root, nofile in '
       f'/etc/security/limits.conf, or docker run --ulimit nofile={count}.'
     ) from error

@@ -1,4 +1,4 @@
-"""Evaluates a run's newest checkpoint, every image once; writes nothing.
+"""Evaluates the newest checkpoint of a run, every image once; writes nothing.
 
 python -m bn_repro.evaluate --workdir=runs/bn_x5 --split=test
 """
@@ -11,7 +11,7 @@ from typing import Any
 from bn_repro import cli
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
-from bn_repro.runtime import workdir as workdir_lib
+from bn_repro.runtime.workdir import Workdir
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,20 +22,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    '--workdir', required=True, metavar='DIR', help='directory of a run'
+    '--workdir', required=True, metavar='DIR', help='workdir of a run'
   )
   parser.add_argument(
     '--split',
     default='',
-    help='train, validation or test; by default what the run evaluates',
+    help='train, validation or test; the default is config.eval_split',
   )
   try:
     flags = parser.parse_args(argv)
-    for line in _evaluate(workdir_lib.Workdir(flags.workdir), flags.split):
-      form = f', {line["statistics"]} statistics' if line['statistics'] else ''
+    for line in _evaluate(Workdir(flags.workdir), flags.split):
+      statistics = line.get('statistics')
+      mode = f', {statistics} statistics' if statistics else ''
       replaced = line.get('replaced_examples', 0)
       print(
-        f'step {line["step"]}  {line["split"]}{form}: '
+        f'step {line["step"]}  {line["split"]}{mode}: '
         f'accuracy {line["accuracy"]:.4f}  '
         f'top-5 {line["top5_accuracy"]:.4f}  loss {line["loss"]:.4f}  '
         f'({line["num_examples"]} images'
@@ -47,10 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
-def _evaluate(
-  workdir: workdir_lib.Workdir, split: str
-) -> Iterator[dict[str, Any]]:
-  """Yields the metrics of each form of statistics."""
+def _evaluate(workdir: Workdir, split: str) -> Iterator[dict[str, Any]]:
+  """Yields a line of metrics for each kind of statistics."""
   config = cli.read_config(str(workdir.path))
   dataset = datasets.check(config)
   split = split or config.eval_split
@@ -63,45 +62,33 @@ def _evaluate(
   from bn_repro import parallel
   from bn_repro.training import evaluation, run_info
   from bn_repro.training.checkpoint import Checkpoints, DamagedCheckpoint
-  from bn_repro.training.experiment import create_program
+  from bn_repro.training.experiment import create_experiment
 
-  program = create_program(config, dataset)
-  state = program.initial_state()
+  experiment = create_experiment(config, dataset)
   with Checkpoints(workdir.checkpoints, keep=None) as checkpoints:
     steps = checkpoints.steps()
     if not steps:
-      raise UserError(f'--workdir={workdir.path}: no checkpoint there yet.')
+      raise UserError(f'--workdir={workdir.path}: no checkpoint yet.')
     try:
-      checkpoint = checkpoints.restore(steps[-1], state)
+      checkpoint = checkpoints.restore(steps[-1], experiment.initial_state())
     except DamagedCheckpoint as error:
       raise UserError(
         f'{workdir.checkpoints / str(steps[-1])}: {error}.'
       ) from error
-  images, before = (
-    run_info.images_per_statistic(program),
-    checkpoint.meta['images_per_statistic'],
-  )
-  if images != before:
+  images = run_info.images_per_statistic(experiment)
+  trained_with = checkpoint.meta['images_per_statistic']
+  if images != trained_with:
     raise UserError(
-      f'--workdir={workdir.path}: its BN statistics are of {before} images, '
-      f'and here they would be of {images}. Evaluate on as many devices.'
+      f'--workdir={workdir.path}: its BN statistics are over {trained_with} '
+      f'images, and here they would be over {images}. Evaluate on as many '
+      'devices as it was trained on.'
     )
-  state = parallel.replicate(program.mesh, checkpoint.state)
-
-  def never_stop() -> None:
-    """Ctrl-C ends this command, which has nothing to save."""
-
-  for statistics in evaluation.forms(program):
-    evaluated = evaluation.inference_state(
-      program, state, statistics, never_stop
-    )
-    sums, _ = evaluation.evaluate(program, evaluated, split, never_stop)
-    yield {
-      'step': steps[-1],
-      'split': split,
-      'statistics': statistics,
-      **sums.means(),
-    }
+  yield from evaluation.evaluate(
+    experiment,
+    parallel.replicate(experiment.mesh, checkpoint.state),
+    [(split, mode) for mode in evaluation.statistics_modes(experiment)],
+    check=lambda: None,  # Ctrl-C ends this command, which has nothing to save.
+  )
 
 
 if __name__ == '__main__':

@@ -1,11 +1,10 @@
 """Trains a network from a config file; the same command resumes.
 
-Everything that can be wrong with a command is found before JAX is imported.
+Mistakes in a command are found before JAX is imported.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
-import json
 import os
 import sys
 import time
@@ -19,19 +18,21 @@ from bn_repro import config as config_lib
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
 from bn_repro.runtime import processes
-from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Preemption
+from bn_repro.runtime.workdir import EXIT_CODES, Status, Workdir
 
 _DESCRIPTION = """\
-Train one of the paper's networks. The same command goes on from the newest
-checkpoint, bit for bit; on a finished run it says so and changes nothing.
+Train one of the paper's networks. The same command resumes from the newest
+checkpoint, bit for bit. On a finished run it says so and changes nothing.
 """
 
 _EPILOG = """\
 configs:
-  inception  bn_baseline  bn_x5  bn_x30  bn_x5_sigmoid, the controls
-  inception_x5  inception_sigmoid, and Fig. 1's mnist  bn_mnist. In each, full
-  (the default) is the paper's experiment and mini takes minutes on a CPU.
+  inception  bn_baseline  bn_x5  bn_x30  bn_x5_sigmoid    section 4.2 and Fig. 2
+  inception_x5  inception_sigmoid                         controls without BN
+  mnist  bn_mnist                                         section 4.1 and Fig. 1
+  Each has the modes full (the default, the paper's experiment) and mini
+  (minutes on a CPU).
 
 examples:
   python -m bn_repro.main --config=configs/bn_x5.py:mini --workdir=runs/bn_x5
@@ -44,10 +45,12 @@ writes into the workdir:
   config.json  run.json  metrics.jsonl  status.json  checkpoints/
 
 exit code:
-  0 done; 75 stopped by SIGTERM or Ctrl-C and saved, run it again; 1 failed;
-  3 diverged, which is a result.
+  0   done
+  1   failed
+  3   diverged, which is a result
+  75  stopped by SIGTERM or Ctrl-C, and saved: run the same command again
 
-Every field of a config stands, explained, in configs/inception.py.
+configs/inception.py explains every field of a config.
 """
 
 
@@ -55,6 +58,44 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
   preemption = Preemption()
   preemption.listen()
+  try:
+    flags, overrides = cli.parse_arguments(
+      sys.argv[1:] if argv is None else argv, _create_parser()
+    )
+    # Before processes connect: the checks of one may take long.
+    checked = _check(flags.config, overrides, flags.workdir)
+    processes.connect(flags)
+    # Again, because JAX has installed its own handler of SIGTERM.
+    preemption.listen()
+    config, workdir, dataset = processes.run_on_all(checked)
+    workdir.writes = processes.is_first()
+    exit_code = _exit_code_if_ended(workdir, config, dataset)
+    if exit_code is not None:
+      return exit_code
+    processes.run_on_all(workdir.claim)
+    _check_shared_workdir(workdir)
+  except UserError as error:
+    return _report(error)
+  try:
+    cli.set_up_jax(config)
+    from bn_repro.training import train
+
+    status = train.train_and_evaluate(
+      config, dataset, workdir, preemption, flags.config
+    )
+  except UserError as error:
+    workdir.release()
+    return _report(error)
+  except Exception as error:
+    processes.leave()
+    if isinstance(error, OSError):  # Such as a full disk or a missing file.
+      return cli.report_errors([str(error)])
+    traceback.print_exc()
+    return EXIT_CODES[Status.FAILED]
+  return EXIT_CODES[status]
+
+
+def _create_parser() -> cli.Parser:
   parser = cli.Parser(
     prog='python -m bn_repro.main',
     description=_DESCRIPTION,
@@ -67,64 +108,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--workdir',
     required=True,
     metavar='DIR',
-    help='directory of this run; created if it is not there',
+    help='directory of this run; created if it does not exist',
   )
   processes.add_arguments(parser)
-  try:
-    flags, overrides = cli.parse_arguments(
-      sys.argv[1:] if argv is None else argv, parser
-    )
-    # Before the processes meet: it may take one of them long.
-    prepared = _prepare(flags.config, overrides, flags.workdir)
-    processes.connect(flags)
-    # JAX's own handling of SIGTERM came with that.
-    preemption.listen()
-    config, workdir, dataset = processes.run_on_all(prepared)
-    workdir.writes = processes.is_first()
-    # Process 0 decides: others may see an older state of a shared folder.
-    ended = processes.run_on_all(
-      lambda: _already_ended(workdir, config, dataset)
-    )
-    ended = json.loads(processes.gather(json.dumps(ended))[0])
-    if ended is not None:
-      return ended
-    processes.run_on_all(workdir.claim)
-    _check_shared_workdir(workdir)
-  except UserError as error:
-    return _report(error)
-  try:
-    status = _train(config, dataset, workdir, preemption, flags.config)
-  except UserError as error:
-    workdir.release()
-    return _report(error)
-  except Exception as error:
-    processes.leave()
-    if isinstance(error, OSError):  # A disk that is full, a file that is gone.
-      return cli.report_errors([str(error)])
-    traceback.print_exc()
-    return workdir_lib.EXIT_CODES[workdir_lib.Status.FAILED]
-  return workdir_lib.EXIT_CODES[status]
+  return parser
 
 
 def _report(error: UserError) -> int:
-  """Reports a mistake; where it is this process's alone, leaves the others."""
+  """Prints an error; leaves the other processes if they do not have it too."""
   if not isinstance(error, processes.AllProcessesError):
     processes.leave()
   return cli.report_errors(error.problems)
 
 
-def _prepare(
-  config_file: str, overrides: Sequence[str], workdir_path: str
-) -> Callable[[], tuple[ConfigDict, workdir_lib.Workdir, datasets.Dataset]]:
-  """Reads and checks all that a command names.
+def _check(
+  config_spec: str, overrides: Sequence[str], workdir_path: str
+) -> Callable[[], tuple[ConfigDict, Workdir, datasets.Dataset]]:
+  """Loads and checks everything that a command names.
+
+  Args:
+    config_spec: value of `--config`.
+    overrides: `key=value` of each `--config.key=value`.
+    workdir_path: value of `--workdir`.
 
   Returns:
-    A function that returns it, or raises what was wrong with it: where there
-    are several processes, when all of them can hear of it.
+    A function that returns the result or raises the error, to be called when
+    the processes are connected and all of them can learn of an error.
   """
   try:
-    config = config_lib.load(config_file, overrides)
-    workdir = workdir_lib.Workdir(workdir_path)
+    config = config_lib.load(config_spec, overrides)
+    workdir = Workdir(workdir_path)
     workdir.check(config)
     dataset = datasets.check(config)
   except (UserError, OSError) as error:
@@ -137,76 +150,70 @@ def _prepare(
   return lambda: (config, workdir, dataset)
 
 
-def _check_shared_workdir(workdir: workdir_lib.Workdir) -> None:
-  """Sees that every process finds what process 0 has written.
+def _exit_code_if_ended(
+  workdir: Workdir, config: ConfigDict, dataset: datasets.Dataset
+) -> int | None:
+  """Returns the exit code of a run that has ended, and prints why it has.
+
+  Process 0 decides for all: on a shared directory, others may see an older
+  state.
+  """
+
+  def ended() -> tuple[int, str] | None:
+    status = workdir.status()
+    num_examples = len(dataset.splits['train'])
+    if status.get('status') == Status.DONE and status.get(
+      'step'
+    ) == config_lib.total_steps(config, num_examples):
+      message = f'this run is done, at step {status["step"]}.'
+    elif status.get('status') == Status.DIVERGED:
+      message = (
+        f'this run has diverged ({status["reason"]}) and would do so again. '
+        'Use another workdir for another attempt.'
+      )
+    else:
+      return None
+    return EXIT_CODES[Status(status['status'])], message
+
+  found = processes.broadcast(processes.run_on_all(ended))
+  if found is None:
+    return None
+  exit_code, message = found
+  if workdir.writes:
+    print(f'{workdir.path}: {message}')
+  return exit_code
+
+
+def _check_shared_workdir(workdir: Workdir) -> None:
+  """Checks that every process sees the files that process 0 writes.
 
   Raises:
-    UserError: if one of them does not.
+    AllProcessesError: if one of them does not.
   """
-  holder = processes.gather(workdir.holder())[0]
+  holder = processes.broadcast(workdir.holder())
 
-  def see() -> None:
-    # A network's file system may show it late.
-    give_up = time.monotonic() + processes.SHARED_TIMEOUT
+  def check() -> None:
+    # A network file system may show it late.
+    deadline = time.monotonic() + processes.SHARED_TIMEOUT
     while workdir.holder() != holder:
-      if time.monotonic() < give_up:
-        time.sleep(0.5)
-        continue
-      raise UserError(
-        f'--workdir={workdir.path}: this host does not see what process 0 '
-        f'({holder}) writes there. Several hosts need one folder that all of '
-        'them share, such as one on NFS.'
-      )
+      if time.monotonic() > deadline:
+        raise UserError(
+          f'--workdir={workdir.path}: this host does not see what process 0 '
+          f'({holder}) writes there. Use a directory that all hosts share, '
+          'such as one on NFS.'
+        )
+      time.sleep(0.5)
 
-  processes.run_on_all(see)
-
-
-def _already_ended(
-  workdir: workdir_lib.Workdir, config: ConfigDict, dataset: datasets.Dataset
-) -> int | None:
-  """The exit code of a run that has nothing left to do, having said so."""
-  status = workdir.status()
-  name, step = status.get('status'), status.get('step')
-  if name == workdir_lib.Status.DONE and step == config_lib.total_steps(
-    config, len(dataset.splits['train'])
-  ):
-    said = f'{workdir.path}: this run is done, at step {step}.'
-  elif name == workdir_lib.Status.DIVERGED:
-    said = (
-      f'{workdir.path}: this run has diverged ({status["reason"]}) and would '
-      'again. Use another workdir for another attempt.'
-    )
-  else:
-    return None
-  if workdir.writes:
-    print(said)
-  return workdir_lib.EXIT_CODES[workdir_lib.Status(name)]
-
-
-def _train(
-  config: ConfigDict,
-  dataset: datasets.Dataset,
-  workdir: workdir_lib.Workdir,
-  preemption: Preemption,
-  config_file: str,
-) -> workdir_lib.Status:
-  """Sets JAX up and trains; returns the status."""
-  cli.set_up_jax(config)
-  from bn_repro.training import train
-
-  return train.train_and_evaluate(
-    config, dataset, workdir, preemption, config_file
-  )
+  processes.run_on_all(check)
 
 
 def run_and_exit() -> NoReturn:
-  """Runs the command and ends the process."""
+  """Runs the command and exits."""
   exit_code = main()
   processes.disconnect()
   sys.stdout.flush()
   sys.stderr.flush()
-  # A compilation, or a save that failed, may be left behind in its thread;
-  # nothing waits for them.
+  # Without waiting for threads: one may still compile, or save in vain.
   os._exit(exit_code)
 
 

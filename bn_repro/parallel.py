@@ -162,14 +162,22 @@ def create_replica_check(mesh: Mesh) -> Callable[[Any], list[str]]:
 
   def check(tree: Any) -> list[str]:
     found = np.asarray(of_all_devices(tree))
-    names = [
-      jax.tree_util.keystr(path, simple=True, separator='/')
-      for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-    ]
     differs = (found != found[0]).any(0)
-    return [name for name, wrong in zip(names, differs, strict=True) if wrong]
+    return [
+      name
+      for name, wrong in zip(named_leaves(tree), differs, strict=True)
+      if wrong
+    ]
 
   return check
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree by path, such as 'params/conv1/conv/kernel'."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def mean(tree: Any) -> Any:

@@ -1,1 +1,1 @@
-"""The paper's networks, each a short diff of its parent."""
+"""The networks of the paper. Each config is a short diff of its parent."""

@@ -1,9 +1,9 @@
 """BN-Baseline (section 4.2.2): Inception with BN before each nonlinearity.
 
-Paper: 72.2 % after 13.3 million steps, less than half of Inception's; best
-72.7 %.
+Paper: 72.2 % after 13.3 million steps, fewer than half of Inception's;
+best 72.7 %.
 
-  python -m bn_repro.main --config=configs/bn_baseline.py --workdir=runs/bn_baseline
+  python -m bn_repro.main --config=bn_baseline --workdir=runs/bn_baseline
 """
 
 from ml_collections import ConfigDict
@@ -12,9 +12,9 @@ from configs import inception
 
 
 def get_config(mode: str = 'full') -> ConfigDict:
-  """Inception, with batch normalisation and nothing else."""
+  """Inception with batch normalisation; nothing else changes."""
   config = inception.get_config(mode)
   config.bn.enabled = True
   if mode == 'full':
-    config.total_steps = 15_000_000  # Ours: past the paper's 13.3M.
+    config.total_steps = 15_000_000  # Our choice: beyond the paper's 13.3M.
   return config

@@ -2,152 +2,166 @@
 
 Paper: 72.2 % of the ImageNet validation images after 31.0 million steps of 32.
 
-  python -m bn_repro.main --config=configs/inception.py:mini --workdir=runs/inception
+  python -m bn_repro.main --config=inception:mini --workdir=runs/inception
 
-`full` (the default) is the paper's experiment on ImageNet; `mini` the same
-network, an eighth as wide, on 4,000 digits of 32x32 pixels, in a minute or two
-on two cores. This file is complete: every field of every config stands here,
-and the other configs change some of them. "Our choice" marks what the paper
-does not give.
+`full` (the default) is the paper's experiment on ImageNet. `mini` trains the
+same network, an eighth as wide, on 4,000 digits of 32x32 pixels, and takes a
+minute or two on two cores.
+
+This file sets every field; the other configs change some of them. "Our choice"
+marks a value that the paper does not give.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(mode: str = 'full') -> ConfigDict:
-  """Every field, with the values of the mode `full` or `mini`."""
+  """Returns the values of all fields in the mode `full` or `mini`."""
   config = ConfigDict()
 
+  # Seed of the initial weights, the order of examples, crops, distortions and
+  # dropout.
   config.seed = 0
-  # Images in a step, over all devices. The paper's replicas take 32 each.
+  # Images per step, over all devices. The paper's replicas take 32 each.
   config.batch_size = 32
-  # Steps of `batch_size` images; 0 takes the duration from `total_epochs`.
-  # The paper gives 31M steps of 32 up to the best accuracy.
+  # Duration of the run, in steps or in epochs; the other one is 0. The paper
+  # reports 31M steps of 32 to the best accuracy.
   config.total_steps = 31_000_000
   config.total_epochs = 0.0
-  # Steps in one call of the compiled program; intervals are multiples of it.
-  # More than 1 pays where a step takes about as long as calling it.
+  # Steps per call of the compiled program. The duration and the intervals are
+  # multiples of it. More than 1 pays off for networks so small that the call
+  # takes as long as the step.
   config.steps_per_call = 1
 
-  # Intervals, in steps. Our choice: the paper's curves have no marks.
+  # Steps between lines of training metrics, between evaluations, and between
+  # checkpoints. Our choice: the paper's curves have no marks.
   config.log_every = 1_000
   config.eval_every = 100_000
   config.checkpoint_every = 20_000
+  # The newest checkpoints are kept, older ones deleted.
   config.checkpoints_to_keep = 3
-  # What is evaluated at each interval; a data set's test images, where it has
-  # any beside these, are evaluated once, after the last step.
+  # Split to evaluate at each interval: train, validation or test. The test
+  # images, where a data set has some, are also evaluated after the last step.
   config.eval_split = 'validation'
-  # A process that makes no step for so many times the median of one (and for
-  # five minutes) writes down where it hangs and ends, to be started again; 0
-  # never does. Our choice.
+  # A process without a step for this many times the median duration of a step,
+  # and for at least five minutes, prints its stack traces and exits with 75: the
+  # same command resumes the run. 0 turns this off. Our choice.
   config.stuck_after = 100.0
   # Also write TensorBoard event files into the workdir.
   config.tensorboard = False
   # Steps to trace with XLA's profiler into the workdir, and the first of them;
-  # TensorBoard's XProf shows them. 0 traces none.
+  # 0 traces none. TensorBoard's XProf displays the trace.
   config.profile_steps = 0
   config.profile_first_step = 100
   # A loss above this ends the run as diverged. Our choice: 15 times ln(1000).
   config.divergence_loss = 100.0
-  # Start from the parameters and statistics of another run's newest checkpoint.
+  # Workdir of another run, whose newest checkpoint gives the initial parameters
+  # and statistics; '' initializes them.
   config.init_from = ''
 
   config.data = ConfigDict()
+  # imagenet2012, mnist, fashion_mnist, mnist_5k (5,000 digits that come with
+  # pip), imagenet_stand_in (of `scripts/make_stand_in.py`) or synthetic.
   config.data.name = 'imagenet2012'
-  # Where the data lie; '' looks in the usual places.
+  # Folder of the data set; '' stands for its usual place.
   config.data.data_dir = ''
-  # ImageNet is the small one of `scripts/make_stand_in.py`: any number of
-  # images is right.
-  config.data.stand_in = False
-  # Digits are padded to a square of this size, ImageNet is cropped to it.
+  # Height and width of the images, in pixels. ImageNet is cropped to it, digits
+  # are padded.
   config.data.image_size = 224
-  # Training images set aside, a fixed set, for `validation`. 0 where the data
-  # set has validation images of its own.
+  # Training images to set aside as the split `validation`, always the same ones.
+  # With 0, `validation` is what the data set calls so, if anything.
   config.data.holdout = 0
-  # none: shards in a new order each epoch, examples of a shard never (paper
-  # sec. 4.2.1: what the within-shard shuffling of BN-x5 replaces).
+  # Order of training examples. none: the shards in a new order each epoch, the
+  # examples of a shard always in the same one (what section 4.2.1 improves
+  # upon). within_shard: these in a new order too. global: all examples in a new
+  # order, without shards.
   config.data.shuffle = 'none'
-  # Shards that the training images are cut into; tfds makes as many of
-  # ImageNet.
+  # Shards of the training examples. tfds writes ImageNet in as many.
   config.data.num_shards = 1_024
-  # Training images to make from those there are by small affine distortions,
-  # once; 0 takes them as they are.
+  # Training images to make, once, by small affine distortions of the given
+  # ones; 0 trains on the given ones.
   config.data.distorted_copies = 0
-  # Make pixels black or white (after that), at half of the range.
+  # Set pixels to black or white, with the threshold at half of the range.
   config.data.binarize = False
   # Photometric distortions: none, reduced or full. The paper gives no
   # strengths; ours are TF-Slim's fast and slow modes.
   config.data.distortion = 'full'
-  # Threads that decode images, in each process; 0 is one a core. Python's lock
-  # keeps more than some eight from being of use.
+  # Threads per process that decode images; 0 means one per core. Python's lock
+  # makes more than about eight useless.
   config.data.num_threads = 0
-  # Processes that decode images besides; 0 decodes in the training process.
+  # Additional processes that decode images; 0 decodes in the training process.
   config.data.num_workers = 0
-  # Images that cannot be decoded are replaced by their neighbours. A greater
-  # share of them in a log interval or an evaluation ends the run. Our choice.
+  # An image that cannot be decoded is replaced by the next one. If the fraction
+  # of replaced images in a log interval or an evaluation is above this, the run
+  # fails. Our choice.
   config.data.max_replaced = 0.01
 
   config.model = ConfigDict()
-  # inception; inception_tiny, which has the modules 3a and 3c only, for tests;
-  # or mlp (section 4.1), which reads width, nonlinearity, init_std, init_scale
-  # and dtype alone.
+  # inception; mlp (section 4.1), which uses only width, nonlinearity, init_std,
+  # init_scale and dtype; or, for tests, inception_tiny, with the modules 3a and
+  # 3c alone.
   config.model.name = 'inception'
-  # Standard deviation of the Gaussian weights; 0 takes He's, and 0.01 for the
-  # classifier. Our choice: the paper gives none.
+  # Standard deviation of the initial Gaussian weights. 0 means He's
+  # initialization, and 0.01 in the classifier. Our choice.
   config.model.init_std = 0.0
-  # Multiplies the initial weights.
+  # Factor on the initial weights.
   config.model.init_scale = 1.0
-  # Fig. 5 contradicts itself at 4c and 4d: 576 or 608 channels. Our choice: as
-  # TF-Slim and the Torch port of the authors' time.
+  # Output channels of 4c and 4d: Fig. 5 says 576 and lists filters that add up
+  # to 608. Our choice follows TF-Slim and the Torch port of that time.
   config.model.reading = '576'
   # First convolution: separable with depth multiplier 8 (appendix), or plain.
   config.model.stem = 'separable'
-  # Window of the first convolution, and whether a max pool follows it.
+  # Kernel size of the first convolution, and whether max pooling follows it.
   config.model.stem_kernel = 7
   config.model.stem_pool = True
-  # Pad strided convolutions as TensorFlow (same) or as Caffe does (torch).
+  # Padding of strided convolutions: as in TensorFlow (same) or Caffe (torch).
   config.model.padding = 'same'
-  # Multiplies every number of filters.
+  # Factor on the number of filters in each layer.
   config.model.width = 1.0
+  # relu or sigmoid.
   config.model.nonlinearity = 'relu'
+  # Local response normalisation in the stem, as in GoogLeNet.
   config.model.lrn = True
+  # Fraction of the classifier's inputs to drop, as in GoogLeNet.
   config.model.dropout_rate = 0.4
-  # One auxiliary classifier after 4d, and its share in the loss (GoogLeNet).
-  # The paper does not mention one, but 13.6M parameters need it.
+  # One auxiliary classifier after 4d, and the weight of its loss (GoogLeNet).
+  # The paper mentions none, but has 13.6M parameters only with one.
   config.model.aux_head = False
   config.model.aux_loss_weight = 0.3
-  # Compute type: float32, bfloat16 or float64; auto is bfloat16 on TPU and GPU
-  # and float32 on CPU. Statistics, the loss and the parameters are never below
+  # Compute type: float32, bfloat16, float64, or auto, which is bfloat16 on TPU
+  # and GPU and float32 on CPU. Parameters, statistics and the loss have at least
   # float32.
   config.model.dtype = 'auto'
 
   config.bn = ConfigDict()
   config.bn.enabled = False
-  # Which examples share statistics: the global batch, each device's share, or
-  # groups of `virtual_batch_size` (32 is what the paper's replicas did).
+  # Examples that share statistics. global: the batch. device: the images on each
+  # device. group: each `virtual_batch_size` images; 32 reproduces the paper's
+  # replicas.
   config.bn.statistics = 'global'
   config.bn.virtual_batch_size = 32
-  # Share of the old running average. Our choice, after TF-Slim.
+  # Weight of the old value in the moving averages. Our choice, after TF-Slim.
   config.bn.momentum = 0.9997
-  # Our choice, after TF-Slim: the paper leaves it open.
+  # Added to the variance. Our choice, after TF-Slim.
   config.bn.epsilon = 1e-3
-  # Training batches that Algorithm 2 averages statistics over before an
-  # evaluation; 0 evaluates with moving averages alone. Our choice.
+  # Training batches whose statistics Algorithm 2 averages before an evaluation;
+  # 0 evaluates with moving averages only. Our choice.
   config.bn.population_batches = 100
 
   config.optim = ConfigDict()
-  # For batches of 32; `batch_size / 32` times this is applied.
+  # At batch size 32; scaled by `batch_size / 32`.
   config.optim.learning_rate = 0.0015
   # GoogLeNet's; the paper gives none.
   config.optim.momentum = 0.9
-  # L2 on weights only. Our choice, after Caffe's GoogLeNet; a fifth of it is
-  # TF-Slim's value for this network.
+  # L2 regularisation of the weights, not of biases, scales and shifts. Our
+  # choice, after Caffe's GoogLeNet; BN-x5's fifth is then TF-Slim's value.
   config.optim.weight_decay = 2e-4
-  # Times `decay_rate` every `decay_epochs` (GoogLeNet's schedule).
+  # Every `decay_epochs` the learning rate is multiplied by `decay_rate`
+  # (GoogLeNet's schedule).
   config.optim.decay_rate = 0.96
   config.optim.decay_epochs = 8.0
-  # Share of the old average in Polyak averaging of the parameters; 0 is off.
-  # GoogLeNet used it, this paper is silent.
+  # Weight of the old value in Polyak's average of the parameters, which
+  # evaluations use; 0 turns it off. GoogLeNet averaged; the paper does not say.
   config.optim.polyak_decay = 0.0
 
   if mode == 'mini':
@@ -158,8 +172,8 @@ def get_config(mode: str = 'full') -> ConfigDict:
 def _make_mini(config: ConfigDict) -> None:
   """CPU scale, all our choice: the whole table, an eighth as wide, on digits.
 
-  The base rate is a prototype's, in which the net without BN trained well at
-  it; `scripts/study.py` chooses one by validation, on more images.
+  The learning rate is one at which the network without BN trained well in a
+  prototype. `scripts/study.py` chooses one by validation, on more images.
   """
   config.total_steps = 500
   config.log_every = 25
@@ -180,7 +194,7 @@ def _make_mini(config: ConfigDict) -> None:
   config.model.stem_kernel = 5
   config.model.stem_pool = False
 
-  # A short run is over before a longer average has arrived.
+  # A longer average would still depend on its start when the run ends.
   config.bn.momentum = 0.9
   config.bn.population_batches = 40
 

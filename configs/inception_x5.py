@@ -1,9 +1,9 @@
 """Control (section 4.2.2): Inception at 5 times its learning rate, without BN.
 
-Paper: the parameters reach machine infinity. A run that ends as `diverged`, or
-stays at chance, is the result.
+Paper: the parameters reach machine infinity. A run that diverges, or stays at
+chance, confirms this.
 
-  python -m bn_repro.main --config=configs/inception_x5.py --workdir=runs/inception_x5
+  python -m bn_repro.main --config=inception_x5 --workdir=runs/inception_x5
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from configs import inception
 
 
 def get_config(mode: str = 'full') -> ConfigDict:
-  """Inception at x5."""
+  """Inception with 5 times the learning rate."""
   config = inception.get_config(mode)
   config.optim.learning_rate *= 5
   return config

@@ -1,13 +1,13 @@
 """The MNIST network (section 4.1), without BN: 3 layers of 100 sigmoids.
 
-Paper: Fig. 1. 50,000 steps of 60 binary images; trains slower and ends lower
-than with BN, and what its sigmoids receive moves about.
+Paper: Fig. 1. 50,000 steps of 60 binary images. It trains more slowly and ends
+less accurate than with BN, and the inputs of its sigmoids drift.
 
-  python -m bn_repro.main --config=configs/mnist.py --workdir=runs/mnist
+  python -m bn_repro.main --config=mnist --workdir=runs/mnist
 
-`full` (the default) takes MNIST, `mini` 60,000 images made from the 4,500
-training digits of mnist_5k by small affine distortions. "Our choice" marks what
-the paper does not give.
+`full` (the default) trains on MNIST; `mini` on 60,000 images made by small
+affine distortions from the 4,500 training digits of mnist_5k. "Our choice"
+marks a value that the paper does not give.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from configs import inception
 
 
 def get_config(mode: str = 'full') -> ConfigDict:
-  """The network of Fig. 1."""
+  """The network of Fig. 1, without batch normalisation."""
   config = inception.get_config('full')
   config.batch_size = 60
   config.total_steps = 50_000
@@ -40,16 +40,17 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.model.nonlinearity = 'sigmoid'
   config.model.lrn = False
   config.model.dropout_rate = 0.0
-  # "Small random Gaussian values". Our choice, with the rate below, from a
-  # prototype in which the paper's picture appears. It depends on both, as the
-  # table of them beside it shows.
+  # "Small random Gaussian values". Our choice, like the learning rate below: a
+  # prototype with both reproduced the paper's figure, which depends on them. The
+  # report shows it at other values of both.
   config.model.init_std = 0.05
 
   config.bn.epsilon = 1e-5  # Our choice.
   config.bn.momentum = 0.99  # Our choice: 100 steps of 50,000.
   config.bn.population_batches = 40
 
-  # All our choice: plain SGD at a constant rate, 0.1 at the batch size of 60.
+  # Our choice: SGD without momentum, decay or regularisation, at a rate of 0.1
+  # for batches of 60.
   config.optim.learning_rate = 0.1 * 32 / 60
   config.optim.momentum = 0.0
   config.optim.weight_decay = 0.0

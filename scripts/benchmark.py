@@ -132,9 +132,9 @@ def loop(rounds: int) -> None:
   import jax
 
   from bn_repro import parallel
-  from bn_repro.training.experiment import create_program
+  from bn_repro.training.experiment import create_experiment
 
-  program = create_program(config, dataset)
+  program = create_experiment(config, dataset)
   state = program.initial_state()
   program = program.compile(state)
   batches = next(program.stacked_batches(0, 1))
@@ -175,10 +175,10 @@ def fig1(rounds: int) -> None:
   from bn_repro import parallel
   from bn_repro.training import optimizer as optimizer_lib
   from bn_repro.training import steps
-  from bn_repro.training.experiment import create_program
+  from bn_repro.training.experiment import create_experiment
 
   def bare_steps(config: Any) -> Callable[[], Any]:
-    program = create_program(config, dataset)
+    program = create_experiment(config, dataset)
     optimizer = optimizer_lib.create_optimizer(
       config.optim, config.batch_size, program.schedule
     )
@@ -305,9 +305,9 @@ def step(rounds: int) -> None:
   from bn_repro.models import factory
   from bn_repro.training import optimizer as optimizer_lib
   from bn_repro.training import steps
-  from bn_repro.training.experiment import create_program
+  from bn_repro.training.experiment import create_experiment
 
-  program = create_program(config, dataset)
+  program = create_experiment(config, dataset)
   batch = next(program.train_batches(0, 1))
   plain = config_lib.load(str(ROOT / 'configs/inception.py:mini'))
   model = program.model
@@ -321,7 +321,7 @@ def step(rounds: int) -> None:
   models = {
     'ours': (config, model),
     'flax': (config, model.clone(norm=flax_norm)),
-    'without': (plain, create_program(plain, dataset).model),
+    'without': (plain, create_experiment(plain, dataset).model),
   }
 
   def create(config: Any, model: Any) -> Callable[[], float]:
@@ -399,9 +399,9 @@ def _full_width(variant: str) -> tuple[Any, Any, Any]:
   )
   dataset = datasets.check(config)
   cli.set_up_jax(config)
-  from bn_repro.training.experiment import create_program
+  from bn_repro.training.experiment import create_experiment
 
-  program = create_program(config, dataset)
+  program = create_experiment(config, dataset)
   state = program.initial_state()
   program = program.compile(state)
   return program, state, next(program.stacked_batches(0, 1))

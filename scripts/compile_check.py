@@ -140,16 +140,18 @@ def _check_tpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   if flags.find_batch_size:
     with config.unlocked():
       config.batch_size = _find_batch_size(config, devices, tpu_slice.chip)
-  program = estimate.abstract_program(config, devices)
+  experiment = estimate.abstract_experiment(config, devices)
   try:
-    found = estimate.from_compiled(program, _log)
+    found = estimate.from_compiled(experiment, _log)
   except estimate.DoesNotFitError as error:
     print(f'does not fit {tpu_slice}: {error}')
     return 1
-  print(f'\n{flags.config} on {tpu_slice}: {_summary(program, found, "chip")}')
+  print(
+    f'\n{flags.config} on {tpu_slice}: {_summary(experiment, found, "chip")}'
+  )
   print('\n'.join(estimate.table(found, tpu_slice.chip)))
   print(ASSUMPTIONS)
-  _write_json(flags, program, found, tpu_slice)
+  _write_json(flags, experiment, found, tpu_slice)
   fits = found.memory <= tpu_slice.chip.memory
   verdict = 'fits' if fits else 'does not fit'
   print(f'{verdict}: {_memory(found, tpu_slice.chip)}')
@@ -224,8 +226,8 @@ def _find_batch_size(
     with trial.unlocked():
       trial.batch_size = batch_size
     try:
-      program = estimate.abstract_program(trial, devices)
-      found = estimate.from_compiled(program, _log, names=('train_steps',))
+      experiment = estimate.abstract_experiment(trial, devices)
+      found = estimate.from_compiled(experiment, _log, names=('train_steps',))
     # A UserError: groups of BN do not allow every batch size.
     except (UserError, estimate.DoesNotFitError) as error:
       return str(error)
@@ -266,11 +268,13 @@ def _check_cpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   config, devices = _cpu_devices(flags, overrides)
   from bn_repro.tpu import estimate
 
-  program = estimate.abstract_program(estimate.resolve(config, 'cpu'), devices)
-  found = estimate.from_compiled(program, _log)
-  print(f'\n{flags.config} on CPU: {_summary(program, found, "device")}')
+  experiment = estimate.abstract_experiment(
+    estimate.resolve(config, 'cpu'), devices
+  )
+  found = estimate.from_compiled(experiment, _log)
+  print(f'\n{flags.config} on CPU: {_summary(experiment, found, "device")}')
   print('\n'.join(estimate.table(found, None)))
-  _write_json(flags, program, found, None)
+  _write_json(flags, experiment, found, None)
   return 0
 
 
@@ -279,15 +283,17 @@ def _check_gpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   config, devices = _cpu_devices(flags, overrides)
   from bn_repro.tpu import estimate
 
-  program = estimate.abstract_program(estimate.resolve(config, 'gpu'), devices)
-  found = estimate.from_lowered(program)
+  experiment = estimate.abstract_experiment(
+    estimate.resolve(config, 'gpu'), devices
+  )
+  found = estimate.from_lowered(experiment)
   print(
     f'\n{flags.config} on GPUs, before compilation (nothing was compiled or '
-    f'run for a GPU): {_summary(program, found, "GPU")}'
+    f'run for a GPU): {_summary(experiment, found, "GPU")}'
   )
   print('\n'.join(estimate.table(found, None)))
   print(GPU_NOTES)
-  _write_json(flags, program, found, None)
+  _write_json(flags, experiment, found, None)
   return 0
 
 
@@ -319,11 +325,13 @@ def _log(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def _summary(program: Any, found: Any, device: str) -> str:
+def _summary(experiment: Any, found: Any, device: str) -> str:
   plural = '' if found.num_devices == 1 else 's'
   share = found.batch_size // found.num_devices
-  length = cli.duration(
-    program.total_steps, found.batch_size, len(program.dataset.splits['train'])
+  length = cli.describe_length(
+    experiment.total_steps,
+    found.batch_size,
+    len(experiment.dataset.splits['train']),
   )
   return (
     f'{found.num_devices} {device}{plural}, batch {found.batch_size} '
@@ -334,7 +342,7 @@ def _summary(program: Any, found: Any, device: str) -> str:
 
 def _write_json(
   flags: argparse.Namespace,
-  program: Any,
+  experiment: Any,
   found: Any,
   tpu_slice: slices.Slice | None,
 ) -> None:
@@ -347,7 +355,7 @@ def _write_json(
     'config': flags.config,
     'topology': str(tpu_slice) if tpu_slice else flags.platform,
     'command': shlex.join(flags.command),
-    'resolved_config': program.config.to_dict(),
+    'resolved_config': experiment.config.to_dict(),
     'git_revision': run_info.git_revision(),
     'date': datetime.date.today().isoformat(),
     'versions': run_info.versions(),

@@ -1,5 +1,5 @@
-# Makes an environment from a bare Python and installs a requirements file into
-# it. Sourced by the other scripts: use_environment requirements.txt [FOLDER]
+# Creates a virtual environment, installs a requirements file into it, and puts it
+# on the PATH. Sourced by other scripts: use_environment requirements.txt [FOLDER]
 
 use_environment() {
   local requirements=$1 venv=${2:-.venv}
@@ -9,7 +9,7 @@ use_environment() {
     exit 1
   fi
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-  # Installed again only where the pins have changed.
+  # Install again only if a requirements file has changed.
   local stamp=$venv/installed-$requirements
   if ! cat requirements*.txt | cmp -s - "$stamp"; then
     echo "installing $requirements into $venv ..."

@@ -427,7 +427,7 @@ def training_length(config: ConfigDict) -> str:
   counted = (
     config.data.name == imagenet_metadata.NAME and not config.data.stand_in
   )
-  return cli.duration(
+  return cli.describe_length(
     config.total_steps,
     config.batch_size,
     imagenet_metadata.NUM_EXAMPLES['train'] - config.data.holdout

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# From a clone to the paper's Fig. 1 and 2 on real digits, in minutes on two
-# cores: installs what is needed into .venv, trains both nets of Fig. 1, the five
-# variants and two controls, and writes a page with curves and numbers beside
-# the paper's.
+# Reproduces the paper's Fig. 1 and 2 on real digits, in minutes on two cores.
+# Installs the requirements into .venv, trains both networks of Fig. 1, the five
+# variants and two controls, and writes a page that compares curves and numbers
+# with the paper's.
 #
 #   bash scripts/quickstart.sh
 #
-# Stop it whenever you like; the same command goes on where it stopped.
+# It can be stopped at any time; the same command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -34,9 +34,9 @@ for name in $fig1 $variants $controls; do
   echo
   echo "== $count of 9: $name"
   code=0
-  python -m bn_repro.main --config="configs/$name.py:mini" \
+  python -m bn_repro.main --config="$name:mini" \
     --workdir="runs/quickstart/$name" || code=$?
-  # A control may diverge: that is what the paper reports of it.
+  # A control may diverge: the paper reports that it does.
   if [ "$code" -eq 3 ] && [[ " $controls " == *" $name "* ]]; then
     code=0
   fi
@@ -44,6 +44,7 @@ for name in $fig1 $variants $controls; do
 done
 
 echo
-# With what Fig. 1 is at other initial weights and rates, which takes longer.
+# results/fig1_settings shows Fig. 1 at other initial weights and learning rates,
+# which takes longer to train.
 python -m bn_repro.report --runs=runs/quickstart --runs=results/fig1_settings \
   --out=runs/quickstart/report

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what tests need into .venv and runs them.
+# Installs the requirements of the tests into .venv and runs the tests.
 #
-#   bash scripts/test.sh                the fast set, minutes on two cores
-#   bash scripts/test.sh --all          everything, with lint and types
-#   bash scripts/test.sh -k resume -x   any pytest arguments
+#   bash scripts/test.sh                the fast tests, minutes on two cores
+#   bash scripts/test.sh --all          all tests, the linter and the type checker
+#   bash scripts/test.sh -k resume -x   the fast tests, with pytest arguments
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,7 @@ esac
 
 source scripts/environment.sh
 use_environment requirements-dev.txt
-# Compiled programs are shared by the tests, and by the next time.
+# Tests share compiled programs with one another and with later runs.
 export JAX_COMPILATION_CACHE_DIR=$PWD/.venv/jax_cache
 
 if [ "${1:-}" = --all ]; then

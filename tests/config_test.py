@@ -1,6 +1,5 @@
 """Loading, overriding, checking and comparing configs."""
 
-import argparse
 import json
 from pathlib import Path
 import re
@@ -10,12 +9,16 @@ import pytest
 
 from bn_repro import cli
 from bn_repro import config as config_lib
-from bn_repro.config_fields import FIELDS
+from bn_repro.config_fields import FIELDS, flatten
 from bn_repro.errors import UserError
 from bn_repro.models import batch_norm
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = f'{ROOT}/configs/bn_x5.py:mini'
+# Of each config: its digest and its config.json, computed by that revision.
+OLD_RUNS = json.loads(
+  Path(__file__).with_name('configs_3a68ec7.json').read_text()
+)
 
 
 def load(*overrides):
@@ -31,7 +34,7 @@ def problems(*overrides, spec=SPEC):
 
 
 def own_config(tmp_path, body):
-  """A config file of a user's, which changes that of BN-x5."""
+  """Writes a user's config file, which changes BN-x5."""
   path = tmp_path / 'own.py'
   path.write_text(
     'from configs import bn_x5\n\n\n'
@@ -62,8 +65,8 @@ def own_config(tmp_path, body):
 def test_overrides(assignment, expected):
   name = assignment.partition('=')[0]
   others = ('total_steps=0',) if name == 'total_epochs' else ()
-  before = config_lib.flatten(load())
-  after = config_lib.flatten(load(assignment, *others))
+  before = flatten(load())
+  after = flatten(load(assignment, *others))
   assert after[name] == expected
   assert type(after[name]) is type(expected)
   changed = {key for key in before if before[key] != after[key]}
@@ -87,6 +90,7 @@ def test_mode():
   [
     ('optim.lerning_rate=1', "Did you mean 'optim.learning_rate'?"),
     ('batchsize=1', "Did you mean 'batch_size'?"),
+    ('data.stand_in=true', "Did you mean 'data.name=imagenet_stand_in'?"),
     ('model=1', 'no such field'),
     ('bn=1', 'no such field'),
     ('seed', 'give it a value'),
@@ -96,58 +100,38 @@ def test_mode():
     ('bn.enabled=yes', "'yes' is not true or false"),
   ],
 )
-def test_overrides_that_cannot_be_taken(assignment, expected):
+def test_refused_overrides(assignment, expected):
   (problem,) = problems(assignment)
   assert problem.startswith(f'--config.{assignment.partition("=")[0]}')
   assert expected in problem
 
 
-# For each field an outermost value that is taken, and one just past it. Texts
-# and booleans take any value, or one of a list.
+def bounds(names, *pairs):
+  return [(name, *pair) for name in names.split() for pair in pairs]
+
+
+# For each number an outermost value that is accepted, and one just past it.
 BOUNDS = [
-  ('seed', 0, -1),
-  ('seed', 2**32 - 1, 2**32),
-  ('batch_size', 1, 0),
-  ('total_steps', 1, -1),
-  ('steps_per_call', 1, 0),
-  ('log_every', 1, 0),
-  ('eval_every', 1, 0),
-  ('checkpoint_every', 1, 0),
-  ('checkpoints_to_keep', 1, 0),
-  ('divergence_loss', 1e-9, 0),
-  ('stuck_after', 0, -1),
-  ('profile_steps', 0, -1),
-  ('profile_first_step', 0, -1),
-  ('data.image_size', 32, 31),
-  ('data.holdout', 0, -1),
-  ('data.num_threads', 0, -1),
-  ('data.num_workers', 0, -1),
-  ('data.max_replaced', 0, 1),
-  ('data.num_shards', 1, 0),
-  ('data.distorted_copies', 0, -1),
-  ('model.init_std', 0, -0.1),
-  ('model.init_scale', 0.1, 0),
-  ('model.stem_kernel', 1, -1),
-  ('model.stem_kernel', 3, 4),
+  *bounds('seed', (0, -1), (2**32 - 1, 2**32)),
+  *bounds('batch_size steps_per_call log_every eval_every', (1, 0)),
+  *bounds('checkpoint_every checkpoints_to_keep data.num_shards', (1, 0)),
+  *bounds('bn.virtual_batch_size', (1, 0)),
+  *bounds('total_steps', (1, -1)),
+  *bounds('stuck_after profile_steps profile_first_step', (0, -1)),
+  *bounds('data.holdout data.num_threads data.num_workers', (0, -1)),
+  *bounds('data.distorted_copies bn.population_batches', (0, -1)),
+  *bounds('model.init_std model.aux_loss_weight', (0, -0.1)),
+  *bounds('optim.weight_decay', (0, -1e-9)),
+  *bounds('divergence_loss model.init_scale bn.epsilon', (1e-9, 0)),
+  *bounds('optim.learning_rate optim.decay_epochs', (1e-9, 0)),
+  *bounds('data.max_replaced model.dropout_rate', (0, -0.1), (0.9999, 1)),
+  *bounds('bn.momentum optim.momentum', (0, -0.1), (0.9999, 1)),
+  *bounds('optim.polyak_decay', (0, -0.1), (0.9999, 1)),
+  *bounds('optim.decay_rate', (0.1, 0), (1, 1.1)),
+  *bounds('model.stem_kernel', (1, -1), (3, 4)),
+  *bounds('data.image_size', (32, 31)),
   # Of 32 filters, the fewest in the table, exactly a half rounds to none.
-  ('model.width', 0.0157, 0.015625),
-  ('model.dropout_rate', 0, -0.1),
-  ('model.dropout_rate', 0.99, 1),
-  ('model.aux_loss_weight', 0, -0.1),
-  ('bn.virtual_batch_size', 1, 0),
-  ('bn.momentum', 0, -0.1),
-  ('bn.momentum', 0.9999, 1),
-  ('bn.epsilon', 1e-9, 0),
-  ('bn.population_batches', 0, -1),
-  ('optim.learning_rate', 1e-9, 0),
-  ('optim.momentum', 0, -0.1),
-  ('optim.momentum', 0.99, 1),
-  ('optim.weight_decay', 0, -1e-9),
-  ('optim.decay_rate', 1, 1.1),
-  ('optim.decay_rate', 0.1, 0),
-  ('optim.decay_epochs', 1e-3, 0),
-  ('optim.polyak_decay', 0, -0.1),
-  ('optim.polyak_decay', 0.99, 1),
+  *bounds('model.width', (0.0157, 0.015625)),
 ]
 
 
@@ -169,64 +153,90 @@ def test_every_number_has_bounds():
 
 @pytest.mark.parametrize('value', ['nan', 'inf', '-inf'])
 def test_numbers_are_finite(value):
-  for name, field in FIELDS.items():
-    if field.type is float:
-      assert any(
-        problem.startswith(f'config.{name}={value}')
-        for problem in problems(f'{name}={value}')
-      ), name
+  floats = [name for name, field in FIELDS.items() if field.type is float]
+  found = problems(*(f'{name}={value}' for name in floats))
+  assert [problem.split(':')[0] for problem in found] == [
+    f'config.{name}={value}' for name in floats
+  ]
 
 
-@pytest.mark.parametrize(
-  'name, choices',
-  [
-    ('eval_split', 'train validation test'),
-    (
-      'data.name',
-      'mnist_5k mnist fashion_mnist imagenet2012 imagenet_stand_in synthetic',
-    ),
-    ('data.shuffle', 'none within_shard global'),
-    ('data.distortion', 'none reduced full'),
-    ('model.reading', '576 608'),
-    ('model.stem', 'separable plain'),
-    ('model.padding', 'same torch'),
-    ('model.nonlinearity', 'relu sigmoid'),
-    ('model.dtype', 'auto float32 bfloat16 float64'),
-    ('bn.statistics', 'global device group'),
-  ],
-)
-def test_choices(name, choices):
-  for choice in choices.split():
+CHOICES = {
+  'eval_split': 'train validation test',
+  'data.name': 'mnist_5k mnist fashion_mnist imagenet2012 imagenet_stand_in'
+  ' synthetic',
+  'data.shuffle': 'none within_shard global',
+  'data.distortion': 'none reduced full',
+  'model.name': 'inception inception_tiny mlp',
+  'model.reading': '576 608',
+  'model.stem': 'separable plain',
+  'model.padding': 'same torch',
+  'model.nonlinearity': 'relu sigmoid',
+  'model.dtype': 'auto float32 bfloat16 float64',
+  'bn.statistics': 'global device group',
+}
+
+
+@pytest.mark.parametrize('name', CHOICES)
+def test_choices(name):
+  choices = CHOICES[name].split()
+  for choice in choices:
     load(f'{name}={choice}')
   (problem,) = problems(f'{name}=other')
-  assert problem.endswith(f'one of {", ".join(choices.split())}.')
+  assert problem.endswith(f'one of {", ".join(choices)}.')
+
+
+MLP = ('model.name=mlp',)
 
 
 @pytest.mark.parametrize(
-  'overrides, expected',
+  'overrides, field, expected',
   [
-    (('total_epochs=2',), 'the other must be 0'),
-    (('total_steps=0',), 'set one of them'),
-    (
-      ('bn.statistics=group', 'bn.virtual_batch_size=24'),
-      'must divide config.batch_size=32',
-    ),
-    (
-      ('bn.statistics=group', 'bn.virtual_batch_size=64'),
-      'must divide config.batch_size=32',
+    (('total_epochs=2',), 'total_steps', 'the other must be 0'),
+    (('total_steps=0',), 'total_steps', 'set one of them'),
+    *(
+      (
+        ('bn.statistics=group', f'bn.virtual_batch_size={size}'),
+        'bn.virtual_batch_size',
+        'must divide config.batch_size=32',
+      )
+      for size in (24, 64)
     ),
     (
       ('optim.polyak_decay=0.9', 'bn.population_batches=0'),
+      'bn.population_batches',
       'averaged parameters need population statistics of their own',
+    ),
+    *(
+      ((f'data.name={name}', f'data.{field}=1'), f'data.{field}', 'from disk')
+      for name in ('imagenet2012', 'imagenet_stand_in')
+      for field in ('distorted_copies', 'binarize')
+    ),
+    *(
+      ((*MLP, f'model.{option}'), f'model.{option.split("=")[0]}', 'has none')
+      for option in ('aux_head=1', 'lrn=1', 'dropout_rate=0.5')
+    ),
+    ((*MLP, 'data.distortion=full'), 'data.distortion', 'undistorted images'),
+    (('data.image_size=31',), 'data.image_size', 'at least 32 pixels'),
+    (
+      ('model.name=inception_tiny', 'model.aux_head=1'),
+      'model.aux_head',
+      'inception_tiny has no module 4d',
+    ),
+    *(
+      (('steps_per_call=5', f'{name}=7'), name, 'config.steps_per_call=5')
+      for name in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every')
     ),
   ],
 )
-def test_fields_that_do_not_go_together(overrides, expected):
-  (problem,) = problems(*overrides)
-  assert expected in problem
+def test_fields_in_conflict(overrides, field, expected):
+  others = ('log_every=20', 'eval_every=20') * (
+    'steps_per_call=10' in overrides
+  )
+  (problem,) = problems(*others, *overrides)
+  assert problem.startswith(f'config.{field}=') and expected in problem
 
 
-def test_fields_that_go_together():
+def test_fields_without_conflict():
   load('bn.statistics=group', 'bn.virtual_batch_size=16')
   load('bn.virtual_batch_size=24')
   load('optim.polyak_decay=0.9', 'bn.population_batches=0', 'bn.enabled=false')
@@ -240,29 +250,33 @@ def test_all_problems_at_once():
     'config.batch_size',
     'config.model.width',
   ]
+  found = problems(*MLP, 'model.aux_head=1', 'model.lrn=1')
+  assert len(found) == 2
 
 
-def test_missing_file_lists_what_there_is():
+def test_missing_files():
+  """The message lists the files beside a path, and the shipped names."""
   (problem,) = problems(spec=f'{ROOT}/configs/bn_x6.py')
-  for path in (ROOT / 'configs').glob('[a-z]*.py'):
-    assert str(path) in problem
+  shipped = sorted((ROOT / 'configs').glob('[a-z]*.py'))
+  assert all(str(path) in problem for path in shipped)
   assert '__init__' not in problem
   (problem,) = problems(spec='no/such/folder.py')
   assert problem == '--config=no/such/folder.py: no such file.'
+  (problem,) = problems(spec='bn_x6:mini')
+  assert problem.startswith('--config=bn_x6: neither a file nor a shipped name')
+  assert problem.endswith(f' {", ".join(path.stem for path in shipped)}.')
 
 
 def test_shipped_configs_by_name(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert config_lib.load('bn_x5:mini') == load()
-  # A folder of that name is no config, and a file of it is one by its path.
+  # A folder of that name is no config.
   (tmp_path / 'bn_x5').mkdir()
-  own_config(tmp_path, 'config.seed = 7')
-  assert config_lib.load('bn_x5:mini').seed == 0
-  assert config_lib.load('own.py:mini').seed == 7
-  (problem,) = problems(spec='bn_x6:mini')
-  assert problem.startswith('--config=bn_x6: neither a file nor a shipped name')
-  for path in (ROOT / 'configs').glob('[a-z]*.py'):
-    assert f' {path.stem}' in problem
+  assert config_lib.load('bn_x5:mini') == load()
+  own_config(tmp_path, 'config.optim.learning_rate *= 2')
+  config = config_lib.load('own.py:mini', ['seed=3'])
+  assert config.optim.learning_rate == 2 * load().optim.learning_rate
+  assert config.seed == 3
 
 
 @pytest.mark.parametrize(
@@ -300,16 +314,9 @@ def test_broken_files(text, expected, tmp_path):
     ),
   ],
 )
-def test_files_whose_fields_do_not_fit(body, expected, tmp_path):
+def test_files_with_other_fields(body, expected, tmp_path):
   (problem,) = problems('init_from=x', spec=own_config(tmp_path, body))
   assert expected in problem
-
-
-def test_own_file(tmp_path):
-  spec = own_config(tmp_path, 'config.optim.learning_rate *= 2')
-  config = config_lib.load(f'{spec}:mini', ['seed=3'])
-  assert config.optim.learning_rate == 2 * load().optim.learning_rate
-  assert config.seed == 3
 
 
 def parse(*arguments):
@@ -322,42 +329,45 @@ def parse(*arguments):
 @pytest.mark.parametrize(
   'arguments',
   [
-    ('--config=c.py', '--workdir=w', '--config.seed=1', '--config.a.b=x=y'),
-    ('--config', 'c.py', '--config.seed', '1', '--workdir', 'w')
-    + ('--config.a.b', 'x=y'),
-    ('--config.seed', '1', '--config.a.b=x=y', '--config=c.py', '--workdir=w'),
+    '--config=c.py --workdir=w --config.seed=-1 --config.a.b=x=y --config.c=',
+    '--config c.py --config.seed -1 --workdir w --config.a.b x=y --config.c=',
+    '--config.seed -1 --config.a.b=x=y --config.c= --config=c.py --workdir=w',
   ],
 )
 def test_arguments(arguments):
-  flags, overrides = parse(*arguments)
+  flags, overrides = parse(*arguments.split())
   assert flags.config == 'c.py' and flags.workdir == 'w'
-  assert overrides == ['seed=1', 'a.b=x=y']
+  assert overrides == ['seed=-1', 'a.b=x=y', 'c=']
 
 
-def test_negative_and_empty_values_are_values():
-  _, overrides = parse(
-    *('--config=c', '--workdir=w', '--config.seed', '-1'),
-    *('--config.data.data_dir', ''),
-  )
-  assert overrides == ['seed=-1', 'data.data_dir=']
+def test_an_empty_argument_is_a_value():
+  _, overrides = parse('--config=c', '--workdir=w', '--config.init_from', '')
+  assert overrides == ['init_from=']
 
 
 @pytest.mark.parametrize(
   'arguments, expected',
   [
-    (('--config=c',), '--workdir'),
-    (('--workdir=w',), '--config'),
-    (('--config=c', '--workdir=w', '--sped=1'), '--sped=1'),
-    (('--config=c', '--work=w'), '--work'),
-    (('--config=c', '--workdir=w', 'more'), 'more'),
-    (('--config=c', '--workdir'), 'expected one argument'),
+    ('--config=c', '--workdir'),
+    ('--workdir=w', '--config'),
+    ('--config=c --workdir=w --sped=1', '--sped=1'),
+    ('--config=c --work=w', '--work'),
+    ('--config=c --workdir=w more', 'more'),
+    ('--config=c --workdir', 'expected one argument'),
   ],
 )
-def test_arguments_that_are_refused(arguments, expected):
+def test_refused_arguments(arguments, expected):
   with pytest.raises(UserError) as caught:
-    parse(*arguments)
+    parse(*arguments.split())
   (problem,) = caught.value.problems
   assert expected in problem and problem.endswith('Try --help.')
+
+
+def test_help_names_its_flags():
+  parser = cli.Parser()
+  cli.add_config_arguments(parser)
+  assert '--config CONFIG[:MODE]' in parser.format_help()
+  assert '--config.KEY VALUE' in parser.format_help()
 
 
 def test_errors_are_a_line_each(capsys):
@@ -365,60 +375,29 @@ def test_errors_are_a_line_each(capsys):
   assert capsys.readouterr().err == 'error: one\nerror: two\n'
 
 
-def other_value(name, value):
-  """An override that changes a field to something it may be."""
-  if isinstance(value, bool):
-    return not value
-  if isinstance(value, int):
-    return value + 2
-  if isinstance(value, float):
-    return (value or 0.1) * 0.99
-  choices = {
-    'model.name': 'mlp',
-    'eval_split': 'test',
-    'data.name': 'mnist',
-    'data.shuffle': 'global',
-    'data.distortion': 'full',
-    'model.reading': '608',
-    'model.stem': 'separable',
-    'model.padding': 'torch',
-    'model.nonlinearity': 'sigmoid',
-    'model.dtype': 'bfloat16',
-    'bn.statistics': 'device',
-  }
-  return choices.get(name, 'other')
-
-
-def test_intervals_are_multiples_of_the_steps_per_call():
-  found = problems('steps_per_call=10', 'total_steps=505', 'log_every=7')
-  assert [problem.split(':')[0] for problem in found] == [
-    'config.total_steps=505',
-    'config.log_every=7',
-    'config.eval_every=25',
-  ]
-  assert all('multiple of config.steps_per_call=10' in p for p in found)
-
-
-def test_steps_from_epochs_fill_the_last_call():
-  config = load('total_steps=0', 'total_epochs=0.1', 'steps_per_call=5')
-  # 400 of 4,000 images are 12.5 batches of 32.
-  assert config_lib.total_steps(config, 4000) == 15
-
-
-def test_devices_that_cannot_share_groups():
+@pytest.mark.parametrize(
+  'total_steps, total_epochs, steps_per_call, expected',
+  [
+    (9, 0, 1, 9),
+    (0, 2, 1, 250),
+    (0, 0.001, 1, 1),
+    # A step in progress at the end of the last epoch is completed.
+    (0, 1.001, 1, 126),
+    # So is a call: 400 of 4,000 images are 12.5 batches of 32.
+    (0, 0.1, 5, 15),
+  ],
+)
+def test_total_steps(total_steps, total_epochs, steps_per_call, expected):
   config = load(
-    'batch_size=12', 'bn.statistics=group', 'bn.virtual_batch_size=4'
+    f'total_steps={total_steps}',
+    f'total_epochs={total_epochs}',
+    f'steps_per_call={steps_per_call}',
   )
-  with pytest.raises(UserError) as caught:
-    config_lib.check_divides(config, 2)
-  (problem,) = caught.value.problems
-  assert problem.startswith('config.bn.virtual_batch_size=4: ')
-  assert 'the 6 images of each of 2 devices' in problem
-  assert problem.endswith('Use one of [2, 3, 6, 12].')
+  assert config_lib.total_steps(config, 4000) == expected
 
 
 def fits_layer(num_devices, share, group):
-  """Whether a layer itself takes groups of that size."""
+  """Whether the layer itself accepts groups of that size."""
   layer = SimpleNamespace(
     is_initializing=lambda: False,
     virtual_batch_size=group,
@@ -435,8 +414,8 @@ def fits_layer(num_devices, share, group):
 
 
 @pytest.mark.parametrize('num_devices', range(1, 9))
-def test_groups_fit_as_the_layers_have_it(num_devices):
-  """So do all sizes that a refusal names, and no others."""
+def test_groups_fit_where_the_layer_accepts_them(num_devices):
+  """A refusal names exactly the sizes that fit."""
   for share in range(1, 9):
     batch_size = num_devices * share
     sizes = range(1, batch_size + 1)
@@ -452,43 +431,19 @@ def test_groups_fit_as_the_layers_have_it(num_devices):
       with pytest.raises(UserError) as caught:
         config_lib.check_divides(config, num_devices)
       (problem,) = caught.value.problems
-      # One image has no variance of its own in the last layers.
+      assert problem.startswith(f'config.bn.virtual_batch_size={size}: ')
+      assert f'the {share} images of each of {num_devices} devices' in problem
+      # A single image has no variance of its own in the last layers.
       assert problem.endswith(f'Use one of {[n for n in fit if n > 1]}.')
 
 
-def test_networks_have_what_they_are_asked_for():
-  found = problems('model.name=mlp', 'model.aux_head=true', 'model.lrn=true')
-  assert {problem.split('=')[0] for problem in found} == {
-    'config.model.aux_head',
-    'config.model.lrn',
-  }
-  plain = ('model.name=mlp', 'model.lrn=false')
-  (found,) = problems(*plain, 'data.distortion=full')
-  assert 'undistorted images' in found
-  (found,) = problems('data.image_size=31')
-  assert 'images of at least 32 pixels' in found
-
-
-# What a user may change on the way: no step that was taken depends on it.
-CHANGEABLE = {
-  'total_steps',
-  'total_epochs',
-  'log_every',
-  'eval_every',
-  'checkpoint_every',
-  'checkpoints_to_keep',
-  'stuck_after',
-  'tensorboard',
-  'profile_steps',
-  'profile_first_step',
-  'data.data_dir',
-  'data.num_threads',
-  'data.num_workers',
-  'data.max_replaced',
-}
-
-
-# Changeable fields that have to change with another.
+# What a user may change between starts: no earlier step depends on it.
+CHANGEABLE = """
+total_steps total_epochs log_every eval_every checkpoint_every
+checkpoints_to_keep stuck_after tensorboard profile_steps profile_first_step
+data.data_dir data.num_threads data.num_workers data.max_replaced
+"""
+# Fields that have to change with another.
 WITH = {
   'total_epochs': ('total_steps=0',),
   'steps_per_call': tuple(
@@ -498,22 +453,33 @@ WITH = {
 }
 
 
+def other_value(name, value):
+  """A valid value of a field other than the given one."""
+  if isinstance(value, bool):
+    return not value
+  if isinstance(value, int):
+    return value + 2
+  if isinstance(value, float):
+    return (value or 0.1) * 0.99
+  choices = CHOICES[name].split() if name in CHOICES else ['other']
+  return next(choice for choice in choices if choice != value)
+
+
 @pytest.mark.parametrize('name', FIELDS)
 def test_what_a_resumed_run_may_change(name):
   config = load()
-  value = other_value(name, config_lib.flatten(config)[name])
-  others = WITH.get(name, ())
-  changed = load(f'{name}={value}', *others)
+  value = other_value(name, flatten(config)[name])
+  changed = load(f'{name}={value}', *WITH.get(name, ()))
   saved = json.loads(config_lib.to_json(config))
   differences = config_lib.differences(saved, changed)
   same_run = config_lib.digest(config) == config_lib.digest(changed)
-  assert same_run == (name in CHANGEABLE)
-  if name in CHANGEABLE:
+  changeable = name in CHANGEABLE.split()
+  assert same_run == changeable
+  if changeable:
     assert differences == []
   else:
     (difference,) = differences
-    old = config_lib.flatten(config)[name]
-    new = config_lib.flatten(changed)[name]
+    old, new = flatten(config)[name], flatten(changed)[name]
     assert new != old
     assert difference == f'{name}: {old} -> {new}'
 
@@ -528,8 +494,27 @@ def test_differences_of_other_versions():
   ]
 
 
+@pytest.mark.parametrize('name', OLD_RUNS)
+def test_runs_of_3a68ec7_resume(name):
+  old = OLD_RUNS[name]
+  spec, _, stand_in = name.partition(', ')
+  overrides = ['data.name=imagenet_stand_in'] if stand_in else []
+  config = config_lib.load(spec, overrides)
+  assert config_lib.digest(config) == old['digest']
+  assert config_lib.differences(old['config'], config) == []
+  assert config_lib.from_json(old['config'], 'w/config.json') == config
+
+
+def test_other_data_sets_are_another_run_than_3a68ec7_s():
+  old = OLD_RUNS['bn_x5:full']
+  config = config_lib.load('bn_x5', ['data.name=imagenet_stand_in'])
+  assert config_lib.digest(config) != old['digest']
+  assert config_lib.differences(old['config'], config) == [
+    'data.name: imagenet2012 -> imagenet_stand_in'
+  ]
+
+
 def test_digest_is_of_values():
-  assert config_lib.digest(load()) == config_lib.digest(load())
   assert re.fullmatch('[0-9a-f]{16}', config_lib.digest(load()))
   assert config_lib.digest(load('seed=0')) == config_lib.digest(load())
 
@@ -538,7 +523,7 @@ def test_json_and_back():
   config = load('optim.weight_decay=0', 'seed=4')
   saved = json.loads(config_lib.to_json(config))
   again = config_lib.from_json(saved, 'w/config.json')
-  assert config_lib.flatten(again) == config_lib.flatten(config)
+  assert flatten(again) == flatten(config)
   assert config_lib.digest(again) == config_lib.digest(config)
   with pytest.raises(AttributeError):
     again.seeds = 1
@@ -559,23 +544,3 @@ def test_json_of_another_version(change, expected):
     config_lib.from_json(saved, 'w/config.json')
   assert all(p.startswith('w/config.json: ') for p in caught.value.problems)
   assert any(expected in problem for problem in caught.value.problems)
-
-
-def test_total_steps():
-  assert config_lib.total_steps(load('total_steps=9'), 4000) == 9
-
-  def after(epochs):
-    config = load('total_steps=0', f'total_epochs={epochs}')
-    return config_lib.total_steps(config, 4000)
-
-  assert after(2) == 250
-  assert after(0.001) == 1
-  # A step under way at the end of the last epoch is taken.
-  assert after(1.001) == 126
-
-
-def test_help_names_its_flags():
-  parser = argparse.ArgumentParser()
-  cli.add_config_arguments(parser)
-  assert '--config FILE[:MODE]' in parser.format_help()
-  assert '--config.KEY VALUE' in parser.format_help()

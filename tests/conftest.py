@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+# Tests compile more than they compute: LLVM optimizes as little as it can.
+os.environ['XLA_FLAGS'] = (
+  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import jax

@@ -128,7 +128,7 @@ def test_sheet_of_grey_digits_of_a_run(tmp_path, capsys):
   [
     ((), '--config or --workdir'),
     ((f'--config={MINI}', '--workdir=/no'), '--config or --workdir'),
-    (('--workdir=/no',), 'no run there'),
+    (('--workdir=/no',), 'contains no run'),
     (('--workdir=/no', '--config.seed=1'), 'goes with --config'),
     ((f'--config={MINI}', '--step=-1'), '--step=-1'),
     ((f'--config={MINI}', '--step=x'), '--step'),

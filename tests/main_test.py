@@ -1,137 +1,135 @@
-"""The command: its help, and what each mistake gets before JAX is imported."""
+"""The command: its help, and its errors, which come before JAX is imported."""
 
-import os
-from pathlib import Path
-import subprocess
-import sys
+import json
+import types
 
-import pytest
+import support
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = support.ROOT
 CONFIG = '--config=configs/bn_x5.py:mini'
 
-# Runs `main` and says, last on standard output, whether JAX was imported.
+# Runs `main` with each list of arguments; prints the exit code, output and
+# errors of each, and whether JAX was imported.
 SCRIPT = """
-import sys
+import contextlib, io, json, sys
 from bn_repro import main
-try:
-  code = main.main(sys.argv[1:])
-except SystemExit as end:
-  code = end.code
-print('jax' in sys.modules, flush=True)
-sys.exit(code)
+results = []
+for arguments in json.loads(sys.argv[1]):
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    try:
+      code = main.main(arguments)
+    except SystemExit as end:
+      code = end.code
+  results.append({
+    'code': code, 'out': out.getvalue(), 'err': err.getvalue(),
+    'imported_jax': 'jax' in sys.modules,
+  })
+print(json.dumps(results))
 """
 
 
-def run(*arguments):
-  result = subprocess.run(
-    [sys.executable, '-c', SCRIPT, *arguments],
-    cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=60,
-  )
-  assert result.stdout.splitlines()[-1] == 'False'
-  return result
-
-
-def test_help():
-  result = run('--help')
-  assert result.returncode == 0
-  for text in ('bn_x5', 'mini', '75', 'examples', 'configs/inception.py'):
-    assert text in result.stdout
-
-
-@pytest.mark.parametrize(
-  'override, expected',
-  [
-    ('optim.lerning_rate=1', "Did you mean 'optim.learning_rate'"),
-    ('batch_size=many', "'many' is not a whole number"),
-    ('optim.momentum=1.5', 'must be at least 0 and below 1'),
-    ('model.stem=wide', 'must be one of separable, plain'),
-    ('batch_size=5000', 'larger than the 4000 training images'),
-    ('model.width=0.01', 'without channels'),
-    ('data.image_size=16', 'too small'),
-    ('data.name=mnist', 'data.data_dir=FOLDER'),
-    ('eval_split=validation --config.data.holdout=0', 'config.data.holdout'),
-    ('total_epochs=3', 'set one of them'),
-    ('data.num_shards=9000', 'more than the 4000'),
-    ('optim.learning_rate=nan', 'must be a finite number'),
-  ],
-)
-def test_mistakes_in_a_config(override, expected, tmp_path):
-  arguments = f'--config.{override}'.split()
-  result = run(CONFIG, f'--workdir={tmp_path / "run"}', *arguments)
-  assert_one_line(result, expected)
-  assert not (tmp_path / 'run').exists()
+def run(*commands):
+  """Runs commands one after another in one process; none imports JAX."""
+  process = support.run(json.dumps(commands), program=('-c', SCRIPT))
+  assert process.returncode == 0, process.stderr
+  results = json.loads(process.stdout)
+  assert len(results) == len(commands)
+  for result, command in zip(results, commands, strict=True):
+    assert not result['imported_jax'], command
+    yield types.SimpleNamespace(**result)
 
 
 def assert_one_line(result, expected):
-  assert result.returncode == 1
-  assert result.stderr.startswith('error: ')
-  assert result.stderr.count('\n') == 1
-  assert expected in result.stderr
+  assert result.code == 1, expected
+  assert result.err.startswith('error: ')
+  assert result.err.count('\n') == 1
+  assert expected in result.err
 
 
-@pytest.mark.parametrize(
-  'arguments, expected',
-  [
-    (('--config=configs/bn_x6.py', '--workdir=W'), 'configs/bn_x5.py'),
-    (('--config=configs/bn_x5.py:tiny', '--workdir=W'), "no mode 'tiny'"),
-    (('--config=configs/bn_x5.py', '--workdir=W'), 'imagenet2012'),
-    ((CONFIG,), '--workdir'),
-    (('--workdir=W',), '--config'),
-    ((CONFIG, '--workdir=W', '--speed=9'), '--speed=9'),
-    ((CONFIG, '--workdir=README.md'), 'is a file'),
-    ((CONFIG, '--workdir=README.md/run'), 'is a file'),
-    ((CONFIG, '--workdir=/proc/no/where'), 'cannot be written'),
-  ],
-)
-def test_mistakes_on_the_command_line(arguments, expected):
-  assert_one_line(run(*arguments), expected)
-  assert not (ROOT / 'W').exists()
+def test_help():
+  (result,) = run(['--help'])
+  assert result.code == 0
+  for text in ('bn_x5', 'mini', '75', 'examples', 'configs/inception.py'):
+    assert text in result.out
 
 
-def test_all_problems_at_once(tmp_path):
-  result = run(
-    CONFIG,
-    f'--workdir={tmp_path / "run"}',
-    '--config.sead=1',
-    '--config.batch_size',
-    'x',
-    '--config.model.width=0',
-  )
-  assert result.returncode == 1
-  for text in ("'seed'", 'whole number', 'channels'):
-    assert text in result.stderr
-  assert result.stderr.count('\n') == 3
-
-
-@pytest.mark.parametrize(
-  'text, expected',
-  [
-    ('def get_config(', 'SyntaxError'),
-    ('import nothing_there', 'ModuleNotFoundError'),
-    ('x = 1', 'no get_config(mode)'),
-    ('def get_config(mode):\n  return 3', 'must return a ConfigDict'),
-    (
-      'from ml_collections import ConfigDict\n'
-      'def get_config(mode):\n  return ConfigDict({"seed": 1})',
-      'the field is missing',
-    ),
-  ],
-)
-def test_broken_config_files(text, expected, tmp_path):
-  path = tmp_path / 'own.py'
-  path.write_text(text)
-  result = run(f'--config={path}', f'--workdir={tmp_path / "run"}')
-  assert result.returncode == 1
-  assert expected in result.stderr
-  assert 'Traceback' not in result.stderr
+def test_mistakes_in_a_config(tmp_path):
+  cases = {
+    'optim.lerning_rate=1': "Did you mean 'optim.learning_rate'",
+    'batch_size=many': "'many' is not a whole number",
+    'optim.momentum=1.5': 'must be at least 0 and below 1',
+    'model.stem=wide': 'must be one of separable, plain',
+    'batch_size=5000': 'larger than the 4000 training images',
+    'model.width=0.01': 'without channels',
+    'data.image_size=16': 'too small',
+    'data.name=mnist': 'data.data_dir=FOLDER',
+    'eval_split=validation --config.data.holdout=0': 'config.data.holdout',
+    'total_epochs=3': 'set one of them',
+    'data.num_shards=9000': 'more than the 4000',
+    'optim.learning_rate=nan': 'must be a finite number',
+  }
+  workdir = f'--workdir={tmp_path / "run"}'
+  commands = [
+    [CONFIG, workdir, *f'--config.{override}'.split()] for override in cases
+  ]
+  for result, expected in zip(run(*commands), cases.values(), strict=True):
+    assert_one_line(result, expected)
   assert not (tmp_path / 'run').exists()
 
 
-def test_damaged_workdir(tmp_path):
-  (tmp_path / 'config.json').write_text('{')
-  assert_one_line(run(CONFIG, f'--workdir={tmp_path}'), 'cannot be read')
+def test_mistakes_on_the_command_line(tmp_path):
+  damaged = tmp_path / 'config.json'
+  damaged.write_text('{')
+  workdir = '--workdir=W'
+  cases = [
+    (['--config=configs/bn_x6.py', workdir], 'configs/bn_x5.py'),
+    (['--config=configs/bn_x5.py:tiny', workdir], "no mode 'tiny'"),
+    (['--config=configs/bn_x5.py', workdir], 'imagenet2012'),
+    ([CONFIG], '--workdir'),
+    ([workdir], '--config'),
+    ([CONFIG, workdir, '--speed=9'], '--speed=9'),
+    ([CONFIG, '--workdir=README.md'], 'is a file'),
+    ([CONFIG, '--workdir=README.md/run'], 'is a file'),
+    ([CONFIG, '--workdir=/proc/no/where'], 'cannot be written'),
+    ([CONFIG, f'--workdir={tmp_path}'], 'cannot be read'),
+    ([CONFIG, workdir, '--process_id=0'], 'all three or none'),
+  ]
+  results = run(*(arguments for arguments, _ in cases))
+  for result, (_, expected) in zip(results, cases, strict=True):
+    assert_one_line(result, expected)
+  assert not (ROOT / 'W').exists()
+  assert damaged.read_text() == '{'
+
+
+def test_all_problems_at_once(tmp_path):
+  mistakes = ('sead=1', 'batch_size', 'model.width=0')
+  first, second, third = (f'--config.{mistake}' for mistake in mistakes)
+  workdir = f'--workdir={tmp_path / "run"}'
+  (result,) = run([CONFIG, workdir, first, second, 'x', third])
+  assert result.code == 1
+  for text in ("'seed'", 'whole number', 'channels'):
+    assert text in result.err
+  assert result.err.count('\n') == 3
+
+
+def test_broken_config_files(tmp_path):
+  dictionary = 'from ml_collections import ConfigDict\ndef get_config(mode):\n'
+  cases = {
+    'def get_config(': 'SyntaxError',
+    'import nothing_there': 'ModuleNotFoundError',
+    'x = 1': 'no get_config(mode)',
+    'def get_config(mode):\n  return 3': 'must return a ConfigDict',
+    f'{dictionary}  return ConfigDict({{"seed": 1}})': 'the field is missing',
+  }
+  commands = []
+  for number, text in enumerate(cases):
+    (tmp_path / f'own{number}.py').write_text(text)
+    commands.append(
+      [f'--config={tmp_path}/own{number}.py', f'--workdir={tmp_path / "run"}']
+    )
+  for result, expected in zip(run(*commands), cases.values(), strict=True):
+    assert result.code == 1
+    assert expected in result.err
+    assert 'Traceback' not in result.err
+  assert not (tmp_path / 'run').exists()

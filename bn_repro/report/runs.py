@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
+from bn_repro import config as config_lib
 from bn_repro import config_fields, paper
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
@@ -196,7 +197,9 @@ def read_run(workdir: Path) -> Run:
     folder=workdir.resolve().parent,
     name=workdir.name,
     variant=Path(config_file.partition(':')[0]).stem,
-    config=workdir_lib.read_json(workdir / 'config.json'),
+    config=config_lib.upgrade(
+      workdir_lib.read_json(workdir / 'config.json')
+    ).to_dict(),
     facts=facts,
     status=workdir_lib.read_json(workdir / 'status.json') or {},
     lines=workdir_lib.read_metrics(workdir / 'metrics.jsonl'),

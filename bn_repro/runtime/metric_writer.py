@@ -1,16 +1,31 @@
-"""Where metrics go: `metrics.jsonl` always, a person's eyes, TensorBoard."""
+"""Writes metrics to `metrics.jsonl`, to the display and to TensorBoard."""
 
 from collections.abc import Mapping
 import json
-from typing import Any
+import os
+from typing import Any, TextIO
 
 from bn_repro.runtime import processes
 from bn_repro.runtime.progress import ProgressDisplay
-from bn_repro.runtime.workdir import MetricsLog, Workdir
+from bn_repro.runtime.workdir import Workdir, read_metrics, replace_file
+
+# The step, split and statistics of a line; a file has each once.
+_Key = tuple[int, str, str | None]
+
+
+def _key(line: Mapping[str, Any]) -> _Key:
+  return line['step'], line['split'], line.get('statistics')
+
+
+def _to_text(line: Mapping[str, Any]) -> str:
+  return json.dumps(line, allow_nan=False) + '\n'
 
 
 class MetricWriter:
-  """Writes each line of metrics to all who want it."""
+  """Writes each line of metrics once, also after a resume.
+
+  Only the process that writes the workdir opens files.
+  """
 
   def __init__(
     self,
@@ -20,28 +35,57 @@ class MetricWriter:
     *,
     tensorboard: bool,
   ):
-    """Opens the logs of a run that goes on from `step`."""
-    self._log = MetricsLog(workdir.metrics, step, writes=workdir.writes)
-    # All processes have to evaluate the same; process 0 has written the lines.
-    self._log.adopt(
-      json.loads(processes.gather(json.dumps(self._log.known()))[0])
-    )
-    self._display = display
-    self._tensorboard: Any = None
-    if tensorboard and workdir.writes:
-      from tensorboardX import SummaryWriter  # Seldom wanted; loads protobuf.
+    """Opens the files of a run that resumes from `step`.
 
-      self._tensorboard = SummaryWriter(
-        str(workdir.path / 'tensorboard'), purge_step=step + 1
-      )
+    Lines beyond `step` are removed, because the run writes them again. So is an
+    incomplete last line, which a killed run leaves.
+
+    Raises:
+      UserError: on all processes, if a line other than the last is damaged.
+    """
+    self._display = display
+    self._file: TextIO | None = None
+    self._tensorboard: Any = None
+
+    def open_files() -> list[_Key]:
+      if not workdir.writes:
+        return []
+      path = workdir.metrics
+      lines = [line for line in read_metrics(path) if line['step'] <= step]
+      text = ''.join(map(_to_text, lines))
+      if not path.exists() or path.read_text() != text:
+        replace_file(path, text)
+      self._file = path.open('a')
+      if tensorboard:
+        from tensorboardX import SummaryWriter  # Rarely used; loads protobuf.
+
+        self._tensorboard = SummaryWriter(
+          str(workdir.path / 'tensorboard'), purge_step=step + 1
+        )
+      return [_key(line) for line in lines]
+
+    # All processes skip the evaluations that process 0 has lines for.
+    keys = processes.broadcast(processes.run_on_all(open_files))
+    self._keys: set[_Key] = set(map(tuple, keys))
 
   def has(self, step: int, split: str, statistics: str | None) -> bool:
-    """Whether the line is there already."""
-    return self._log.has(step, split, statistics)
+    """Whether a line of these exists."""
+    return (step, split, statistics) in self._keys
 
   def write(self, line: Mapping[str, Any]) -> None:
-    """Records a line, which must be new."""
-    self._log.write(line)
+    """Writes a line.
+
+    Raises:
+      ValueError: if a line of its step, split and statistics exists, or a value
+        is not valid in JSON, such as NaN.
+    """
+    if _key(line) in self._keys:
+      raise ValueError(f'metrics.jsonl has a line for {_key(line)} already')
+    text = _to_text(line)
+    self._keys.add(_key(line))
+    if self._file is not None:
+      self._file.write(text)
+      self._file.flush()
     self._display.show(line)
     if self._tensorboard is not None:
       group = '_'.join(
@@ -54,13 +98,14 @@ class MetricWriter:
           )
 
   def sync(self) -> None:
-    """Returns when everything is on the disk."""
-    self._log.sync()
+    """Returns when all lines are on disk."""
+    if self._file is not None:
+      os.fsync(self._file.fileno())
     if self._tensorboard is not None:
       self._tensorboard.flush()
 
   def close(self) -> None:
     """Closes all files."""
-    self._log.close()
-    if self._tensorboard is not None:
-      self._tensorboard.close()
+    for file in (self._file, self._tensorboard):
+      if file is not None:
+        file.close()

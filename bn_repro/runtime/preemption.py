@@ -1,10 +1,10 @@
-"""SIGTERM and Ctrl-C become a question that long work asks between its parts.
+"""Turns SIGTERM and Ctrl-C into a flag that long-running work polls.
 
-A handler that raised would cut through saves and collectives. Instead a thread
-notes the signal, and `check` raises at the next place where stopping is safe. A
-second one ends the process at once, even if it hangs; but not within a second
-of the first: a machine that shuts down may send one to the process and one
-through whatever has started it.
+A handler that raises would cut through saves and collectives. Here a thread
+notes the signal, and `check` raises where stopping is safe. A second signal
+ends the process at once, even if it hangs, unless it follows the first within a
+second: at a shutdown a process may get one signal from the system and another
+from its parent.
 """
 
 from collections.abc import Callable
@@ -18,27 +18,23 @@ from typing import Any, TypeVar
 T = TypeVar('T')
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# For so long after the first one, another is taken for the same; our choice.
+# Signals within this time of the first count as the same; our choice.
 SAME_SIGNAL_SECONDS = 1.0
 
 
 class Preempted(Exception):
-  """Raised by `Preemption.check` after a signal; the message names it."""
-
-
-def _reason(number: int) -> str:
-  return f'stopped by {signal.Signals(number).name}'
+  """Raised by `Preemption.check` after a signal, which the message names."""
 
 
 class Preemption:
-  """Remembers whether the process has been asked to stop."""
+  """Whether a signal has asked this process to stop."""
 
   def __init__(self) -> None:
     self._signal: signal.Signals | None = None
     self._thread: threading.Thread | None = None
 
   def listen(self) -> None:
-    """Takes over SIGTERM and SIGINT; call in the main thread."""
+    """Installs handlers of SIGTERM and SIGINT; call in the main thread."""
     if self._thread is None:
       reader, self._writer = socket.socketpair()
       self._writer.settimeout(0)
@@ -48,24 +44,30 @@ class Preemption:
       self._thread.start()
       signal.set_wakeup_fd(self._writer.fileno())
     for number in SIGNALS:
-      # That it has a handler is enough: its number goes to the thread.
+      # With any handler installed, Python writes the number to the wakeup fd.
       signal.signal(number, lambda number, frame: None)
 
   @property
   def signal(self) -> int:
-    """The number of the signal that has come; 0 if none has."""
+    """The number of the signal received; 0 before one is."""
     return 0 if self._signal is None else self._signal.value
 
   def check(self) -> None:
-    """Raises `Preempted` if a signal has come."""
-    if self.signal:
-      raise Preempted(_reason(self.signal))
+    """Returns if the process may go on.
+
+    Raises:
+      Preempted: if a signal was received.
+    """
+    _raise_if(self.signal)
 
   def run(self, work: Callable[[], T]) -> T:
-    """Runs work that cannot ask, such as a compilation, and asks meanwhile.
+    """Runs work that cannot poll, such as a compilation, and polls meanwhile.
 
-    The work goes on in a thread of its own; if a signal comes it is left
-    behind, so the process must not wait for it when it exits.
+    The work runs in a thread of its own. After a signal this thread continues
+    in the background, so a process must exit without waiting for it.
+
+    Raises:
+      Preempted: if a signal is received before the work is done.
     """
     result: list[T] = []
     errors: list[BaseException] = []
@@ -96,31 +98,41 @@ class Preemption:
 
 
 class AgreedPreemption(Preemption):
-  """The question as several processes ask it, answered alike in all of them.
+  """A preemption on which several processes agree, at the same step.
 
-  Every process asks equally often. The answer is that to the question before,
-  which has come in the meantime, so that nobody waits for it.
+  Every process calls `check` equally often. A call starts an all-reduce of the
+  signals and acts on the result of the call before it, so that no process waits
+  for the others.
   """
 
   def __init__(self, own: Preemption, maximum: Callable[[int], Any]):
-    """Shares a process's own preemption with the others.
+    """Shares the signals of this process with the others.
 
     Args:
-      own: the process's own.
-      maximum: of a number, over all processes; starts to find it out.
+      own: the preemption of this process.
+      maximum: starts an all-reduce of an integer; returns its maximum over all
+        processes, as a value that `int` waits for.
     """
     super().__init__()
     self._own = own
     self._maximum = maximum
-    self._asked: Any = None
+    self._pending: Any = None
 
   def check(self) -> None:
-    """Raises `Preempted` in all processes if one has had a signal."""
-    before, self._asked = self._asked, self._maximum(self._own.signal)
-    number = 0 if before is None else int(before)
-    if number:
-      raise Preempted(_reason(number))
+    """Returns if all processes may go on.
+
+    Raises:
+      Preempted: in all processes, if one of them had received a signal at the
+        call before.
+    """
+    previous, self._pending = self._pending, self._maximum(self._own.signal)
+    _raise_if(0 if previous is None else int(previous))
 
   def run(self, work: Callable[[], T]) -> T:
-    """Runs work to its end: nobody can be asked meanwhile."""
+    """Runs work to its end, because processes cannot agree meanwhile."""
     return work()
+
+
+def _raise_if(number: int) -> None:
+  if number:
+    raise Preempted(f'stopped by {signal.Signals(number).name}')

@@ -1,7 +1,7 @@
-"""Processes that train together: how they find one another, and agree.
+"""Connects the processes of one run, which JAX trains together.
 
-The runtime is JAX's. One process is the ordinary case: it has nobody to agree
-with, and nothing here costs it anything.
+A run usually is a single process. The functions of this module then return
+without communication.
 """
 
 import argparse
@@ -22,132 +22,152 @@ from bn_repro.errors import UserError
 
 T = TypeVar('T')
 
-# Where Linux shows what is on the PCI bus.
+# Linux lists the devices of the PCI bus here.
 _PCI_DEVICES = Path('/sys/bus/pci/devices')
-# gVNIC, which every VM of Google's may have.
+_GOOGLE = '0x1ae0'
+# gVNIC, the network card of Google's VMs.
 _NETWORK_CARD = '0x0042'
 
-# What the transports and runtimes of CPU, GPU and TPU say where a process that
-# takes part in a collective is gone. Read off their messages; not documented.
-_LOST = re.compile(
+# Errors of the transports and runtimes of CPU, GPU and TPU when a process of a
+# collective is gone. Observed; not documented.
+_PEER_FAILURE = re.compile(
   r'Gloo|NCCL|[Cc]onnection (closed|reset|refused)|UNAVAILABLE|ABORTED|'
   r'DEADLINE_EXCEEDED|unhealthy|[Hh]eartbeat|coordination service'
 )
 
-# All our choice, in seconds: until a process that waits for others gives up,
-# and until those that are left give up one that has died; until a shared folder
-# has to show what another host has written.
+# Timeouts in seconds, all our choice: to connect to the other processes, to
+# detect that one has died, to wait for the others at the end, and for a shared
+# directory to show what another host wrote.
 CONNECT_TIMEOUT = 300
 HEARTBEAT_TIMEOUT = 30
 DISCONNECT_TIMEOUT = 60
 SHARED_TIMEOUT = 60
 
 
+class AllProcessesError(UserError):
+  """An error that every process raises, so that all end with one status."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of a run in several processes."""
   group = parser.add_argument_group(
     'several processes',
-    'found out by themselves on Cloud TPU and under SLURM; elsewhere start the '
-    'same command for each process, with all three of these',
+    'detected on Cloud TPU and under SLURM; elsewhere start the same command '
+    'once per process, with all three flags',
   )
   group.add_argument(
-    '--coordinator', metavar='HOST:PORT', help='where process 0 listens'
+    '--coordinator', metavar='HOST:PORT', help='address of process 0'
   )
   group.add_argument('--num_processes', type=int, metavar='N')
   group.add_argument('--process_id', type=int, metavar='I', help='from 0')
 
 
-class AllProcessesError(UserError):
-  """A mistake that every process reports, so that all of them end alike."""
-
-
 def connect(flags: argparse.Namespace) -> None:
-  """Joins the other processes, if there are to be any; imports JAX then.
+  """Connects to the other processes, if there are any; only then imports JAX.
+
+  Args:
+    flags: values of the flags of `add_arguments`.
 
   Raises:
-    UserError: if flags are missing, or the others cannot be reached, or have
-      other numbers of devices.
+    UserError: if flags are missing or invalid, if the other processes cannot be
+      reached, or if processes have different numbers of devices.
   """
-  explicit = (flags.coordinator, flags.num_processes, flags.process_id)
-  given = [value is not None for value in explicit]
-  if any(given) and not all(given):
-    raise UserError(
-      '--coordinator, --num_processes and --process_id: give all three or none.'
-    )
-  if all(given):
-    host, _, port = flags.coordinator.rpartition(':')
-    host = host.strip('[]')  # Of an address of IPv6.
-    if not host or not port.isdecimal():
-      raise UserError(f'--coordinator={flags.coordinator}: give HOST:PORT.')
-    if not 0 <= flags.process_id < flags.num_processes:
-      raise UserError(
-        f'--process_id={flags.process_id}: must be from 0 to '
-        f'{flags.num_processes - 1}.'
-      )
-    if flags.process_id:
-      _wait_for_listener(host, int(port))
-  elif not (_is_slurm() or _is_cloud_tpu()):
+  address = _explicit_address(flags)
+  if not (address or _is_slurm() or _is_cloud_tpu()):
     return
   hide_missing_tpu()
   import jax
 
-  names = ('coordinator_address', 'num_processes', 'process_id')
-  # The runtime aborts where the others do not come: before that, say so.
-  give_up = threading.Timer(CONNECT_TIMEOUT, _give_up_connecting)
-  give_up.daemon = True
-  give_up.start()
+  # JAX aborts the process where others do not connect: exit before it does.
+  timer = threading.Timer(CONNECT_TIMEOUT, _exit_unconnected)
+  timer.daemon = True
+  timer.start()
   try:
     jax.distributed.initialize(
-      **(dict(zip(names, explicit, strict=True)) if all(given) else {}),
+      **address,
       initialization_timeout=2 * CONNECT_TIMEOUT,
       heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
       shutdown_timeout_seconds=DISCONNECT_TIMEOUT,
     )
-    counts = Counter(device.process_index for device in jax.devices())
-  except Exception as error:  # The runtime raises what its transport raises.
-    raise UserError(_not_joined(' '.join(str(error).split())[:200])) from error
+    devices = Counter(device.process_index for device in jax.devices())
+  except Exception as error:  # The type depends on the transport.
+    reason = ' '.join(str(error).split())[:200]
+    raise UserError(_unconnected(reason)) from error
   finally:
-    give_up.cancel()
+    timer.cancel()
   _Membership.index = jax.process_index()
   _Membership.count = jax.process_count()
-  if len({counts[index] for index in range(count())}) > 1:
-    devices = ', '.join(str(counts[index]) for index in range(count()))
+  numbers = [str(devices[index]) for index in range(count())]
+  if len(set(numbers)) > 1:
     raise AllProcessesError(
-      f'the processes have {devices} devices. Give each as many.'
+      f'the processes have {", ".join(numbers)} devices. Give every process '
+      'the same number.'
     )
 
 
-def _not_joined(reason: str) -> str:
+def _explicit_address(flags: argparse.Namespace) -> dict[str, Any]:
+  """Checks the flags, and waits until process 0 listens.
+
+  Returns:
+    The arguments of `jax.distributed.initialize`; none without flags.
+  """
+  explicit = {
+    'coordinator_address': flags.coordinator,
+    'num_processes': flags.num_processes,
+    'process_id': flags.process_id,
+  }
+  missing = [value is None for value in explicit.values()]
+  if all(missing):
+    return {}
+  if any(missing):
+    raise UserError(
+      '--coordinator, --num_processes and --process_id: give all three or none.'
+    )
+  host, _, port = flags.coordinator.rpartition(':')
+  host = host.strip('[]')  # An IPv6 address stands in brackets.
+  if not host or not port.isdecimal():
+    raise UserError(f'--coordinator={flags.coordinator}: give HOST:PORT.')
+  if not 0 <= flags.process_id < flags.num_processes:
+    raise UserError(
+      f'--process_id={flags.process_id}: must be from 0 to '
+      f'{flags.num_processes - 1}.'
+    )
+  if flags.process_id:
+    _wait_for_listener(host, int(port))
+  return explicit
+
+
+def _unconnected(reason: str) -> str:
   return (
-    f'the other processes could not be joined in {CONNECT_TIMEOUT} s ({reason})'
-    '. See that all of them are started, and alike.'
+    f'could not connect to the other processes in {CONNECT_TIMEOUT} s '
+    f'({reason}). Start every process with the same command.'
   )
 
 
-def _give_up_connecting() -> None:
-  print(f'error: {_not_joined("no answer")}', file=sys.stderr, flush=True)
+def _exit_unconnected() -> None:
+  print(f'error: {_unconnected("no answer")}', file=sys.stderr, flush=True)
   os._exit(1)
 
 
 def _wait_for_listener(host: str, port: int) -> None:
-  """Waits until process 0 listens: JAX would abort where it does not."""
-  give_up = time.monotonic() + CONNECT_TIMEOUT
+  """Waits until process 0 listens; JAX would abort if it does not."""
+  deadline = time.monotonic() + CONNECT_TIMEOUT
   while True:
     try:
       with socket.create_connection((host, port), timeout=5):
         return
     except OSError as error:
-      if time.monotonic() > give_up:
+      if time.monotonic() > deadline:
         raise UserError(
           f'--coordinator={host}:{port}: could not be reached in '
-          f'{CONNECT_TIMEOUT} s ({error}). See that process 0 is started '
-          'there, and that nothing blocks the port.'
+          f'{CONNECT_TIMEOUT} s ({error}). Check that process 0 runs there, '
+          'and that no firewall blocks the port.'
         ) from error
       time.sleep(0.5)
 
 
 def _is_slurm() -> bool:
-  """Whether this is one of several tasks that srun has started."""
+  """Whether this is one of several tasks of `srun`."""
   return (
     'SLURM_STEP_NODELIST' in os.environ
     and int(os.environ.get('SLURM_NTASKS', 1)) > 1
@@ -162,9 +182,9 @@ def _is_cloud_tpu() -> bool:
 
 
 def _has_chips() -> bool:
-  """Whether a TPU is on the PCI bus: Google's, and not its network card."""
+  """Whether the PCI bus has a device of Google's that is no network card."""
   for vendor in _PCI_DEVICES.glob('*/vendor'):
-    if vendor.read_text().strip() == '0x1ae0':
+    if vendor.read_text().strip() == _GOOGLE:
       device = (vendor.parent / 'device').read_text().strip()
       if device != _NETWORK_CARD:
         return True
@@ -172,9 +192,9 @@ def _has_chips() -> bool:
 
 
 def hide_missing_tpu() -> None:
-  """Keeps JAX from looking for a TPU where only its compiler is installed.
+  """Keeps JAX from looking for a TPU where only `libtpu` is installed.
 
-  It would look for seconds, and complain. Call before JAX is imported.
+  The search takes seconds and prints warnings. Call before JAX is imported.
   """
   if importlib.util.find_spec('libtpu') is not None and not _has_chips():
     others = 'cuda,cpu' if os.path.exists('/dev/nvidiactl') else 'cpu'
@@ -182,12 +202,12 @@ def hide_missing_tpu() -> None:
 
 
 def leave() -> None:
-  """Gives the others up, of whom one is lost."""
+  """Leaves the other processes without waiting, after one has failed."""
   _Membership.index, _Membership.count = 0, 1
 
 
 def disconnect() -> None:
-  """Waits for the others to have finished, and leaves them."""
+  """Waits until all processes have finished, and disconnects."""
   if count() > 1:
     import jax
 
@@ -195,14 +215,14 @@ def disconnect() -> None:
 
 
 class _Membership:
-  """The processes that this one has joined: at first itself alone."""
+  """The position of this process among those it is connected to."""
 
   index = 0
   count = 1
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes."""
+  """Whether this is process 0, the only one that writes files."""
   return _Membership.index == 0
 
 
@@ -212,7 +232,11 @@ def count() -> int:
 
 
 def gather(text: str) -> list[str]:
-  """The texts of all processes, in their order; every process must call it."""
+  """Gathers a text of every process; every process must call it.
+
+  Returns:
+    The texts in the order of the processes.
+  """
   if count() == 1:
     return [text]
   from jax.experimental import multihost_utils
@@ -229,12 +253,21 @@ def gather(text: str) -> list[str]:
   ]
 
 
+def broadcast(value: Any) -> Any:
+  """Returns the value of process 0, which JSON can represent."""
+  return json.loads(gather(json.dumps(value))[0])
+
+
 def run_on_all(work: Callable[[], T]) -> T:
-  """Does work on which all processes have to succeed.
+  """Runs work that has to succeed in every process.
+
+  Returns:
+    The result of this process.
 
   Raises:
-    AllProcessesError: on every process, if it failed on any; with what was
-      wrong here, or where it was.
+    AllProcessesError: on every process, if the work raises a UserError or an
+      OSError on any. It has the problems of this process, or names the first
+      process that failed.
   """
   problems: Sequence[str] = ()
   try:
@@ -256,55 +289,59 @@ def run_on_all(work: Callable[[], T]) -> T:
 
 def is_peer_failure(error: Exception) -> bool:
   """Whether an error says that another process is gone."""
-  # Where a call cannot even be started, JAX makes it a ValueError.
+  # JAX raises ValueError if it cannot even start a call.
   of_runtime = isinstance(error, ValueError | RuntimeError)
-  return count() > 1 and of_runtime and bool(_LOST.search(str(error)))
+  return count() > 1 and of_runtime and bool(_PEER_FAILURE.search(str(error)))
 
 
 def assert_equal(facts: Mapping[str, str]) -> None:
-  """Sees that these facts are the same in all processes.
+  """Checks that facts have the same values in all processes.
+
+  Args:
+    facts: values by names. All processes give the same names.
 
   Raises:
-    AllProcessesError: on every process, with the first fact that differs.
+    AllProcessesError: on every process, with a line for each fact that differs.
   """
-  reports = [json.loads(report) for report in gather(json.dumps(dict(facts)))]
-  for name, value in reports[0].items():
-    for number, report in enumerate(reports):
-      if report[name] != value:
-        raise AllProcessesError(
-          f'process {number} has another {name} than process 0: '
-          f'{report[name]}, not {value}. Start all processes alike.'
+  first, *others = map(json.loads, gather(json.dumps(dict(facts))))
+  problems = []
+  for name, value in first.items():
+    for number, other in enumerate(others, start=1):
+      if other[name] != value:
+        problems.append(
+          f'process {number} has another {name} than process 0: {other[name]}, '
+          f'not {value}. Start every process with the same command.'
         )
+        break
+  if problems:
+    raise AllProcessesError(*problems)
 
 
 def broadcast_from_first(
   work: Callable[[], tuple[T, dict[str, Any]]], like: T
 ) -> tuple[T, dict[str, Any]]:
-  """Does work in process 0 alone, and gives its result to all.
+  """Runs work in process 0 only, and gives its result to all processes.
 
   Args:
-    work: returns a pytree of arrays, and a dict that can be written as JSON.
-    like: arrays of the same structure, shapes and types.
+    work: returns a pytree of arrays, and a dict that JSON can represent.
+    like: arrays with the structure, shapes and dtypes of that pytree.
 
   Raises:
-    AllProcessesError: on every process, if the work raises a UserError.
+    AllProcessesError: on every process, if the work raises a UserError or an
+      OSError.
   """
   if count() == 1:
     return work()
   import jax
   from jax.experimental import multihost_utils
 
-  def first() -> Any:
-    return work() if is_first() else None
-
-  done = run_on_all(first)
-  # As integers: the broadcast is a sum, which would make 0 of -0.
+  done = run_on_all(lambda: work() if is_first() else None)
+  # As integers: the broadcast is a sum, which turns -0.0 into 0.0.
   bits = multihost_utils.broadcast_one_to_all(
     jax.tree.map(_to_bits, like if done is None else done[0])
   )
   tree = jax.tree.map(lambda x, own: x.view(own.dtype), bits, like)
-  facts = '' if done is None else json.dumps(done[1])
-  return tree, json.loads(gather(facts)[0])
+  return tree, broadcast(None if done is None else done[1])
 
 
 def _to_bits(x: Any) -> Any:

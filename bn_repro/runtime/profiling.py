@@ -1,4 +1,4 @@
-"""A window of steps under XLA's profiler, for TensorBoard's XProf."""
+"""Profiles a window of steps with XLA's profiler, for TensorBoard's XProf."""
 
 from pathlib import Path
 
@@ -6,24 +6,30 @@ import jax
 
 
 class Profile:
-  """Traces the steps of a window, once, into files of this process.
+  """Traces the steps of a window once, into files of this process.
 
-  Steps carry their numbers, and operations the names of their layers.
+  The trace shows step numbers, and layer names on operations.
   """
 
   def __init__(self, directory: Path, first_step: int, num_steps: int):
-    """Traces nothing if there are no steps to trace."""
+    """Describes the window.
+
+    Args:
+      directory: where the trace is written.
+      first_step: first step of the window.
+      num_steps: length of the window; 0 traces nothing.
+    """
     self._directory = directory
     self._first_step = first_step
     self._end = first_step + num_steps
     self._tracing = False
 
   def before_call(self, step: int, num_steps: int) -> None:
-    """Starts or stops the trace: of calls that have a step of the window.
+    """Starts or stops the trace, so that it covers calls within the window.
 
     Args:
-      step: the first of the call.
-      num_steps: of the call.
+      step: first step of the coming call.
+      num_steps: number of steps of the coming call.
     """
     if max(step, self._first_step) >= min(step + num_steps, self._end):
       self.close()
@@ -32,7 +38,7 @@ class Profile:
       self._tracing = True
 
   def close(self) -> None:
-    """Writes what was traced, if the window was begun."""
+    """Stops a running trace and writes it."""
     if self._tracing:
       self._tracing = False
       jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""Shows the progress of a run on standard output."""
 
 from collections.abc import Mapping
 import sys
@@ -10,14 +10,19 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 class ProgressDisplay:
-  """A bar on a terminal, plain lines elsewhere; both on standard output.
+  """A bar on a terminal, plain lines elsewhere.
 
-  The time that remains is an estimate from the whole of this start, with
-  evaluations and checkpoints, without compilation.
+  The remaining time (ETA) is extrapolated from this start of the run, without
+  compilation but with evaluations and checkpoints.
   """
 
   def __init__(self, total_steps: int, *, silent: bool = False):
-    """Shows a run of so many steps, or nothing."""
+    """Creates a display.
+
+    Args:
+      total_steps: length of the run.
+      silent: whether to print nothing.
+    """
     self._total_steps = total_steps
     self._first_step = 0
     self._start = time.monotonic()
@@ -31,7 +36,7 @@ class ProgressDisplay:
     self._console.print(text, markup=False)
 
   def start(self, step: int) -> None:
-    """Begins to measure time, at the first step of this start."""
+    """Starts the clock, and the bar, at the first step of this start."""
     self._first_step = step
     self._start = time.monotonic()
     if self._console.is_terminal:
@@ -49,10 +54,10 @@ class ProgressDisplay:
     step = line['step']
     facts = f'loss {line["loss"]:.4f}  accuracy {line["accuracy"]:.4f}'
     if line['split'] != 'train':
-      form = f', {line["statistics"]}' if 'statistics' in line else ''
+      statistics = f', {line["statistics"]}' if 'statistics' in line else ''
       self.say(
-        f'step {step}/{self._total_steps}  {line["split"]}{form}: {facts} '
-        f'({line["num_examples"]} images)'
+        f'step {step}/{self._total_steps}  {line["split"]}{statistics}: {facts}'
+        f' ({line["num_examples"]} images)'
       )
       return
     rate = line['timing']['images_per_second']
@@ -77,7 +82,7 @@ class ProgressDisplay:
 
 
 def duration(seconds: float) -> str:
-  """Seconds as m:ss, h:mm:ss, or days."""
+  """Formats seconds as m:ss, h:mm:ss, or days from 48 hours on."""
   minutes, rest = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   if hours >= 48:

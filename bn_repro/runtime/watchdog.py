@@ -1,7 +1,7 @@
-"""Ends a process that hangs, so that it can be started again.
+"""Ends a process that hangs, so that it can be restarted.
 
-A process whose peers have stopped answering waits for ever in a collective. The
-others' runtime does not notice: the process is alive.
+A process whose peer has stopped without exiting waits in a collective for ever,
+and the runtime does not notice: the process of the peer still exists.
 """
 
 from collections import deque
@@ -12,48 +12,46 @@ import sys
 import threading
 import time
 
-# However short steps are, an evaluation, a slow disk or a checkpoint is not
-# taken for a hang before; nor are restoring and compiling, which take minutes,
-# before the first step. Our choice.
-LEAST_SECONDS = 300
-LEAST_SECONDS_TO_FIRST_STEP = 3600
+# Shortest timeouts, our choice. An evaluation, a checkpoint or a slow disk may
+# take minutes between steps; restoring and compiling, before the first step.
+MIN_SECONDS = 300
+SECONDS_TO_FIRST_STEP = 3600
 
 
 class Watchdog:
-  """Measures the time between steps, in a thread of its own; a context."""
+  """Watches the time between steps in a thread; a context manager."""
 
-  def __init__(self, multiple: float, give_up: Callable[[], None]):
-    """Watches from entering the context on.
+  def __init__(self, multiple: float, on_timeout: Callable[[], None]):
+    """Creates a watchdog, which starts when its context is entered.
 
     Args:
-      multiple: of the median time of a step, after which `give_up` is called;
-        0 never does.
-      give_up: called in the watchdog's thread, after the stacks of all threads
-        were written to standard error.
+      multiple: timeout in median step times; 0 disables the watchdog.
+      on_timeout: called in the watchdog's thread, after the stacks of all
+        threads are written to standard error.
     """
     self._multiple = multiple
-    self._give_up = give_up
+    self._on_timeout = on_timeout
     self._intervals: deque[float] = deque(maxlen=100)
     self._last: float | None = None
-    # Counted second by second: a process that is suspended does not hang.
+    # Counted in seconds of this process's own life: suspending it is no hang.
     self._silent = 0
     self._stopped = threading.Event()
     self._thread = threading.Thread(target=self._watch, daemon=True)
 
   def beat(self) -> None:
-    """Says that a step, or a batch of an evaluation, is done."""
+    """Records the end of a step, or of a batch of an evaluation."""
     now = time.monotonic()
     if self._last is not None:
       self._intervals.append(now - self._last)
     self._last = now
     self._silent = 0
 
-  def limit(self) -> float:
-    """Seconds without a step that are taken for a hang."""
+  def timeout(self) -> float:
+    """The time without a step that counts as a hang, in seconds."""
     if self._last is None:
-      return LEAST_SECONDS_TO_FIRST_STEP
+      return SECONDS_TO_FIRST_STEP
     median = statistics.median([*self._intervals] or [0.0])
-    return max(self._multiple * median, LEAST_SECONDS)
+    return max(self._multiple * median, MIN_SECONDS)
 
   def __enter__(self) -> 'Watchdog':
     if self._multiple:
@@ -70,13 +68,13 @@ class Watchdog:
   def _watch(self) -> None:
     while not self._stopped.wait(1):
       self._silent += 1
-      if self._silent < self.limit():
+      if self._silent < self.timeout():
         continue
       print(
-        f'error: no step for {self.limit():.0f} s; the stacks of all threads:',
+        f'error: no step for {self.timeout():.0f} s; stacks of all threads:',
         file=sys.stderr,
         flush=True,
       )
       faulthandler.dump_traceback(sys.stderr)
-      self._give_up()
+      self._on_timeout()
       return

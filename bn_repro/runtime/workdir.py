@@ -1,10 +1,10 @@
-"""A run's directory: who may use it, and what is written beside checkpoints.
+"""The directory of a run: its lock, and the files beside its checkpoints.
 
-`config.json`, `run.json` and `status.json` are replaced as a whole, never
-written in place; `metrics.jsonl` grows by whole lines.
+`config.json`, `run.json` and `status.json` are replaced atomically, never
+written in place. `metrics.jsonl` grows by whole lines.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 import enum
 import fcntl
 import json
@@ -20,7 +20,7 @@ from bn_repro.errors import UserError
 
 
 class Status(enum.StrEnum):
-  """How a run stands, as `status.json` says."""
+  """The status of a run, in `status.json`."""
 
   RUNNING = 'running'
   DONE = 'done'
@@ -29,10 +29,10 @@ class Status(enum.StrEnum):
   FAILED = 'failed'
 
 
-# With nothing left to do.
+# Runs that have nothing left to do.
 ENDED = (Status.DONE, Status.DIVERGED)
 
-# 75 is BSD's EX_TEMPFAIL: run the same command again.
+# 75 is EX_TEMPFAIL of BSD: run the same command again.
 EXIT_CODES = {
   Status.DONE: 0,
   Status.FAILED: 1,
@@ -42,7 +42,7 @@ EXIT_CODES = {
 
 
 def replace_file(path: Path, text: str) -> None:
-  """Writes a file so that it is seen either as it was or as it becomes."""
+  """Writes a file atomically: readers see the old content or the new."""
   temporary = path.with_name(f'.{path.name}.tmp')
   with temporary.open('w') as file:
     file.write(text)
@@ -52,10 +52,10 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-  """Reads a JSON file of a workdir; None if it is not there.
+  """Reads a JSON file; None if it does not exist.
 
   Raises:
-    UserError: if it is there and cannot be read.
+    UserError: if it exists and cannot be read.
   """
   try:
     return json.loads(path.read_text())
@@ -70,8 +70,8 @@ class Workdir:
 
   Attributes:
     path: absolute path.
-    writes: whether this process writes; of several processes one does, and
-      what the others are asked to write goes nowhere.
+    writes: whether this process writes files; the methods that write do nothing
+      where it is False. Of several processes, only process 0 writes.
   """
 
   def __init__(self, path: str, *, writes: bool = True):
@@ -81,20 +81,20 @@ class Workdir:
 
   @property
   def checkpoints(self) -> Path:
-    """Where Orbax keeps the checkpoints."""
+    """The directory of Orbax's checkpoints."""
     return self.path / 'checkpoints'
 
   @property
   def metrics(self) -> Path:
-    """The log of metrics."""
+    """The path of `metrics.jsonl`."""
     return self.path / 'metrics.jsonl'
 
   def check(self, config: ConfigDict) -> None:
-    """Finds out, without writing, whether a run of `config` can live here.
+    """Checks, without writing, that a run of `config` can use the directory.
 
     Raises:
-      UserError: if the path is no directory, cannot be written, or holds a run
-        that differs in what a resumed run may not change.
+      UserError: if the path is not a directory, is not writable, or holds a run
+        whose config differs in fields that a resumed run cannot change.
     """
     existing = self.path
     while not existing.exists():
@@ -105,8 +105,8 @@ class Workdir:
       )
     if not os.access(existing, os.W_OK | os.X_OK):
       raise UserError(
-        f'--workdir={self.path}: {existing} cannot be written. Choose another '
-        'workdir, or change its permissions.'
+        f'--workdir={self.path}: {existing} cannot be written. Change its '
+        'permissions, or use another workdir.'
       )
     saved = read_json(self.path / 'config.json')
     if saved is None:
@@ -119,16 +119,17 @@ class Workdir:
       )
 
   def status(self) -> Mapping[str, Any]:
-    """The content of `status.json`; empty for a new workdir."""
+    """Reads `status.json`; an empty mapping for a new workdir."""
     return read_json(self.path / 'status.json') or {}
 
   def claim(self) -> None:
     """Creates the directory and locks it until this process ends.
 
-    The lock is the kernel's: it goes with the process, however that ends.
+    The kernel releases the lock when the process ends, however it ends.
 
     Raises:
-      UserError: if another process has it, or it cannot be created.
+      UserError: if another process holds the lock, or the directory cannot be
+        created.
     """
     if not self.writes:
       return
@@ -152,12 +153,12 @@ class Workdir:
     lock.truncate(0)
     lock.write(f'process {os.getpid()} on {socket.gethostname()}')
     lock.flush()
-    # Other hosts are to see it.
+    # Processes on other hosts read it.
     os.fsync(lock.fileno())
     self._lock = lock
 
   def release(self) -> None:
-    """Gives the lock back, and leaves no directory that holds nothing else."""
+    """Releases the lock; removes the directory if it holds nothing else."""
     if self._lock is None:
       return
     if [path.name for path in self.path.iterdir()] == ['lock']:
@@ -167,7 +168,7 @@ class Workdir:
     self._lock = None
 
   def holder(self) -> str:
-    """Who has claimed it, as seen from here; empty if nobody has."""
+    """Names the process that last held the lock; empty if none has."""
     try:
       return (self.path / 'lock').read_text().strip()
     except OSError:
@@ -179,10 +180,10 @@ class Workdir:
       replace_file(self.path / 'config.json', config_lib.to_json(config))
 
   def write_run(self, facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Writes `run.json`; earlier starts are kept under `earlier_starts`.
+    """Writes `run.json`, with the facts of former starts in `earlier_starts`.
 
     Returns:
-      The facts of the start before this one, if there was one.
+      The facts of the previous start; None at the first.
     """
     path = self.path / 'run.json'
     previous = read_json(path)
@@ -195,7 +196,13 @@ class Workdir:
     return previous
 
   def write_status(self, status: str, step: int, reason: str) -> None:
-    """Writes `status.json`: how the run stands, and why, in one line."""
+    """Writes `status.json`.
+
+    Args:
+      status: a `Status`.
+      step: number of updates applied.
+      reason: why the run has this status, in one line.
+    """
     content = {'status': status, 'step': step, 'reason': reason}
     if self.writes:
       replace_file(
@@ -203,83 +210,22 @@ class Workdir:
       )
 
 
-LineKey = tuple[int, str, str | None]
-
-
-def _key(line: Mapping[str, Any]) -> LineKey:
-  return line['step'], line['split'], line.get('statistics')
-
-
-class MetricsLog:
-  """`metrics.jsonl`, which has no (step, split, statistics) twice.
-
-  Opening it for a run at `step` cuts what lies beyond, which the run will
-  write again, and half a line at the end, which a killed run left.
-  """
-
-  def __init__(self, path: Path, step: int, *, writes: bool = True):
-    self._path = path
-    lines = [line for line in read_metrics(path) if line['step'] <= step]
-    self._keys = {_key(line) for line in lines}
-    text = ''.join(_to_line(line) for line in lines)
-    self._file: TextIO | None = None
-    if not writes:
-      return
-    if not path.exists() or path.read_text() != text:
-      replace_file(path, text)
-    self._file = path.open('a')
-
-  def known(self) -> list[LineKey]:
-    """What there is a line for."""
-    return list(self._keys)
-
-  def adopt(self, known: Iterable[Sequence[Any]]) -> None:
-    """Takes another process's word for what there is a line for."""
-    self._keys = {(step, split, form) for step, split, form in known}
-
-  def has(self, step: int, split: str, statistics: str | None) -> bool:
-    """Whether the line is there."""
-    return (step, split, statistics) in self._keys
-
-  def write(self, line: Mapping[str, Any]) -> None:
-    """Appends a line and hands it to the operating system."""
-    if _key(line) in self._keys:
-      raise ValueError(f'metrics.jsonl has a line for {_key(line)} already')
-    self._keys.add(_key(line))
-    if self._file is not None:
-      self._file.write(_to_line(line))
-      self._file.flush()
-
-  def sync(self) -> None:
-    """Returns when all lines are on the disk."""
-    if self._file is not None:
-      os.fsync(self._file.fileno())
-
-  def close(self) -> None:
-    """Closes the file."""
-    if self._file is not None:
-      self._file.close()
-
-
-def _to_line(line: Mapping[str, Any]) -> str:
-  return json.dumps(line, allow_nan=False) + '\n'
-
-
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The lines of a `metrics.jsonl`, without half a line at its end.
+  """Reads a `metrics.jsonl`, without an incomplete last line.
+
+  Returns:
+    The lines; none if the file does not exist.
 
   Raises:
     UserError: if a line other than the last is damaged.
   """
   if not path.exists():
     return []
-  return list(_parse_lines(path, path.read_bytes().split(b'\n')))
-
-
-def _parse_lines(path: Path, lines: list[bytes]) -> Iterable[dict[str, Any]]:
-  # What stands after the last newline is empty, or was cut by a kill.
-  for number, line in enumerate(lines[:-1], start=1):
+  lines = []
+  # What follows the last newline is empty, or was cut by a kill.
+  for number, text in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
     try:
-      yield json.loads(line)
+      lines.append(json.loads(text))
     except ValueError as error:
       raise UserError(f'{path}:{number}: not a line of JSON.') from error
+  return lines

@@ -159,7 +159,7 @@ def load(
     UserError: with every problem that was found.
   """
   sweep = config_lib.read_file(
-    '--sweep', spec, DEFAULT_MODE, config_lib.CONFIGS / 'sweeps'
+    '--sweep', spec, DEFAULT_MODE, folder=config_lib.CONFIGS / 'sweeps'
   )
   path, _, mode = spec.partition(':')
   if config_spec and ':' not in config_spec:

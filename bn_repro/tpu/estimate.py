@@ -22,10 +22,10 @@ from bn_repro.runtime.progress import duration
 from bn_repro.tpu import collectives, cost, slices
 from bn_repro.tpu.cost import Cost
 from bn_repro.training import steps as steps_lib
-from bn_repro.training.experiment import Program, create_program
+from bn_repro.training.experiment import Experiment, create_experiment
 from bn_repro.training.steps import TrainState
 
-# Steps of a `Program`, with their headings in the table.
+# Steps of a `Experiment`, with their headings in the table.
 STEPS = {
   'train_steps': 'training',
   'eval_step': 'evaluation',
@@ -46,7 +46,8 @@ class Estimate:
     num_devices: number of devices.
     dtype: type in which the network computes.
     num_parameters: number of trained values.
-    steps: cost of each compiled step on one device, by its name in `Program`.
+    steps: cost on one device of each compiled step of the `Experiment`, by
+      name.
     calls: number of calls of each step in a whole run.
   """
 
@@ -98,30 +99,32 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
   return resolved
 
 
-def abstract_program(config: ConfigDict, devices: Sequence[Any]) -> Program:
-  """Returns the program of a config from `resolve`, without images."""
-  return create_program(
+def abstract_experiment(
+  config: ConfigDict, devices: Sequence[Any]
+) -> Experiment:
+  """Returns the experiment of a config from `resolve`, without images."""
+  return create_experiment(
     config, datasets.without_images(config), parallel.create_mesh(devices)
   )
 
 
 def from_compiled(
-  program: Program,
+  experiment: Experiment,
   log: Callable[[str], None],
   names: Sequence[str] = tuple(STEPS),
 ) -> Estimate:
-  """Compiles steps of a program and returns their cost.
+  """Compiles steps of an experiment and returns their cost.
 
   Args:
-    program: program from `abstract_program`.
+    experiment: experiment from `abstract_experiment`.
     log: called with a line before each compilation.
     names: steps to compile.
 
   Raises:
     DoesNotFitError: if a step needs more memory than a chip has.
   """
-  state = program.initial_state()
-  lowered = program.lower(state)
+  state = experiment.initial_state()
+  lowered = experiment.lower(state)
   steps = {}
   for name in [name for name in lowered if name in names]:
     log(f'compiling {name} ...')
@@ -132,24 +135,24 @@ def from_compiled(
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       raise DoesNotFitError(_out_of_memory(str(error))) from error
-  return _estimate(program, state, steps)
+  return _estimate(experiment, state, steps)
 
 
-def from_lowered(program: Program) -> Estimate:
+def from_lowered(experiment: Experiment) -> Estimate:
   """Returns the cost of a training step before compilation, for any platform.
 
-  Operations and bytes are those of the program as written, with nothing fused.
+  Operations and bytes are those of the step as written, with nothing fused.
   Memory is that of the arrays that every compiled step has to hold.
 
   Args:
-    program: program from `abstract_program`.
+    experiment: experiment from `abstract_experiment`.
   """
-  state = program.initial_state()
-  lowered = program.lower(state)['train_steps']
+  state = experiment.initial_state()
+  lowered = experiment.lower(state)['train_steps']
   analysis: Any = lowered.cost_analysis()
   counts = collectives.count_lowered(lowered.as_text())
   step = Cost(
-    memory=_held_bytes(program, state),
+    memory=_held_bytes(experiment, state),
     code=0,
     flops=analysis['flops'],
     bytes_accessed=analysis['bytes accessed'],
@@ -157,16 +160,16 @@ def from_lowered(program: Program) -> Estimate:
     num_collectives=sum(counts.values()),
     collective_bytes=collectives.total_bytes(counts),
   )
-  return _estimate(program, state, {'train_steps': step})
+  return _estimate(experiment, state, {'train_steps': step})
 
 
-def _held_bytes(program: Program, state: TrainState) -> int:
+def _held_bytes(experiment: Experiment, state: TrainState) -> int:
   """Returns the bytes of a device's state, batch and forward residuals."""
-  batch = program.abstract_batch()
+  batch = experiment.abstract_batch()
   residuals = jax.eval_shape(
     parallel.data_parallel(
-      steps_lib.create_residuals(program.model, program.config),
-      program.mesh,
+      steps_lib.create_residuals(experiment.model, experiment.config),
+      experiment.mesh,
       donate_state=False,
     ),
     state,
@@ -174,7 +177,9 @@ def _held_bytes(program: Program, state: TrainState) -> int:
   )
   # The residuals include the parameters.
   replicated = [*residuals, state.opt_state, state.batch_stats]
-  return _num_bytes(batch) // program.mesh.devices.size + _num_bytes(replicated)
+  return _num_bytes(batch) // experiment.mesh.devices.size + _num_bytes(
+    replicated
+  )
 
 
 def _num_bytes(tree: Any) -> int:
@@ -182,15 +187,15 @@ def _num_bytes(tree: Any) -> int:
 
 
 def _estimate(
-  program: Program, state: TrainState, steps: Mapping[str, Cost]
+  experiment: Experiment, state: TrainState, steps: Mapping[str, Cost]
 ) -> Estimate:
   return Estimate(
-    batch_size=program.config.batch_size,
-    num_devices=program.mesh.devices.size,
-    dtype=program.config.model.dtype,
+    batch_size=experiment.config.batch_size,
+    num_devices=experiment.mesh.devices.size,
+    dtype=experiment.config.model.dtype,
     num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     steps=steps,
-    calls=_calls(program),
+    calls=_calls(experiment),
   )
 
 
@@ -214,19 +219,19 @@ def _out_of_memory(message: str) -> str:
   return (lines or message.splitlines())[0].strip()
 
 
-def _calls(program: Program) -> dict[str, int]:
+def _calls(experiment: Experiment) -> dict[str, int]:
   """Returns how often a run calls each step, Algorithm 2 included."""
-  config = program.config
-  evaluations = math.ceil(program.total_steps / config.eval_every)
+  config = experiment.config
+  evaluations = math.ceil(experiment.total_steps / config.eval_every)
   population = config.bn.population_batches if config.bn.enabled else 0
   # An evaluation uses the moving and, if there are any, the population
   # statistics.
   passes = 2 if population else 1
   batches = math.ceil(
-    len(program.dataset.splits[config.eval_split]) / config.batch_size
+    len(experiment.dataset.splits[config.eval_split]) / config.batch_size
   )
   return {
-    'train_steps': program.total_steps,
+    'train_steps': experiment.total_steps,
     'eval_step': evaluations * passes * batches,
     'statistics_step': evaluations * population,
   }

@@ -1,10 +1,10 @@
-"""Checkpoints: Orbax, with a checksum of every array. No one else imports it.
+"""Checkpoints: Orbax, with a checksum of every array; restore and warm start.
 
-The state is replicated, so that a checkpoint holds plain arrays of the host and
-can be restored on any number of devices.
+The state is replicated, so that a checkpoint holds plain host arrays and can be
+restored on any number of devices.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 from pathlib import Path
@@ -16,15 +16,21 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from bn_repro import parallel
 from bn_repro.errors import UserError
+from bn_repro.runtime import processes
+from bn_repro.runtime.workdir import Workdir
+from bn_repro.training.experiment import Experiment
+from bn_repro.training.metrics import Sums
+from bn_repro.training.steps import TrainState
 
 
 class SaveFailed(OSError):
-  """A checkpoint could not be written; those before it are as they were."""
+  """A checkpoint could not be written; earlier ones are unchanged."""
 
 
 class DamagedCheckpoint(Exception):
-  """A checkpoint whose arrays are not those that were saved."""
+  """A checkpoint that cannot be read, or whose checksums differ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Checkpoint:
 
   Attributes:
     state: pytree of NumPy arrays.
-    meta: JSON: `step`, `config_digest`, `data_fingerprint`, `interval_sums`.
+    meta: JSON object: `step`, `checksums`, the identity of the run, and what
+      was given to `Checkpoints.save`.
   """
 
   state: Any
@@ -41,20 +48,29 @@ class Checkpoint:
 
 
 class Checkpoints:
-  """The checkpoints of one run; a context, at whose end Orbax's threads go."""
+  """The checkpoints of one run; a context manager that ends Orbax's threads."""
 
-  def __init__(self, directory: Path, *, keep: int | None):
+  def __init__(
+    self,
+    directory: Path,
+    *,
+    keep: int | None,
+    identity: Mapping[str, Any] | None = None,
+  ):
     """Opens the checkpoints of a run.
 
-    The state is replicated, so that of several processes one saves and
-    restores; it does not wait for the others.
+    The state is replicated, so one of several processes saves and restores,
+    without waiting for the others.
 
     Args:
       directory: need not exist.
-      keep: how many of them stay; None to read only, as beside a run that is
-        under way: what is to be saved goes nowhere then.
+      keep: number of checkpoints to keep; None opens them for reading only, for
+        example while the run is in progress, and `save` then does nothing.
+      identity: JSON object that is saved with each checkpoint, and that a
+        checkpoint must share to be restored by `restore_newest`.
     """
     self._directory = directory
+    self._identity = dict(identity or {})
     self._writes = keep is not None
     if keep is None:
       options = ocp.CheckpointManagerOptions(read_only=True)
@@ -85,28 +101,38 @@ class Checkpoints:
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
     """Starts saving; the arrays are copied before this returns.
 
+    Args:
+      step: updates applied to the state.
+      state: pytree of arrays.
+      meta: JSON object to save with it.
+
     Raises:
       SaveFailed: if this or an earlier save failed.
     """
     if not self._writes:
       return
-    # The device may reuse the state's buffers as soon as the next step starts.
+    # The next step may reuse the buffers of the state.
     state = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    meta = {
+      'step': step,
+      **self._identity,
+      **meta,
+      'checksums': checksums(state),
+    }
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
-      meta=ocp.args.JsonSave({**meta, 'checksums': checksums(state)}),
+      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
     )
     with self._saving():
       if not self._manager.save(step, args=args, force=True):
         raise OSError(f'step {step} was skipped')
 
   def check(self) -> None:
-    """Raises `SaveFailed` if a save under way has failed."""
+    """Raises `SaveFailed` if a save in progress has failed."""
     with self._saving():
       self._manager.check_for_errors()
 
   def wait(self) -> None:
-    """Waits for the saves under way; raises `SaveFailed` if one failed."""
+    """Waits for saves in progress; raises `SaveFailed` if one failed."""
     with self._saving():
       self._manager.wait_until_finished()
 
@@ -124,112 +150,179 @@ class Checkpoints:
     except Exception as error:  # Orbax raises what its storage layers raise.
       raise SaveFailed(
         f'{self._directory}: a checkpoint could not be saved '
-        f'({_first_line(error)}). Those before it are intact: see that there '
-        'is room, then run the same command again.'
+        f'({_first_line(error)}). Earlier checkpoints are intact: free some '
+        'space, then run the same command again.'
       ) from error
 
   def restore(self, step: int, like: Any) -> Checkpoint:
-    """Restores a step onto the structure, shapes and types of `like`.
+    """Restores a step onto the structure, shapes and dtypes of `like`.
 
     Raises:
       DamagedCheckpoint: if it cannot be read, or a checksum differs.
     """
-    try:
-      meta = self._manager.restore(
-        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-      ).meta
-      abstract = jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), like)
-      state = self._manager.restore(
-        step,
-        args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
-      ).state
-    except Exception as error:  # Orbax raises what its storage layers raise.
-      raise DamagedCheckpoint(
-        f'cannot be read ({type(error).__name__}: {_first_line(error)})'
-      ) from error
+    abstract = jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), like)
+    meta = self._read(step, meta=ocp.args.JsonRestore()).meta
+    state = self._read(step, state=ocp.args.StandardRestore(abstract)).state
     found = checksums(state)
-    wrong = [
-      name for name in found if meta['checksums'].get(name) != found[name]
-    ]
-    if wrong:
-      raise DamagedCheckpoint(f'checksum of {wrong[0]} differs')
+    for name, checksum in found.items():
+      if meta['checksums'].get(name) != checksum:
+        raise DamagedCheckpoint(f'checksum of {name} differs')
     return Checkpoint(state, meta)
 
   def restore_variables(self) -> Mapping[str, Any]:
-    """`params` and `batch_stats` of the newest, whatever the network.
+    """`params` and `batch_stats` of the newest checkpoint, of any network.
 
     Returns:
       Nested dicts of arrays.
 
     Raises:
-      DamagedCheckpoint: if there is none that can be read.
+      DamagedCheckpoint: if there is none, or it cannot be read.
     """
     steps = self.steps()
     if not steps:
-      raise DamagedCheckpoint('is not there')
-    try:
-      args = ocp.args.Composite(state=ocp.args.StandardRestore())
-      state = self._manager.restore(steps[-1], args=args).state
-    except Exception as error:  # Orbax raises what its storage layers raise.
-      raise DamagedCheckpoint(
-        f'cannot be read: {_first_line(error)}'
-      ) from error
+      raise DamagedCheckpoint('does not exist')
+    state = self._read(steps[-1], state=ocp.args.StandardRestore()).state
     return {name: state.get(name, {}) for name in ('params', 'batch_stats')}
 
-  def restore_newest(
-    self, like: Any, accept: Callable[[Mapping[str, Any]], None]
-  ) -> Checkpoint | None:
-    """Restores the newest undamaged checkpoint; None where there is none.
+  def _read(self, step: int, **items: Any) -> Any:
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as error:  # Orbax raises what its storage layers raise.
+      raise DamagedCheckpoint(
+        f'cannot be read ({type(error).__name__}: {_first_line(error)})'
+      ) from error
 
-    Damaged ones are set aside under a name that says so, never deleted.
+  def restore_newest(self, like: Any) -> Checkpoint | None:
+    """Restores the newest undamaged checkpoint; None if there is none.
+
+    Damaged checkpoints are renamed so that they are out of the way, and never
+    deleted.
 
     Args:
       like: see `restore`.
-      accept: is given each checkpoint's meta, and raises if it belongs to
-        another run.
 
     Raises:
-      UserError: if there are checkpoints and all of them are damaged.
+      UserError: if all checkpoints are damaged, or the newest undamaged one
+        belongs to a run of another identity.
     """
-    damaged = []
+    damaged: dict[int, DamagedCheckpoint] = {}
     for step in reversed(self.steps()):
       try:
         checkpoint = self.restore(step, like)
       except DamagedCheckpoint as error:
-        aside = self._directory.with_name(f'damaged_checkpoint_{step}')
         print(
-          f'warning: checkpoint {step} {error}; going back to the one before',
+          f'warning: checkpoint {step} {error}; using the one before it',
           file=sys.stderr,
         )
-        damaged.append((step, aside, error))
+        damaged[step] = error
         continue
-      accept(checkpoint.meta)
-      for damaged_step, aside, _ in damaged:
-        (self._directory / str(damaged_step)).rename(aside)
+      self._check_identity(checkpoint.meta)
+      for each in damaged:
+        aside = self._directory.with_name(f'damaged_checkpoint_{each}')
+        (self._directory / str(each)).rename(aside)
       self._manager.reload()
       return checkpoint
     if damaged:
+      problems = '; '.join(f'{step} {error}' for step, error in damaged.items())
       raise UserError(
-        f'{self._directory}: all checkpoints are damaged ('
-        + '; '.join(f'{step} {error}' for step, _, error in damaged)
-        + '). Nothing was changed. To train from the start, use another '
-        'workdir.'
+        f'{self._directory}: all checkpoints are damaged ({problems}). Nothing '
+        'was changed. To train from the start, use another workdir.'
       )
     return None
+
+  def _check_identity(self, meta: Mapping[str, Any]) -> None:
+    differing = [
+      key for key, value in self._identity.items() if meta.get(key) != value
+    ]
+    if differing:
+      raise UserError(
+        f'--workdir={self._directory.parent}: its checkpoint of step '
+        f'{meta["step"]} has another '
+        f'{" and ".join(differing).replace("_", " ")}. Use the same config, '
+        'data and kind of devices, or another workdir.'
+      )
 
 
 def checksums(tree: Any) -> dict[str, str]:
   """CRC-32 of each array by its path, such as 'params/conv1/conv/kernel'."""
   return {
-    jax.tree_util.keystr(
-      path, simple=True, separator='/'
-    ): f'{zlib.crc32(np.asarray(x).tobytes()):08x}'
-    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    name: f'{zlib.crc32(np.asarray(x).tobytes()):08x}'
+    for name, x in parallel.named_leaves(tree).items()
   }
 
 
 def _first_line(error: Exception) -> str:
-  """What an error of the storage layers says, without their own details."""
+  """The message of a storage layer, without its internal details."""
   line = (str(error).splitlines() or [''])[0].split(' [')[0]
-  # A long one says last what went wrong; from a whole word on.
+  # The cause comes last in a long one.
   return line if len(line) < 200 else f'... {line[-200:].partition(" ")[2]}'
+
+
+def restore_or_initialize(
+  experiment: Experiment, checkpoints: Checkpoints
+) -> tuple[TrainState, Sums]:
+  """The state to start from, equal on all processes.
+
+  Process 0 restores it from the newest checkpoint; without a checkpoint the
+  state is new, with the variables of `config.init_from` if that is set.
+
+  Returns:
+    The state, as host arrays, and the sums of its log interval so far.
+
+  Raises:
+    UserError: on all processes, if a checkpoint cannot be resumed from.
+  """
+  initial = experiment.initial_state()
+
+  def restore() -> tuple[TrainState, dict[str, Any]]:
+    newest = checkpoints.restore_newest(initial)
+    if newest is None:
+      init_from = experiment.config.init_from
+      state = warm_start(initial, init_from) if init_from else initial
+      return state, {}
+    step, total_steps = newest.meta['step'], experiment.total_steps
+    if step > total_steps:
+      raise UserError(
+        f'the newest checkpoint is at step {step}, past the {total_steps} '
+        f'steps of the config. Train for at least {step} steps.'
+      )
+    return newest.state, newest.meta['interval_sums']
+
+  state, sums = processes.broadcast_from_first(restore, initial)
+  return state, Sums(**sums)
+
+
+def warm_start(state: TrainState, init_from: str) -> TrainState:
+  """Takes parameters and statistics from the newest checkpoint of another run.
+
+  Args:
+    state: a new state.
+    init_from: workdir of the other run.
+
+  Raises:
+    UserError: if it has no checkpoint, or its network has other variables.
+  """
+  directory = Workdir(init_from).checkpoints
+  try:
+    with Checkpoints(directory, keep=None) as checkpoints:
+      loaded = checkpoints.restore_variables()
+  except DamagedCheckpoint as error:
+    raise UserError(
+      f'config.init_from={init_from}: its newest checkpoint {error}. Name the '
+      'workdir of a run that has one.'
+    ) from error
+  own = {'params': state.params, 'batch_stats': state.batch_stats}
+  expected, found = (
+    {name: np.shape(x) for name, x in parallel.named_leaves(tree).items()}
+    for tree in (own, loaded)
+  )
+  for name in sorted(expected.keys() | found.keys()):
+    if expected.get(name) != found.get(name):
+      raise UserError(
+        f'config.init_from={init_from}: another network. {name} is '
+        f'{found.get(name, "missing")}, and should be '
+        f'{expected.get(name, "missing")}.'
+      )
+  return state.replace(
+    **jax.tree.map(lambda x, like: x.astype(like.dtype), loaded, own)
+  )

@@ -1,6 +1,8 @@
 """Exact evaluation, and the population statistics of Algorithm 2."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+import time
 from typing import Any
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 
 from bn_repro import parallel
 from bn_repro.training import optimizer
-from bn_repro.training.experiment import Program
+from bn_repro.training.experiment import Experiment
 from bn_repro.training.metrics import Sums, check_replaced
 from bn_repro.training.steps import TrainState
 
@@ -19,55 +21,92 @@ POPULATION = 'population'
 PERCENTILES = (15, 50, 85)
 
 
-def forms(program: Program) -> tuple[str | None, ...]:
-  """The forms in which a network is evaluated, by its BN statistics.
+def statistics_modes(experiment: Experiment) -> tuple[str | None, ...]:
+  """The BN statistics that a network is evaluated with; None without BN.
 
-  Without BN there are none to tell apart. Polyak averages of the parameters
-  have no moving averages of their own.
+  Polyak averages of the parameters have no moving averages of their own.
   """
-  bn = program.config.bn
+  bn = experiment.config.bn
   if not bn.enabled:
     return (None,)
-  if program.config.optim.polyak_decay:
+  if experiment.config.optim.polyak_decay:
     return (POPULATION,)
   return (MOVING, POPULATION) if bn.population_batches else (MOVING,)
 
 
+def evaluate(
+  experiment: Experiment,
+  state: TrainState,
+  wanted: Sequence[tuple[str, str | None]],
+  check: Callable[[], None],
+) -> Iterator[dict[str, Any]]:
+  """Evaluates a state on splits, every example once.
+
+  Args:
+    experiment: compiled or not.
+    state: a training state, on the devices.
+    wanted: pairs of a split and a mode of `statistics_modes`, sorted by mode.
+    check: called between batches; raises to stop.
+
+  Yields:
+    A line of metrics for each pair: `step`, `split`, `statistics` (with BN),
+    the means, `percentiles` of the values that the network stores of itself, if
+    any, and `timing`.
+
+  Raises:
+    RuntimeError: if the number of examples counted is wrong.
+    UserError: if too many images could not be decoded.
+  """
+  for statistics, pairs in itertools.groupby(wanted, key=lambda pair: pair[1]):
+    inference = inference_state(experiment, state, statistics, check)
+    for split, _ in pairs:
+      started = time.monotonic()
+      sums, percentiles = evaluate_split(experiment, inference, split, check)
+      yield {
+        'step': int(state.step),
+        'split': split,
+        **({'statistics': statistics} if statistics else {}),
+        **sums.means(),
+        **({'percentiles': percentiles} if percentiles else {}),
+        'timing': {'seconds': time.monotonic() - started},
+      }
+
+
 def inference_state(
-  program: Program,
+  experiment: Experiment,
   state: TrainState,
   statistics: str | None,
   check: Callable[[], None],
 ) -> TrainState:
-  """The parameters and statistics that inference uses in one of the `forms`.
+  """The state that inference uses with one of the `statistics_modes`.
 
-  With Polyak averaging these are the averaged parameters.
+  With Polyak averaging its parameters are the averaged ones.
   """
   averaged = optimizer.averaged_parameters(state.opt_state)
   if averaged is not None:
     state = state.replace(params=averaged)
   if statistics == POPULATION:
-    state = _with_population_statistics(program, state, check)
+    state = _with_population_statistics(experiment, state, check)
   return state
 
 
 def _with_population_statistics(
-  program: Program, state: TrainState, check: Callable[[], None]
+  experiment: Experiment, state: TrainState, check: Callable[[], None]
 ) -> TrainState:
-  """Replaces the statistics by E[x] and Var[x] of Algorithm 2.
+  """Replaces the moving averages by E[x] and Var[x] of Algorithm 2.
 
-  They are averages, in float64, of the means and unbiased variances of the
-  first batches of the training stream, distorted and dropped out as in
-  training.
+  These are averages, in float64, of the means and unbiased variances of the
+  first `bn.population_batches` batches of the training stream, with distortion
+  and dropout as in training.
   """
-  num_batches = program.config.bn.population_batches
+  num_batches = experiment.config.bn.population_batches
   total = jax.tree.map(
     lambda x: np.zeros(x.shape, np.float64), state.batch_stats
   )
-  for index, batch in enumerate(program.train_batches(0, num_batches)):
+  for index, batch in enumerate(experiment.train_batches(0, num_batches)):
     check()
-    statistics = program.statistics_step(
-      state.replace(step=parallel.replicate(program.mesh, np.int32(index))),
+    statistics = experiment.statistics_step(
+      state.replace(step=parallel.replicate(experiment.mesh, np.int32(index))),
       batch,
     )
     total = jax.tree.map(np.add, total, jax.device_get(statistics))
@@ -76,58 +115,63 @@ def _with_population_statistics(
     total,
     state.batch_stats,
   )
-  return state.replace(batch_stats=parallel.replicate(program.mesh, averages))
+  return state.replace(
+    batch_stats=parallel.replicate(experiment.mesh, averages)
+  )
 
 
-def evaluate(
-  program: Program, state: TrainState, split: str, check: Callable[[], None]
+def evaluate_split(
+  experiment: Experiment,
+  state: TrainState,
+  split: str,
+  check: Callable[[], None],
 ) -> tuple[Sums, dict[str, list[list[float]]]]:
-  """Goes over every example of a split, each counted once.
+  """Evaluates every example of a split, counting each once.
 
   Args:
-    program: compiled steps and data.
+    experiment: steps and data.
     state: parameters and statistics, from `inference_state`.
     split: name of a split.
     check: called between batches; raises to stop.
 
   Returns:
-    The sums over all examples, and the `PERCENTILES` over them of each value
-    that the network probes: by name, a list a percentile, a number a unit.
+    The sums over all examples, and for each probe of the network, by name, one
+    list per percentile of `PERCENTILES` with one number per unit.
 
   Raises:
-    RuntimeError: if another number of examples was counted than there are.
-    UserError: if too many of them could not be decoded.
+    RuntimeError: if the number of examples counted is wrong.
+    UserError: if too many images could not be decoded.
   """
   sums = Sums()
   probes = []
   pending = None
-  for batch in program.eval_batches(split):
+  for batch in experiment.eval_batches(split):
     check()
-    # The sums of a batch are read while the next one runs.
-    dispatched, probed = program.eval_step(state, batch)
+    # The sums of one batch are read while the next one runs.
+    dispatched, probed = experiment.eval_step(state, batch)
     if pending is not None:
       sums = sums.merge(pending.fetch())
     pending = dispatched
     probes.append(probed)
   if pending is not None:
     sums = sums.merge(pending.fetch())
-  expected = len(program.dataset.splits[split])
+  expected = len(experiment.dataset.splits[split])
   if sums.count != expected:
     raise RuntimeError(
       f'evaluation of {split} counted {sums.count} examples, not {expected}'
     )
-  check_replaced(sums, program.config.data.max_replaced, f'{split} images')
+  check_replaced(sums, experiment.config.data.max_replaced, f'{split} images')
   return sums, _percentiles(probes, expected)
 
 
 def _percentiles(
   batches: Sequence[Mapping[str, Any]], num_examples: int
 ) -> dict[str, list[list[float]]]:
-  """`PERCENTILES` of each probe; what pads the last batch stands at the end."""
+  """`PERCENTILES` of each probe; padding is at the end of the last batch."""
   found = {}
   for name in batches[0]:
     values = np.concatenate([np.asarray(probes[name]) for probes in batches])
     percentiles = np.percentile(values[:num_examples], PERCENTILES, axis=0)
-    # Four digits are plenty for a curve, and keep the lines short.
+    # Four digits are enough for a curve, and keep the lines short.
     found[name] = [[float(f'{x:.4g}') for x in row] for row in percentiles]
   return found

@@ -21,7 +21,7 @@ from bn_repro.training import steps
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class Experiment:
   """What a config asks for, on a mesh.
 
   Attributes:
@@ -119,7 +119,7 @@ class Program:
     )
     return (parallel.shard_batch(self.mesh, batch) for batch in batches)
 
-  def compile(self, state: steps.TrainState) -> 'Program':
+  def compile(self, state: steps.TrainState) -> 'Experiment':
     """Compiles ahead of time every step that the config will need.
 
     Args:
@@ -166,11 +166,11 @@ def _share() -> input_pipeline.Share:
   return input_pipeline.Share(jax.process_index(), jax.process_count())
 
 
-def create_program(
+def create_experiment(
   config: ConfigDict,
   dataset: datasets.Dataset,
   mesh: Mesh | None = None,
-) -> Program:
+) -> Experiment:
   """Builds the program of a config, not yet compiled.
 
   Args:
@@ -195,7 +195,7 @@ def create_program(
   train_step = steps.create_train_step(model, optimizer, config)
   eval_step = steps.create_eval_step(model)
   statistics_step = steps.create_statistics_step(batch_statistics_model, config)
-  return Program(
+  return Experiment(
     config=config,
     dataset=dataset,
     mesh=mesh,
@@ -203,7 +203,7 @@ def create_program(
     optimizer=optimizer,
     schedule=schedule,
     train_steps=parallel.data_parallel(
-      steps.several(train_step), mesh, donate_state=True, batch_axis=1
+      steps.scan_steps(train_step), mesh, donate_state=True, batch_axis=1
     ),
     eval_step=parallel.data_parallel(eval_step, mesh, donate_state=False),
     statistics_step=parallel.data_parallel(

@@ -1,4 +1,4 @@
-"""What is known about a start of a run: `run.json`, and the first lines."""
+"""What is recorded of each start of a run, in `run.json` and as first lines."""
 
 from collections.abc import Callable
 import datetime
@@ -14,7 +14,7 @@ from bn_repro import config as config_lib
 from bn_repro.models import summary
 from bn_repro.runtime.workdir import Workdir
 from bn_repro.training import optimizer
-from bn_repro.training.experiment import Program
+from bn_repro.training.experiment import Experiment
 
 PACKAGES = (
   'jax',
@@ -28,38 +28,58 @@ PACKAGES = (
 )
 
 
+def identity(experiment: Experiment) -> dict[str, Any]:
+  """What a checkpoint must share with the run that resumes from it."""
+  return {
+    'config_digest': config_lib.digest(experiment.config),
+    'data_fingerprint': experiment.dataset.fingerprint(),
+    'compute_type': str(experiment.model.dtype),
+    'images_per_statistic': images_per_statistic(experiment),
+  }
+
+
 def announce(
-  program: Program,
+  experiment: Experiment,
   workdir: Workdir,
   step: int,
   config_file: str,
   say: Callable[[str], None],
 ) -> None:
-  """Writes `run.json` and says what is about to run."""
-  rows = summary.layers(program.model, program.dataset.image_shape, depth=1)
+  """Writes `run.json`, and prints what is about to run.
+
+  Args:
+    experiment: the run.
+    workdir: where `run.json` is written.
+    step: the step that the run starts or resumes from.
+    config_file: value of --config.
+    say: prints a line.
+  """
+  rows = summary.layers(
+    experiment.model, experiment.dataset.image_shape, depth=1
+  )
   facts = {
     'config_file': config_file,
     'num_parameters': sum(row.parameters for row in rows),
     'start_step': step,
-    **_facts(program),
+    **_facts(experiment),
   }
   previous = workdir.write_run(facts)
+  batch_size = experiment.config.batch_size
   for line in summary.table(rows):
     say(line)
   say(
     f'devices: {", ".join(facts["devices"])}; '
     f'{facts["num_parameters"]:,} parameters; learning rate '
-    f'{facts["applied_learning_rate"]:g} at batch size '
-    f'{program.config.batch_size}'
+    f'{facts["applied_learning_rate"]:g} at batch size {batch_size}'
   )
   if facts['images_per_statistic']:
-    groups = program.config.batch_size // facts['images_per_statistic']
+    groups = batch_size // facts['images_per_statistic']
     say(
       f'BN over {facts["images_per_statistic"]} images in {groups} '
       f'group{"s" if groups > 1 else ""}'
     )
   if step:
-    say(f'going on from the checkpoint of step {step}')
+    say(f'resuming from the checkpoint of step {step}')
   elif previous is not None:
     say('no checkpoint yet: starting again from step 0')
   if previous is not None:
@@ -67,8 +87,8 @@ def announce(
       before = previous['versions'].get(package)
       if before != version:
         say(
-          f'warning: {package} is {version} now and was {before}; the run may '
-          'not go on bit for bit'
+          f'warning: {package} is {version} now and was {before}; the resumed '
+          'run may not be bit for bit equal'
         )
 
 
@@ -80,44 +100,46 @@ def versions() -> dict[str, str]:
   }
 
 
-def _facts(program: Program) -> dict[str, Any]:
+def _facts(experiment: Experiment) -> dict[str, Any]:
   return {
-    # Where the interpreter lies is of no use elsewhere.
+    # Without the path of the interpreter.
     'command': shlex.join(['python', *sys.orig_argv[1:]]),
     'started': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
     'git_revision': git_revision(),
     'versions': versions(),
-    # The same numbers to the last bit take the same of these.
+    # Runs are equal bit for bit only if these are equal.
     'cpu_count': os.cpu_count(),
     'xla_flags': os.environ.get('XLA_FLAGS', ''),
-    'devices': [device.device_kind for device in program.mesh.devices.flat],
+    'devices': [device.device_kind for device in experiment.mesh.devices.flat],
     'applied_learning_rate': optimizer.applied_learning_rate(
-      program.config.optim, program.config.batch_size
+      experiment.config.optim, experiment.config.batch_size
     ),
-    'images_per_statistic': images_per_statistic(program),
-    'data_fingerprint': program.dataset.fingerprint(),
+    'images_per_statistic': images_per_statistic(experiment),
+    'data_fingerprint': experiment.dataset.fingerprint(),
+    'num_classes': experiment.dataset.num_classes,
     'num_examples': {
-      name: len(split) for name, split in program.dataset.splits.items()
+      name: len(split) for name, split in experiment.dataset.splits.items()
     },
   }
 
 
-def images_per_statistic(program: Program) -> int:
-  """How many images a BN statistic is computed over; 0 without BN."""
-  config = program.config
+def images_per_statistic(experiment: Experiment) -> int:
+  """The number of images that a BN statistic is computed over; 0 without BN."""
+  config = experiment.config
   if not config.bn.enabled:
     return 0
   return {
     'global': config.batch_size,
-    'device': config.batch_size // program.mesh.devices.size,
+    'device': config.batch_size // experiment.mesh.devices.size,
     'group': config.bn.virtual_batch_size,
   }[config.bn.statistics]
 
 
 def git_revision() -> str:
-  """The revision of the code, '-dirty' if changed, '' if nobody knows.
+  """The git revision of the code, with '-dirty' if it is changed.
 
-  A copy without its history, as a rented host gets it, has it in a file.
+  A copy without history, such as one sent to a TPU host, has the revision in a
+  file `REVISION`. Returns '' if neither exists.
   """
   root = config_lib.ROOT
   if root is None:
@@ -128,13 +150,8 @@ def git_revision() -> str:
   try:
     result = subprocess.run(
       [
-        'git',
-        '-C',
-        str(root),
-        'describe',
-        '--always',
-        '--dirty',
-        '--abbrev=40',
+        *('git', '-C', str(root)),
+        *('describe', '--always', '--dirty', '--abbrev=40'),
       ],
       capture_output=True,
       text=True,

@@ -136,7 +136,7 @@ def create_train_step(
   return train_step
 
 
-def several(train_step: Step) -> Step:
+def scan_steps(train_step: Step) -> Step:
   """Steps in one call: `(state, batches) -> (state, sums)`, in `lax.scan`.
 
   Batches and sums have one more axis in front, of the steps.

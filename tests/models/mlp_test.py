@@ -9,7 +9,7 @@ from bn_repro import parallel
 from bn_repro.data import datasets
 from bn_repro.models import factory, summary
 from bn_repro.training import evaluation
-from bn_repro.training.experiment import create_program
+from bn_repro.training.experiment import create_experiment
 
 SHAPE = (28, 28, 1)
 
@@ -109,9 +109,9 @@ def test_percentiles_are_those_of_every_example_once(num_devices):
   """500 images in batches of 60: the last is padded with 40 copies."""
   config = load('mnist', 'data.distorted_copies=0', 'data.holdout=0')
   mesh = parallel.create_mesh(jax.devices()[:num_devices])
-  program = create_program(config, datasets.check(config), mesh)
+  program = create_experiment(config, datasets.check(config), mesh)
   state = program.initial_state()
-  sums, percentiles = evaluation.evaluate(
+  sums, percentiles = evaluation.evaluate_split(
     program, parallel.replicate(mesh, state), 'test', lambda: None
   )
   assert sums.count == 500

@@ -1,5 +1,6 @@
 """Runs read back and put together."""
 
+import json
 import math
 
 import pytest
@@ -119,6 +120,18 @@ def test_a_run_named_twice_counts_once(tmp_path):
   write_run(tmp_path / 'plain', 'inception', [0.5])
   runs, _ = runs_lib.read_runs([str(tmp_path), str(tmp_path / 'plain')])
   assert len(runs) == 1
+
+
+def test_runs_of_3a68ec7_have_the_same_setting(tmp_path):
+  """Their configs have a field `data.stand_in`."""
+  for name in ('old', 'new'):
+    write_run(tmp_path / name, 'inception', [0.5])
+  path = tmp_path / 'old' / 'config.json'
+  config = json.loads(path.read_text())
+  config['data']['stand_in'] = False
+  path.write_text(json.dumps(config))
+  old, new = (runs_lib.read_run(tmp_path / name) for name in ('old', 'new'))
+  assert old.setting() == new.setting()
 
 
 @pytest.mark.parametrize('line', ['3', '{"step": 1}', 'x'])

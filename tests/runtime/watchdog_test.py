@@ -22,17 +22,17 @@ def clock(monkeypatch):
 
 def test_limit_is_a_multiple_of_the_median(clock):
   dog = Watchdog(20, lambda: None)
-  assert dog.limit() == watchdog.LEAST_SECONDS_TO_FIRST_STEP
+  assert dog.timeout() == watchdog.SECONDS_TO_FIRST_STEP
   dog.beat()
-  assert dog.limit() == watchdog.LEAST_SECONDS
+  assert dog.timeout() == watchdog.MIN_SECONDS
   for seconds in (60, 30, 30, 30, 500):
     clock.now += seconds
     dog.beat()
-  assert dog.limit() == 20 * 30
+  assert dog.timeout() == 20 * 30
 
 
 def test_gives_up_and_shows_the_stacks(monkeypatch, capfd):
-  monkeypatch.setattr(watchdog, 'LEAST_SECONDS', 2)
+  monkeypatch.setattr(watchdog, 'MIN_SECONDS', 2)
   given_up = threading.Event()
   with Watchdog(3, given_up.set) as dog:
     for _ in range(30):  # Beats keep it quiet, for longer than the limit.
@@ -47,8 +47,8 @@ def test_gives_up_and_shows_the_stacks(monkeypatch, capfd):
 
 def test_waits_longer_for_the_first_step(monkeypatch):
   """Compiling takes long; but not for ever."""
-  monkeypatch.setattr(watchdog, 'LEAST_SECONDS', 0)
-  monkeypatch.setattr(watchdog, 'LEAST_SECONDS_TO_FIRST_STEP', 4)
+  monkeypatch.setattr(watchdog, 'MIN_SECONDS', 0)
+  monkeypatch.setattr(watchdog, 'SECONDS_TO_FIRST_STEP', 4)
   given_up = threading.Event()
   with Watchdog(3, given_up.set):
     assert not given_up.wait(2.5)
@@ -57,7 +57,7 @@ def test_waits_longer_for_the_first_step(monkeypatch):
 
 def test_suspended_is_not_hung(monkeypatch):
   """Of a jump of the clock it counts no more than a second."""
-  monkeypatch.setattr(watchdog, 'LEAST_SECONDS', 4)
+  monkeypatch.setattr(watchdog, 'MIN_SECONDS', 4)
   given_up = threading.Event()
   with Watchdog(1, given_up.set) as dog:
     dog.beat()
@@ -67,7 +67,7 @@ def test_suspended_is_not_hung(monkeypatch):
 
 
 def test_zero_never_gives_up(monkeypatch):
-  monkeypatch.setattr(watchdog, 'LEAST_SECONDS', 0)
+  monkeypatch.setattr(watchdog, 'MIN_SECONDS', 0)
   given_up = threading.Event()
   with Watchdog(0, given_up.set) as dog:
     dog.beat()

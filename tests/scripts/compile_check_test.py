@@ -93,7 +93,7 @@ def test_the_compiler_knows_every_slice():
 
 def compile_config(variant, topology, *overrides, names=('train_steps',)):
   config = config_lib.load(f'configs/{variant}.py:mini', overrides)
-  program = estimate.abstract_program(
+  program = estimate.abstract_experiment(
     estimate.resolve(config, 'tpu'),
     estimate.slice_devices(slices.parse_slice(topology)),
   )
@@ -179,7 +179,7 @@ def test_memory_before_compilation_grows_with_the_batch():
     config = config_lib.load(
       'configs/bn_x5.py:mini', (f'batch_size={batch_size}', TINY)
     )
-    program = estimate.abstract_program(config, jax.devices()[:1])
+    program = estimate.abstract_experiment(config, jax.devices()[:1])
     return estimate.from_lowered(program)
 
   one, two, three = (held(size).memory for size in (8, 16, 24))
@@ -263,7 +263,7 @@ def test_does_not_fit(monkeypatch, capsys):
       )
 
   monkeypatch.setattr(
-    estimate.Program, 'lower', lambda self, state: {'train_steps': Lowered()}
+    estimate.Experiment, 'lower', lambda self, state: {'train_steps': Lowered()}
   )
   assert compile_check.main(ON_SLICE) == 1
   assert 'does not fit v5e:2x2: ' in capsys.readouterr().out
@@ -383,7 +383,7 @@ def test_cost_of_a_step_does_not_depend_on_steps_per_call():
       'configs/bn_mnist.py:mini',
       (f'steps_per_call={number}', 'data.distorted_copies=0'),
     )
-    program = estimate.abstract_program(
+    program = estimate.abstract_experiment(
       estimate.resolve(config, 'cpu'), jax.devices()[:1]
     )
     return estimate.from_compiled(program, print, ('train_steps',))

@@ -878,7 +878,7 @@ def test_no_mistakes(arguments, tmp_path):
     ((*SKY, '--data_bucket=b'), "'b' is not of the form gs://BUCKET"),
     ((*SKY, '--source=https://a.b/c'), 'is not of the form URL#REVISION'),
     ((*SKY, '--workdir_mount=runs'), 'is not of the form SERVER:/SHARE'),
-    ((*SLURM, '--gpus=0'), "'0' is not a number from 1"),
+    ((*SLURM, '--gpus=0'), "'0' is not a whole number of at least 1"),
     ((*SLURM, '--topology=v5e:4x4'), 'unrecognized arguments'),
     (without('--workdir=', TPU_VM), 'required: --workdir'),
     (('vm', *TPU_VM[1:]), 'invalid choice'),

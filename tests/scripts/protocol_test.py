@@ -171,7 +171,8 @@ def test_recorded_figures_are_of_their_programs(check):
     argument.removeprefix('--') for argument in command if 'batch_' in argument
   )
   config = config_lib.load(path, [*overrides, batch_size])
-  assert facts['resolved_config'] == estimate.resolve(config, 'tpu').to_dict()
+  resolved = config_lib.upgrade(facts['resolved_config'])
+  assert resolved.to_dict() == estimate.resolve(config, 'tpu').to_dict()
   # Null where it was not recorded.
   assert 'git_revision' in facts
   assert facts['topology'] == check.topology

@@ -271,7 +271,7 @@ def test_trials_can_be_added(file, left_alone, capsys):
     (['--trial='], '--trial=: no such trial'),
     (['--config.total_steps=100'], 'total_steps is 200 there, and 100 here'),
     (['--config.eval_every=100'], 'eval_every is 50 there, and 100 here'),
-    (['--jobs=0'], "argument --jobs: '0' is not a number from 1"),
+    (['--jobs=0'], "argument --jobs: '0' is not a whole number of at least 1"),
   ],
 )
 def test_what_is_refused(arguments, expected, file, left_alone, capsys):

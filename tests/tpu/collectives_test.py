@@ -18,7 +18,7 @@ from bn_repro.data import datasets
 from bn_repro.tpu import collectives
 from bn_repro.training import optimizer as optimizer_lib
 from bn_repro.training import steps
-from bn_repro.training.experiment import create_program
+from bn_repro.training.experiment import create_experiment
 
 WRITTEN = Path(__file__).with_name('collectives.txt')
 # Title, config and overrides of each listed step; 4 images per device.
@@ -44,7 +44,7 @@ def program(variant, num_devices, *overrides):
   config = config_lib.load(f'configs/{variant}.py:mini', overrides)
   mesh = parallel.create_mesh(jax.devices()[:num_devices])
   assert mesh.devices.size == num_devices
-  return create_program(config, datasets.check(config), mesh)
+  return create_experiment(config, datasets.check(config), mesh)
 
 
 def lower(program):
@@ -153,7 +153,7 @@ def test_no_more_reductions_after_compiling_than_with_flax(network):
     config.optim, config.batch_size, ours.schedule
   )
   flax_step = parallel.data_parallel(
-    steps.several(steps.create_train_step(model, optimizer, config)),
+    steps.scan_steps(steps.create_train_step(model, optimizer, config)),
     ours.mesh,
     donate_state=True,
     batch_axis=1,

@@ -29,13 +29,13 @@ def state(seed):
 def save(directory, *steps, keep=3):
   with Checkpoints(directory, keep=keep) as checkpoints:
     for step in steps:
-      checkpoints.save(step, state(step), {'step': step, 'sums': 1.5})
+      checkpoints.save(step, state(step), {'sums': 1.5})
     checkpoints.wait()
 
 
 def restore_newest(directory):
   with Checkpoints(directory, keep=3) as checkpoints:
-    return checkpoints.restore_newest(state(0), lambda meta: None)
+    return checkpoints.restore_newest(state(0))
 
 
 def arrays_of(directory, step):
@@ -64,7 +64,7 @@ def test_donated_arrays_may_be_reused_at_once(tmp_path):
   kernel = np.random.default_rng(0).normal(size=(500, 500)).astype('f')
   mine = {'params': jnp.array(kernel)}
   with Checkpoints(tmp_path / 'c', keep=3) as checkpoints:
-    checkpoints.save(1, mine, {'step': 1})
+    checkpoints.save(1, mine, {})
     for _ in range(5):
       mine = jax.tree.map(overwrite, mine)
     checkpoints.wait()
@@ -82,7 +82,7 @@ def test_nothing_there(tmp_path):
   assert restore_newest(tmp_path / 'c') is None
   with (
     Checkpoints(tmp_path / 'd', keep=None) as checkpoints,
-    pytest.raises(DamagedCheckpoint, match='is not there'),
+    pytest.raises(DamagedCheckpoint, match='does not exist'),
   ):
     checkpoints.restore_variables()
 
@@ -139,15 +139,13 @@ def test_all_damaged_is_an_error_and_nothing_moves(tmp_path):
 
 def test_refused_checkpoints_stay(tmp_path):
   save(tmp_path / 'c', 1)
-
-  def refuse(meta):
-    raise UserError(f'step {meta["step"]} is not mine')
-
   with (
-    Checkpoints(tmp_path / 'c', keep=3) as checkpoints,
-    pytest.raises(UserError, match='step 1 is not mine'),
+    Checkpoints(
+      tmp_path / 'c', keep=3, identity={'data_fingerprint': 'a'}
+    ) as checkpoints,
+    pytest.raises(UserError, match='step 1 has another data fingerprint'),
   ):
-    checkpoints.restore_newest(state(0), refuse)
+    checkpoints.restore_newest(state(0))
   assert restore_newest(tmp_path / 'c').meta['step'] == 1
 
 
@@ -158,7 +156,7 @@ def test_same_step_twice_is_an_error(tmp_path):
     pytest.raises(SaveFailed, match='could not be saved'),
   ):
     for seed in (1, 2):
-      checkpoints.save(5, state(seed), {'step': 5})
+      checkpoints.save(5, state(seed), {})
       checkpoints.wait()
   assert checksums(restore_newest(tmp_path / 'c').state) == checksums(state(1))
 

@@ -5,49 +5,46 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from tiny import rows
 
 from bn_repro import cli, evaluate, parallel
 from bn_repro import config as config_lib
 from bn_repro.data import datasets, preprocess
 from bn_repro.errors import UserError
-from bn_repro.models import factory, inception_table
+from bn_repro.models import factory
 from bn_repro.runtime import workdir
 from bn_repro.training import checkpoint, evaluation, metrics, run_info
-from bn_repro.training.experiment import create_program
+from bn_repro.training.experiment import create_experiment
 
 
 def never_stop():
   """Nothing interrupts these tests."""
 
 
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch):
-  monkeypatch.setattr(inception_table, 'rows', rows)
-
-
 def untrained(*overrides, variant='bn_baseline', num_devices=8):
-  """A program and its initial state."""
+  """A experiment and its initial state."""
   config = config_lib.load(
-    f'configs/{variant}.py:mini', ('bn.population_batches=4', *overrides)
+    f'configs/{variant}.py:mini',
+    ('model.name=inception_tiny', 'bn.population_batches=4', *overrides),
   )
   mesh = parallel.create_mesh(jax.devices()[:num_devices])
-  program = create_program(config, datasets.check(config), mesh)
-  return program, parallel.replicate(mesh, program.initial_state())
+  experiment = create_experiment(config, datasets.check(config), mesh)
+  return experiment, parallel.replicate(mesh, experiment.initial_state())
 
 
 def trained(*overrides, **options):
-  """A program and its state after three steps."""
-  program, state = untrained(*overrides, **options)
-  for batches in program.stacked_batches(0, 3):
-    state, _ = program.train_steps(state, batches)
-  return program, state
+  """A experiment and its state after three steps."""
+  experiment, state = untrained(*overrides, **options)
+  for batches in experiment.stacked_batches(0, 3):
+    state, _ = experiment.train_steps(state, batches)
+  return experiment, state
 
 
-def logits(program, state, images):
+def logits(experiment, state, images):
   """Inference on all images at once, outside the mesh and the masks."""
   model = factory.create_model(
-    program.config.model, program.config.bn, program.dataset.num_classes
+    experiment.config.model,
+    experiment.config.bn,
+    experiment.dataset.num_classes,
   )
   state = jax.device_get(state)
   return model.apply(
@@ -60,10 +57,12 @@ def logits(program, state, images):
 @pytest.mark.parametrize('batch_size', [32, 64, 496])
 def test_every_example_counts_once(batch_size):
   """500 images: the last batch has 20, 52 and 4, the others are padding."""
-  program, state = trained(f'batch_size={batch_size}')
-  sums, _ = evaluation.evaluate(program, state, 'validation', never_stop)
-  split = program.dataset.splits['validation']
-  found = np.asarray(logits(program, state, split.images)).astype(np.float64)
+  experiment, state = trained(f'batch_size={batch_size}')
+  sums, _ = evaluation.evaluate_split(
+    experiment, state, 'validation', never_stop
+  )
+  split = experiment.dataset.splits['validation']
+  found = np.asarray(logits(experiment, state, split.images)).astype(np.float64)
   log_softmax = found - np.log(np.exp(found).sum(1, keepdims=True))
   assert sums.count == 500
   assert sums.correct == (found.argmax(1) == split.labels).sum()
@@ -72,21 +71,21 @@ def test_every_example_counts_once(batch_size):
 
 
 def test_a_lost_example_is_an_error():
-  program, state = trained()
+  experiment, state = trained()
   lossy = dataclasses.replace(
-    program,
-    eval_step=lambda state, batch: program.eval_step(
+    experiment,
+    eval_step=lambda state, batch: experiment.eval_step(
       state, {**batch, 'mask': batch['mask'].at[0].set(False)}
     ),
   )
   with pytest.raises(RuntimeError, match='counted 484 examples, not 500'):
-    evaluation.evaluate(lossy, state, 'validation', never_stop)
+    evaluation.evaluate_split(lossy, state, 'validation', never_stop)
 
 
 @pytest.mark.parametrize('limit, fails', [(0.032, False), (0.031, True)])
 def test_replaced_examples_are_limited(limit, fails):
   """One of each of 16 batches, of 500 images in all."""
-  program, state = untrained(f'data.max_replaced={limit}', num_devices=1)
+  experiment, state = untrained(f'data.max_replaced={limit}', num_devices=1)
 
   def eval_step(state, batch):
     del state
@@ -95,26 +94,28 @@ def test_replaced_examples_are_limited(limit, fails):
     sums = metrics.classification_sums(logits, {**batch, 'replaced': replaced})
     return sums, {}
 
-  replacing = dataclasses.replace(program, eval_step=eval_step)
+  replacing = dataclasses.replace(experiment, eval_step=eval_step)
   if not fails:
-    sums, _ = evaluation.evaluate(replacing, state, 'validation', never_stop)
+    sums, _ = evaluation.evaluate_split(
+      replacing, state, 'validation', never_stop
+    )
     assert (sums.replaced, sums.count) == (16, 500)
     return
   with pytest.raises(UserError, match='validation images: 16 of 500 images'):
-    evaluation.evaluate(replacing, state, 'validation', never_stop)
+    evaluation.evaluate_split(replacing, state, 'validation', never_stop)
 
 
 def test_statistics_of_each_device_are_evaluated_on_as_many(
   tmp_path, monkeypatch, capsys
 ):
-  program, state = untrained(
+  experiment, state = untrained(
     'bn.statistics=device', 'bn.population_batches=0', num_devices=4
   )
   run = workdir.Workdir(str(tmp_path))
-  run.write_config(program.config)
+  run.write_config(experiment.config)
   with checkpoint.Checkpoints(run.checkpoints, keep=1) as checkpoints:
-    images = run_info.images_per_statistic(program)
-    checkpoints.save(0, state, {'step': 0, 'images_per_statistic': images})
+    images = run_info.images_per_statistic(experiment)
+    checkpoints.save(0, state, {'images_per_statistic': images})
     checkpoints.wait()
   monkeypatch.setattr(cli, 'set_up_jax', lambda config: None)
   create_mesh = parallel.create_mesh
@@ -127,7 +128,7 @@ def test_statistics_of_each_device_are_evaluated_on_as_many(
 
   code, said = evaluate_on(1)
   assert code == 1 and said.err.count('\n') == 1
-  assert 'of 8 images, and here they would be of 32' in said.err
+  assert 'over 8 images, and here they would be over 32' in said.err
   assert 'Evaluate on as many devices' in said.err
   code, said = evaluate_on(4)
   assert code == 0 and '(500 images)' in said.out
@@ -139,13 +140,13 @@ def test_population_statistics_are_algorithm_2(x64):
   Its input does not depend on statistics: E[x] and Var[x] are averages of the
   means and of m' / (m' - 1) times the variances of four batches.
   """
-  program, state = trained('model.dtype=float64')
+  experiment, state = trained('model.dtype=float64')
   found = evaluation.inference_state(
-    program, state, evaluation.POPULATION, never_stop
+    experiment, state, evaluation.POPULATION, never_stop
   )
   kernel = np.asarray(state.params['conv1']['conv']['kernel'])
   means, variances = [], []
-  for batch in program.train_batches(0, 4):
+  for batch in experiment.train_batches(0, 4):
     images = np.asarray(preprocess.normalize(batch['image'], np.float64))
     # TensorFlow's SAME for 5x5 / 2 on 32 pixels: 1 before, 2 after.
     padded = np.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)))
@@ -161,10 +162,10 @@ def test_population_statistics_are_algorithm_2(x64):
 
 
 def test_population_statistics_leave_the_rest_alone():
-  program, state = trained()
+  experiment, state = trained()
   before = jax.device_get(state)
   found = evaluation.inference_state(
-    program, state, evaluation.POPULATION, never_stop
+    experiment, state, evaluation.POPULATION, never_stop
   )
   for name in ('step', 'seed', 'params', 'opt_state', 'batch_stats'):
     jax.tree.map(
@@ -180,11 +181,11 @@ def test_population_statistics_leave_the_rest_alone():
 
 def test_inference_equals_training_on_a_batch_of_those_statistics(x64):
   """With the statistics of one batch, biased again, both give its logits."""
-  program, state = trained('model.dtype=float64', 'model.dropout_rate=0')
-  batch = next(program.train_batches(3, 4))
-  statistics = jax.device_get(program.statistics_step(state, batch))
+  experiment, state = trained('model.dtype=float64', 'model.dropout_rate=0')
+  batch = next(experiment.train_batches(3, 4))
+  statistics = jax.device_get(experiment.statistics_step(state, batch))
   images = preprocess.normalize(jax.device_get(batch['image']), np.float64)
-  config = program.config
+  config = experiment.config
   model = factory.create_model(
     config.model, config.bn, 10, axis_name=None, unbiased=False, momentum=0.0
   )
@@ -209,7 +210,7 @@ def test_inference_equals_training_on_a_batch_of_those_statistics(x64):
 
 
 @pytest.mark.parametrize(
-  'variant, overrides, forms',
+  'variant, overrides, modes',
   [
     ('inception', (), (None,)),
     ('bn_x5', (), ('moving', 'population')),
@@ -218,7 +219,7 @@ def test_inference_equals_training_on_a_batch_of_those_statistics(x64):
     ('inception', ('optim.polyak_decay=0.9',), (None,)),
   ],
 )
-def test_forms(variant, overrides, forms):
+def test_statistics_modes(variant, overrides, modes):
   config = config_lib.load(f'configs/{variant}.py:mini', overrides)
-  program = create_program(config, datasets.check(config))
-  assert evaluation.forms(program) == forms
+  experiment = create_experiment(config, datasets.check(config))
+  assert evaluation.statistics_modes(experiment) == modes

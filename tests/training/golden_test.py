@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from bn_repro import config as config_lib
 from bn_repro import parallel
 from bn_repro.data import datasets
-from bn_repro.training.experiment import create_program
+from bn_repro.training.experiment import create_experiment
 
 FILE = Path(__file__).with_name('golden_losses.json')
 NAMES = (
@@ -45,7 +45,7 @@ def losses(name):
     ['model.dtype=float64', 'steps_per_call=1'],
   )
   mesh = parallel.create_mesh(jax.devices()[:1])
-  program = create_program(config, datasets.check(config), mesh)
+  program = create_experiment(config, datasets.check(config), mesh)
   state = parallel.replicate(mesh, program.initial_state())
   history = []
   for batches in program.stacked_batches(0, max(STEPS)):

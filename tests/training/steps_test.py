@@ -3,31 +3,29 @@
 import jax
 import numpy as np
 import pytest
-from tiny import rows
 
 from bn_repro import config as config_lib
 from bn_repro import parallel
 from bn_repro.data import datasets
-from bn_repro.models import inception_table
-from bn_repro.training.experiment import create_program
-
-
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch):
-  monkeypatch.setattr(inception_table, 'rows', rows)
+from bn_repro.training.experiment import create_experiment
 
 
 def trained(num_devices, num_steps, *overrides, variant='bn_baseline'):
   """The state after some steps, on the host."""
   config = config_lib.load(
     f'configs/{variant}.py:mini',
-    ('model.dtype=float64', 'total_steps=100', *overrides),
+    (
+      *(() if variant == 'bn_mnist' else ('model.name=inception_tiny',)),
+      'model.dtype=float64',
+      'total_steps=100',
+      *overrides,
+    ),
   )
   mesh = parallel.create_mesh(jax.devices()[:num_devices])
-  program = create_program(config, datasets.check(config), mesh)
-  state = parallel.replicate(mesh, program.initial_state())
-  for batches in program.stacked_batches(0, num_steps):
-    state, sums = program.train_steps(state, batches)
+  experiment = create_experiment(config, datasets.check(config), mesh)
+  state = parallel.replicate(mesh, experiment.initial_state())
+  for batches in experiment.stacked_batches(0, num_steps):
+    state, sums = experiment.train_steps(state, batches)
   return jax.device_get(state), sums.fetch_steps()[-1]
 
 
@@ -102,11 +100,14 @@ def test_rates_are_not_compiled_in():
   """BN-x5 and BN-x30 are one program, so that a sweep compiles once."""
   texts = []
   for variant, seed in (('bn_x5', 0), ('bn_x30', 1)):
-    config = config_lib.load(f'configs/{variant}.py:mini', (f'seed={seed}',))
-    program = create_program(config, datasets.check(config))
-    state = parallel.replicate(program.mesh, program.initial_state())
-    batches = next(program.stacked_batches(0, 1))
-    texts.append(program.train_steps.lower(state, batches).as_text())
+    config = config_lib.load(
+      f'configs/{variant}.py:mini',
+      ('model.name=inception_tiny', f'seed={seed}'),
+    )
+    experiment = create_experiment(config, datasets.check(config))
+    state = parallel.replicate(experiment.mesh, experiment.initial_state())
+    batches = next(experiment.stacked_batches(0, 1))
+    texts.append(experiment.train_steps.lower(state, batches).as_text())
   assert texts[0] == texts[1]
 
 

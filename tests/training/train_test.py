@@ -1,6 +1,7 @@
 """The loop in this process, on eight devices: what no kill hits by luck."""
 
 import contextlib
+import functools
 import json
 import shutil
 import time
@@ -8,20 +9,21 @@ import time
 import jax
 import numpy as np
 import pytest
-from tiny import rows
 
 from bn_repro import config as config_lib
+from bn_repro import parallel
 from bn_repro.data import datasets
 from bn_repro.data.split import ArraySplit
 from bn_repro.errors import UserError
-from bn_repro.models import inception_table
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Preempted
 from bn_repro.runtime.profiling import Profile
 from bn_repro.training import checkpoint, evaluation, train
 from bn_repro.training import experiment as experiment_lib
+from bn_repro.training import timing as timing_lib
 
 OVERRIDES = (
+  'model.name=inception_tiny',
   'total_steps=6',
   'log_every=4',
   'eval_every=3',
@@ -47,34 +49,29 @@ class StopAt:
     return work()
 
 
-@pytest.fixture(scope='module', autouse=True)
-def small_network():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(inception_table, 'rows', rows)
-    yield
-
-
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch):
-  """Programs of one config are compiled once for all tests."""
-  compile_steps = experiment_lib.Program.compile
+  """Experiments of one config are compiled once for all tests."""
+  compile_steps = experiment_lib.Experiment.compile
 
-  def cached(program, state):
-    key = config_lib.digest(program.config)
+  def cached(experiment, state):
+    key = config_lib.digest(experiment.config)
     if key not in _COMPILED:
-      _COMPILED[key] = compile_steps(program, state)
+      _COMPILED[key] = compile_steps(experiment, state)
     steps = _COMPILED[key]
     return experiment_lib.dataclasses.replace(
-      program,
+      experiment,
       train_steps=steps.train_steps,
       eval_step=steps.eval_step,
       statistics_step=steps.statistics_step,
     )
 
-  monkeypatch.setattr(experiment_lib.Program, 'compile', cached)
+  monkeypatch.setattr(experiment_lib.Experiment, 'compile', cached)
+  monkeypatch.setattr(parallel, 'create_replica_check', _REPLICA_CHECK)
 
 
 _COMPILED = {}
+_REPLICA_CHECK = functools.cache(parallel.create_replica_check)
 
 
 def train_once(workdir, *overrides, variant='bn_baseline', stop_at=None):
@@ -194,7 +191,7 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
 def wall(timing):
   """Seconds since the line before, evaluations included."""
   shares = timing['shares']
-  assert set(shares) == {*train._KINDS, 'idle'}
+  assert set(shares) == {*timing_lib.KINDS, 'idle'}
   assert sum(shares.values()) == pytest.approx(1)
   besides = ('compile', 'evaluation', 'checkpoint')
   return timing['seconds'] / (1 - sum(shares[kind] for kind in besides))
@@ -202,13 +199,13 @@ def wall(timing):
 
 def test_shares_of_the_time_are_written_and_said(tmp_path, capsys, monkeypatch):
   """An evaluation of two seconds is one of an interval, and of the whole."""
-  evaluate = evaluation.evaluate
+  evaluate = evaluation.evaluate_split
 
   def slowly(*arguments):
     time.sleep(1)
     return evaluate(*arguments)
 
-  monkeypatch.setattr(evaluation, 'evaluate', slowly)
+  monkeypatch.setattr(evaluation, 'evaluate_split', slowly)
   train_once(tmp_path, 'total_steps=6', 'eval_every=3', 'log_every=2')
   text = (tmp_path / 'metrics.jsonl').read_text()
   timings = {
@@ -233,15 +230,15 @@ def test_shares_of_the_time_are_written_and_said(tmp_path, capsys, monkeypatch):
 
 def test_waiting_for_data_is_measured_and_said(tmp_path, monkeypatch, capsys):
   """Batches that take as long as several steps, then some that take none."""
-  stacked_batches = experiment_lib.Program.stacked_batches
+  stacked_batches = experiment_lib.Experiment.stacked_batches
 
-  def slowly(program, first, last):
-    for step, batch in enumerate(stacked_batches(program, first, last)):
+  def slowly(experiment, first, last):
+    for step, batch in enumerate(stacked_batches(experiment, first, last)):
       if step < 4:
         time.sleep(0.3)
       yield batch
 
-  monkeypatch.setattr(experiment_lib.Program, 'stacked_batches', slowly)
+  monkeypatch.setattr(experiment_lib.Experiment, 'stacked_batches', slowly)
   train_once(tmp_path, 'log_every=2', 'total_steps=8', 'eval_every=8')
   text = (tmp_path / 'metrics.jsonl').read_text()
   timings = [
@@ -280,9 +277,9 @@ def test_shorter_run_is_refused(tmp_path):
 def test_warm_start(tmp_path):
   train_once(tmp_path / 'source')
   config = config_lib.load('configs/bn_baseline.py:mini', OVERRIDES)
-  program = experiment_lib.create_program(config, datasets.check(config))
-  cold = program.initial_state()
-  warm = train.warm_start(cold, str(tmp_path / 'source'))
+  experiment = experiment_lib.create_experiment(config, datasets.check(config))
+  cold = experiment.initial_state()
+  warm = checkpoint.warm_start(cold, str(tmp_path / 'source'))
   _, source = variables(tmp_path / 'source')
   assert_equal_trees(warm.params, source['params'])
   assert_equal_trees(warm.batch_stats, source['batch_stats'])
@@ -342,13 +339,13 @@ def test_tensorboard(tmp_path):
 
 def test_divergence_that_an_evaluation_sees_first(tmp_path, monkeypatch):
   """Parameters that are finite, and too large to compute with."""
-  evaluate = evaluation.evaluate
+  evaluate = evaluation.evaluate_split
 
   def overflowing(*args):
     sums, percentiles = evaluate(*args)
     return sums.replace(loss=float('inf')), percentiles
 
-  monkeypatch.setattr(evaluation, 'evaluate', overflowing)
+  monkeypatch.setattr(evaluation, 'evaluate_split', overflowing)
   assert train_once(tmp_path)[0] == 'diverged'
   ended = json.loads((tmp_path / 'status.json').read_text())
   assert ended['step'] == 3

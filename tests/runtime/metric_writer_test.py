@@ -1,0 +1,91 @@
+"""`metrics.jsonl`: a line for each step, split and statistics, once."""
+
+import contextlib
+import json
+
+import pytest
+
+from bn_repro.errors import UserError
+from bn_repro.runtime.metric_writer import MetricWriter
+from bn_repro.runtime.progress import ProgressDisplay
+from bn_repro.runtime.workdir import Workdir, read_metrics
+
+
+def line(step, split='validation', **more):
+  values = {'loss': 0.1, 'accuracy': 0.9, 'num_examples': 10}
+  return {'step': step, 'split': split, **values, **more}
+
+
+def open_at(step, workdir):
+  """The writer of a run that resumes from a step; a context."""
+  display = ProgressDisplay(100, silent=True)
+  return contextlib.closing(
+    MetricWriter(Workdir(workdir), step, display, tensorboard=False)
+  )
+
+
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / 'metrics.jsonl'
+
+
+def test_lines_beyond_the_step_are_removed(path):
+  with open_at(0, path.parent) as writer:
+    for step in (1, 2, 3):
+      writer.write(line(step))
+  kept = path.read_text().splitlines()[:2]
+  with open_at(2, path.parent) as writer:
+    assert path.read_text().splitlines() == kept
+    assert writer.has(2, 'validation', None)
+    assert not writer.has(3, 'validation', None)
+    writer.write(line(3))
+  assert [entry['step'] for entry in read_metrics(path)] == [1, 2, 3]
+
+
+def test_a_line_is_written_once(path):
+  with open_at(0, path.parent) as writer:
+    writer.write(line(1, 'test'))
+    writer.write(line(1, statistics='moving'))
+    writer.write(line(1, statistics='population'))
+    with pytest.raises(ValueError, match='already'):
+      writer.write(line(1, statistics='moving'))
+  with (
+    open_at(1, path.parent) as again,
+    pytest.raises(ValueError, match='already'),
+  ):
+    again.write(line(1, 'test'))
+  assert len(read_metrics(path)) == 3
+
+
+def test_a_file_that_needs_no_cut_is_not_replaced(path):
+  with open_at(0, path.parent) as writer:
+    writer.write(line(1))
+  inode = path.stat().st_ino
+  with open_at(1, path.parent):
+    assert path.stat().st_ino == inode
+
+
+@pytest.mark.parametrize('rest', ['', '{"step": 2, "spl', '{"step": 2}'])
+def test_an_incomplete_line_is_removed(rest, path):
+  path.write_text(json.dumps(line(1)) + '\n' + rest)
+  assert read_metrics(path) == [line(1)]
+  with open_at(5, path.parent):
+    assert path.read_text() == json.dumps(line(1)) + '\n'
+
+
+def test_damage_in_the_middle_is_named(path):
+  path.write_text('{"step"\n' + json.dumps(line(1)) + '\n')
+  with pytest.raises(UserError, match=r'metrics\.jsonl:1'):
+    read_metrics(path)
+  with pytest.raises(UserError, match=r'metrics\.jsonl:1'):
+    open_at(1, path.parent)
+
+
+def test_numbers_that_json_has_not_are_refused(path):
+  """Python alone reads NaN in a file of JSON."""
+  with (
+    open_at(0, path.parent) as writer,
+    pytest.raises(ValueError, match='JSON'),
+  ):
+    writer.write(line(1, loss=float('nan')))
+  assert path.read_text() == ''

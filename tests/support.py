@@ -1,0 +1,163 @@
+"""Commands in processes of their own, and what their runs write.
+
+A test waits for a line of output or for the end of a process, never for a time.
+"""
+
+import json
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TRAIN = ('-m', 'bn_repro.main')
+# `bn_repro.main` with a network of two modules.
+TINY = ('tests/tiny.py',)
+
+# Seconds after which a process hangs.
+TIMEOUT = 600
+
+
+def environment(*, devices=1, **changes):
+  """The environment of a command: CPU devices of its own number.
+
+  Args:
+    devices: number of fake CPU devices; the tests themselves have eight.
+    changes: further variables.
+  """
+  return {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': str(ROOT),
+    'PYTHONUNBUFFERED': '1',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    **changes,
+  }
+
+
+def start(*arguments, program=TRAIN, devices=1, **changes):
+  """Starts a Python program in the repository, in a process group of its own.
+
+  Args:
+    arguments: of the program.
+    program: arguments of Python that name the program.
+    devices: number of CPU devices.
+    changes: to the environment.
+  """
+  return subprocess.Popen(
+    [sys.executable, *program, *arguments],
+    cwd=ROOT,
+    env=environment(devices=devices, **changes),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+
+
+def kill(process):
+  """Kills a process that still runs, and those that it started."""
+  if process.poll() is None:
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for_line(process, text):
+  """Reads standard output up to a line that contains the text."""
+  timer = threading.Timer(TIMEOUT, kill, [process])
+  timer.start()
+  try:
+    for line in process.stdout:
+      if text in line:
+        return
+  finally:
+    timer.cancel()
+  raise AssertionError(
+    f'ended before it printed {text!r}: {process.stderr.read()}'
+  )
+
+
+def finish(*processes, timeout=TIMEOUT):
+  """Waits for processes; a CompletedProcess for each. None is left running."""
+  try:
+    outputs = [process.communicate(timeout=timeout) for process in processes]
+  finally:
+    for process in processes:
+      kill(process)
+  return [
+    subprocess.CompletedProcess(process.args, process.returncode, *output)
+    for process, output in zip(processes, outputs, strict=True)
+  ]
+
+
+def run(*arguments, **options):
+  """Starts a program and waits for its end; a CompletedProcess."""
+  return finish(start(*arguments, **options))[0]
+
+
+def free_port():
+  """A port of the loopback interface that nobody uses."""
+  with socket.socket() as listener:
+    listener.bind(('127.0.0.1', 0))
+    return listener.getsockname()[1]
+
+
+def status(workdir):
+  """The content of `status.json`."""
+  return json.loads((workdir / 'status.json').read_text())
+
+
+def metrics(workdir):
+  """The lines of `metrics.jsonl`, without what depends on the clock."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [
+    {key: value for key, value in json.loads(line).items() if key != 'timing'}
+    for line in lines
+  ]
+
+
+def newest_arrays(workdir):
+  """The step of the newest checkpoint, and its arrays by their paths."""
+  manager = ocp.CheckpointManager((workdir / 'checkpoints').absolute())
+  step = manager.latest_step()
+  restored = manager.restore(
+    step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+  )
+  manager.close()
+  return step, _by_path(restored.state)
+
+
+def _by_path(tree, path=()):
+  if isinstance(tree, dict):
+    return {
+      name: leaf
+      for key, value in tree.items()
+      for name, leaf in _by_path(value, (*path, key)).items()
+    }
+  if isinstance(tree, list | tuple):
+    return _by_path(dict(enumerate(tree)), path)
+  return {} if tree is None else {path: np.asarray(tree)}
+
+
+def assert_same_arrays(workdir, reference):
+  """The newest checkpoints are equal, bit for bit."""
+  step, found = newest_arrays(workdir)
+  expected_step, expected = newest_arrays(reference)
+  assert step == expected_step
+  assert found.keys() == expected.keys()
+  assert {path[0] for path in found} >= {'params', 'opt_state', 'step', 'seed'}
+  for path, array in expected.items():
+    np.testing.assert_array_equal(found[path], array, err_msg=str(path))
+
+
+def assert_same_run(workdir, reference):
+  """Metrics, status and the newest checkpoint are equal."""
+  assert metrics(workdir) == metrics(reference)
+  assert status(workdir) == status(reference)
+  assert_same_arrays(workdir, reference)
