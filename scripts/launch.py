@@ -48,6 +48,9 @@ job array with SLURM, as one managed job per trial with SkyPilot, or one trial
 after another on a TPU VM of one host.
 """
 
+# Data sets that are read from `data_dir`.
+_DATA_ON_DISK = (imagenet_metadata.NAME, 'imagenet_stand_in')
+
 
 def examples() -> dict[str, list[str]]:
   """Returns, for each place, the command that trains the protocol's BN-x30."""
@@ -216,9 +219,7 @@ def check_storage(
     UserError: if they cannot.
   """
   problems = []
-  if not job.data_dir and (
-    flags.data or config.data.name == imagenet_metadata.NAME
-  ):
+  if not job.data_dir and (flags.data or config.data.name in _DATA_ON_DISK):
     problems.append(
       '--config.data.data_dir: must name the folder of the data on the hosts, '
       'such as /mnt/data.'
@@ -423,16 +424,13 @@ def training_length(config: ConfigDict) -> str:
   """Returns the steps, images and epochs of a run, as far as known."""
   if not config.total_steps:
     return f'{config.total_epochs:g} epochs'
+  num_examples = None
   # The sizes of other data sets are known only once they are loaded.
-  counted = (
-    config.data.name == imagenet_metadata.NAME and not config.data.stand_in
-  )
+  if config.data.name == imagenet_metadata.NAME:
+    total = imagenet_metadata.NUM_EXAMPLES['train']
+    num_examples = total - config.data.holdout
   return cli.describe_length(
-    config.total_steps,
-    config.batch_size,
-    imagenet_metadata.NUM_EXAMPLES['train'] - config.data.holdout
-    if counted
-    else None,
+    config.total_steps, config.batch_size, num_examples
   )
 
 

@@ -196,7 +196,7 @@ STEPS = '6,000,000 steps of 32: 192,000,000 images'
       '--config.batch_size=512',
       '6,000,000 steps of 512: 3,072,000,000 images, 2,397.8 epochs',
     ),
-    ('--config.data.stand_in=true', STEPS),
+    ('--config.data.name=imagenet_stand_in', STEPS),
     ('--config.total_steps=0 --config.total_epochs=2.5', '2.5 epochs'),
   ],
 )
