@@ -268,10 +268,16 @@ RULES: Mapping[str, tuple[type, Rule]] = {
   'init_from': (str, _anything),
   'data.name': (
     str,
-    _one_of('mnist_5k', 'mnist', 'fashion_mnist', 'imagenet2012', 'synthetic'),
+    _one_of(
+      'mnist_5k',
+      'mnist',
+      'fashion_mnist',
+      'imagenet2012',
+      'imagenet_stand_in',
+      'synthetic',
+    ),
   ),
   'data.data_dir': (str, _anything),
-  'data.stand_in': (bool, _anything),
   'data.image_size': (int, _at_least(1)),
   'data.holdout': (int, _at_least(0)),
   'data.shuffle': (str, _one_of('none', 'within_shard', 'global')),
@@ -385,11 +391,11 @@ def _uneven_calls(config: ConfigDict) -> list[str]:
 
 def _data_problems(config: ConfigDict) -> list[str]:
   """What cannot be done to the images of a data set."""
-  if config.data.name != 'imagenet2012':
+  if config.data.name not in ('imagenet2012', 'imagenet_stand_in'):
     return []
   return [
     f'data.{name}={config.data[name]}: takes images in memory, and '
-    'imagenet2012 is read from the disk; leave it off.'
+    f'{config.data.name} is read from the disk; leave it off.'
     for name in ('distorted_copies', 'binarize')
     if config.data[name]
   ]

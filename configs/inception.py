@@ -56,9 +56,6 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.data.name = 'imagenet2012'
   # Where the data lie; '' looks in the usual places.
   config.data.data_dir = ''
-  # ImageNet is the small one of `scripts/make_stand_in.py`: any number of
-  # images is right.
-  config.data.stand_in = False
   # Digits are padded to a square of this size, ImageNet is cropped to it.
   config.data.image_size = 224
   # Training images set aside, a fixed set, for `validation`. 0 where the data

@@ -212,8 +212,12 @@ def test_every_field_is_read(tmp_path, monkeypatch):
     workdir.release()
   elsewhere = load('inception', 'mini', 'data.name=mnist', 'data.data_dir=/no')
   written_imagenet.write(tmp_path, written_imagenet.examples())
-  imagenet = load('inception', 'full', f'data.data_dir={tmp_path}')
-  imagenet.data.stand_in = True
+  imagenet = load(
+    'inception',
+    'full',
+    f'data.data_dir={tmp_path}',
+    'data.name=imagenet_stand_in',
+  )
   dataset = datasets.load(Recording(imagenet, read).data, 0)
   assert len(dataset.splits['train']) == 40
   with pytest.raises(config_lib.UserError, match='/no'):

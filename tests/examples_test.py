@@ -1,4 +1,4 @@
-"""What is listed and drawn is what training takes."""
+"""The list and the contact sheet show what training takes."""
 
 from matplotlib import image as mpl_image
 import numpy as np
@@ -32,8 +32,7 @@ def stream(config, step):
 def test_lists_what_a_step_takes(capsys):
   config = config_lib.load(MINI)
   train = datasets.check(config).splits['train']
-  # Step 124 has the last images of an epoch and the first of the next one:
-  # 4,000 are 125 steps of 32.
+  # An epoch of 4,000 images is 125 steps of 32.
   for step in (0, 124, 125, 10**9):
     code, (header, *lines), _ = run(
       capsys, f'--config={MINI}', f'--step={step}'
@@ -57,19 +56,19 @@ def imagenet(tmp_path):
   return (
     '--config=configs/bn_x5.py',
     f'--config.data.data_dir={tmp_path}',
-    '--config.data.stand_in=true',
+    '--config.data.name=imagenet_stand_in',
     '--config.data.num_shards=4',
     '--config.batch_size=8',
   )
 
 
-def test_names_and_words(imagenet, capsys):
+def test_file_and_class_names(imagenet, capsys):
   code, (_, *lines), _ = run(capsys, *imagenet, '--step=3')
   assert code == 0 and len(lines) == 8
   names = dict(
     zip(
       written_imagenet.imagenet_metadata.synsets(),
-      written_imagenet.imagenet_metadata.words(),
+      written_imagenet.imagenet_metadata.class_names(),
       strict=True,
     )
   )

@@ -97,7 +97,7 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
 def abstract_program(config: ConfigDict, devices: Sequence[Any]) -> Program:
   """The program of a config from `resolve`, with no data to train on."""
   return create_program(
-    config, datasets.without_images(config), parallel.create_mesh(devices)
+    config, datasets.load_sizes(config), parallel.create_mesh(devices)
   )
 
 

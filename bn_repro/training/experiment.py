@@ -108,7 +108,7 @@ class Program:
       self.config.batch_size,
       first,
       last,
-      share=_share(),
+      host_shard=_share(),
       **options,
     )
 
@@ -161,9 +161,9 @@ class Program:
     return parallel.shard_abstract(self.mesh, batch, batch_axis=len(steps))
 
 
-def _share() -> input_pipeline.Share:
+def _share() -> input_pipeline.HostShard:
   """This process's part of every batch."""
-  return input_pipeline.Share(jax.process_index(), jax.process_count())
+  return input_pipeline.HostShard(jax.process_index(), jax.process_count())
 
 
 def create_program(

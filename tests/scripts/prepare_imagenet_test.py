@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 import make_stand_in
 import prepare_imagenet
 
-from bn_repro.data import imagenet, imagenet_metadata
+from bn_repro.data import imagenet_metadata
 
 pytestmark = pytest.mark.slow
 TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
@@ -166,7 +166,7 @@ def test_tfrecord_is_converted(archives, tfrecord, tmp_path):
 
 def test_tfrecord_of_another_version(tfrecord, tmp_path):
   old = shutil.copytree(tfrecord, tmp_path / 'old') / 'imagenet2012'
-  (old / imagenet.VERSION).rename(old / '5.0.0')
+  (old / imagenet_metadata.VERSION).rename(old / '5.0.0')
   source = f'--from_tfrecord={old.parent}'
   line = problem(prepare(source, f'--data_dir={tmp_path / "new"}'))
   assert 'found version 5.0.0' in line and '--manual_dir' in line
@@ -177,7 +177,7 @@ def test_tfrecord_of_another_version(tfrecord, tmp_path):
 @pytest.mark.parametrize('damage', ['missing', 'flipped', 'fewer images'])
 def test_damaged_tfrecord(tfrecord, tmp_path, damage):
   old, new = shutil.copytree(tfrecord, tmp_path / 'old'), tmp_path / 'new'
-  folder = old / 'imagenet2012' / imagenet.VERSION
+  folder = old / 'imagenet2012' / imagenet_metadata.VERSION
   shard = folder / 'imagenet2012-train.tfrecord-00001-of-00002'
   arguments = [f'--from_tfrecord={old}', f'--data_dir={new}']
   if damage == 'missing':
@@ -339,7 +339,7 @@ def verified(data_dir, *arguments, **limits):
 )
 def test_damaged_shard(archives, tmp_path, damage, says):
   folder = write_copy(tmp_path, num_train=41)
-  shard = imagenet.shard_path(folder, 'train', 3, 4)
+  shard = imagenet_metadata.shard_path(folder, 'train', 3, 4)
   raw = shard.read_bytes()
   if damage == 'deleted':
     shard.unlink()
@@ -348,7 +348,7 @@ def test_damaged_shard(archives, tmp_path, damage, says):
   elif damage == 'truncated':
     shard.write_bytes(raw[:-1000])
   elif damage == 'of another':
-    shutil.copy(imagenet.shard_path(folder, 'train', 0, 4), shard)
+    shutil.copy(imagenet_metadata.shard_path(folder, 'train', 0, 4), shard)
   else:
     at = raw.index(b'train 40')
     shard.write_bytes(raw[:at] + b'X' + raw[at + 1 :])
