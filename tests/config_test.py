@@ -180,7 +180,10 @@ def test_numbers_are_finite(value):
   'name, choices',
   [
     ('eval_split', 'train validation test'),
-    ('data.name', 'mnist_5k mnist fashion_mnist imagenet2012 synthetic'),
+    (
+      'data.name',
+      'mnist_5k mnist fashion_mnist imagenet2012 imagenet_stand_in synthetic',
+    ),
     ('data.shuffle', 'none within_shard global'),
     ('data.distortion', 'none reduced full'),
     ('model.reading', '576 608'),

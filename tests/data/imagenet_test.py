@@ -83,22 +83,17 @@ def test_class_names_belong_to_the_classes(copy):
 
 
 def test_holdout_cuts_a_part_of_the_training_images(copy, examples):
-  dataset = datasets.check(config(copy, 'data.holdout=10'))
-  names = {
-    name: [split.name_of(i) for i in range(len(split))]
-    for name, split in dataset.splits.items()
-  }
-  assert [len(names[n]) for n in ('train', 'validation', 'test')] == [
-    30,
-    10,
-    10,
-  ]
-  assert names['test'] == [name for name, *_ in examples['validation']]
-  assert sorted(names['train'] + names['validation']) == sorted(
+  splits = datasets.check(config(copy, 'data.holdout=10')).splits
+  train, validation, test = (
+    [splits[name].name_of(i) for i in range(len(splits[name]))]
+    for name in ('train', 'validation', 'test')
+  )
+  assert len(train) == 30 and len(validation) == 10
+  assert test == [name for name, *_ in examples['validation']]
+  assert sorted(train + validation) == sorted(
     name for name, *_ in examples['train']
   )
-  line = problem(copy, 'data.holdout=40')
-  assert 'only 40 training images' in line
+  assert 'only 40 training images' in problem(copy, 'data.holdout=40')
 
 
 def test_fingerprint_tells_copies_and_splits_apart(copy, examples, tmp_path):
@@ -150,12 +145,11 @@ def test_missing_shard(examples, tmp_path):
   written_imagenet.write(tmp_path, examples)
   path = written_imagenet.shard_path(tmp_path, 'train', 2)
   path.unlink()
-  line = problem(tmp_path)
-  assert f'{path}: missing. ' in line
+  assert f'{path}: missing. ' in problem(tmp_path)
 
 
 @pytest.mark.parametrize('keep', [0, 0.5])
-def test_shard_cut_off(keep, examples, tmp_path):
+def test_truncated_shards(keep, examples, tmp_path):
   written_imagenet.write(tmp_path, examples)
   for shard in (1, 3):
     path = written_imagenet.shard_path(tmp_path, 'train', shard)
@@ -166,13 +160,13 @@ def test_shard_cut_off(keep, examples, tmp_path):
 
 
 def test_shard_of_another_copy(examples, tmp_path):
-  written_imagenet.write(tmp_path / 'a', examples)
   fewer = {**examples, 'train': examples['train'][:24]}
+  written_imagenet.write(tmp_path / 'a', examples)
   written_imagenet.write(tmp_path / 'b', fewer)
-  path = written_imagenet.shard_path(tmp_path / 'a', 'train', 0)
-  path.write_bytes(
-    written_imagenet.shard_path(tmp_path / 'b', 'train', 0).read_bytes()
+  shard, other = (
+    written_imagenet.shard_path(tmp_path / name, 'train', 0) for name in 'ab'
   )
+  shard.write_bytes(other.read_bytes())
   assert '00000-of-00004: 6 images, not 10' in problem(tmp_path / 'a')
 
 

@@ -120,19 +120,7 @@ def test_missing_files(name, tmp_path):
   assert 'data_dir' in str(error.value)
 
 
-def test_prepared_as_tfrecord(tmp_path, monkeypatch):
-  """Without TensorFlow the copy cannot be read."""
-
-  def refuse(*args, **kwargs):
-    raise NotImplementedError('file format tfrecord has no random access')
-
-  monkeypatch.setattr(tfds, 'data_source', refuse)
-  (tmp_path / 'mnist' / '3.0.1').mkdir(parents=True)
-  with pytest.raises(UserError, match='array_record'):
-    read(tmp_path)
-
-
-def test_prepared_as_array_record(tmp_path, monkeypatch):
+def test_prepared_by_tfds(tmp_path, monkeypatch):
   def data_source(name, *, split, data_dir, download):
     assert (name, str(data_dir), download) == ('mnist', str(tmp_path), False)
     count = {'train': 60, 'test': 20}[split]
@@ -141,13 +129,17 @@ def test_prepared_as_array_record(tmp_path, monkeypatch):
       for i in range(count)
     ]
 
-  monkeypatch.setattr(tfds, 'data_source', data_source)
+  def refuse(*args, **kwargs):
+    raise NotImplementedError('file format tfrecord has no random access')
+
   (tmp_path / 'mnist' / '3.0.1').mkdir(parents=True)
-  assert {name: len(split) for name, split in read(tmp_path).items()} == {
-    'train': 40,
-    'validation': 20,
-    'test': 20,
-  }
+  monkeypatch.setattr(tfds, 'data_source', data_source)
+  counts = {name: len(split) for name, split in read(tmp_path).items()}
+  assert counts == {'train': 40, 'validation': 20, 'test': 20}
+  # Without TensorFlow, TFRecord cannot be read.
+  monkeypatch.setattr(tfds, 'data_source', refuse)
+  with pytest.raises(UserError, match='array_record'):
+    read(tmp_path)
 
 
 @pytest.mark.skipif(

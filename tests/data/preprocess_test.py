@@ -24,12 +24,14 @@ def by_pixel(convert, image):
   return np.array(flat).reshape(image.shape)
 
 
+def hsv_before_and_after(change, factor):
+  found = np.asarray(jax.jit(change)(jnp.asarray(IMAGE), factor))
+  return (by_pixel(colorsys.rgb_to_hsv, image) for image in (IMAGE, found))
+
+
 @pytest.mark.parametrize('turn', [-0.2, -0.05, 0.13, 0.2])
 def test_hue_turns_hue_alone(turn):
-  found = np.asarray(preprocess._turn_hue(jnp.asarray(IMAGE), turn))
-  before, after = (
-    by_pixel(colorsys.rgb_to_hsv, image) for image in (IMAGE, found)
-  )
+  before, after = hsv_before_and_after(preprocess._turn_hue, turn)
   np.testing.assert_allclose(after[..., 1:], before[..., 1:], atol=1e-5)
   turned = (after[..., 0] - before[..., 0] + 0.5) % 1 - 0.5
   np.testing.assert_allclose(turned, turn, atol=1e-5)
@@ -37,10 +39,7 @@ def test_hue_turns_hue_alone(turn):
 
 @pytest.mark.parametrize('factor', [0.5, 0.9, 1.0, 1.5])
 def test_saturation_scales_saturation_alone(factor):
-  found = np.asarray(preprocess._saturate(jnp.asarray(IMAGE), factor))
-  before, after = (
-    by_pixel(colorsys.rgb_to_hsv, image) for image in (IMAGE, found)
-  )
+  before, after = hsv_before_and_after(preprocess._saturate, factor)
   expected = np.minimum(factor * before[..., 1], 1)
   np.testing.assert_allclose(after[..., 1], expected, atol=1e-4)
   np.testing.assert_allclose(after[..., 2], before[..., 2], atol=1e-6)
@@ -54,15 +53,6 @@ def test_pixels_darker_than_black_become_grey():
   image = jnp.asarray([[[-0.1, -0.05, -0.2]]])
   found = preprocess._saturate(image, 1.2)
   np.testing.assert_allclose(found, [[[-0.05, -0.05, -0.05]]], atol=1e-7)
-
-
-@pytest.mark.parametrize('factor', [0.5, 1.5])
-def test_contrast(factor):
-  found = np.asarray(preprocess._adjust_contrast(jnp.asarray(IMAGE), factor))
-  means = IMAGE.mean((0, 1))
-  np.testing.assert_allclose(
-    found, means + factor * (IMAGE - means), rtol=1e-5, atol=1e-6
-  )
 
 
 def adjustments(drawn):
