@@ -385,7 +385,7 @@ def check_storage(
   """
   problems = []
   if not job.data_dir and (
-    flags.data or config.data.name == imagenet_metadata.NAME
+    flags.data or config.data.name in imagenet_metadata.NAMES
   ):
     problems.append(
       '--config.data.data_dir: say where the data lie, or are to be mounted, '
@@ -406,9 +406,7 @@ def duration(config: ConfigDict) -> str:
   """How much a config trains, in words; of other data nobody counts images."""
   if not config.total_steps:
     return f'{config.total_epochs:g} epochs'
-  counted = (
-    config.data.name == imagenet_metadata.NAME and not config.data.stand_in
-  )
+  counted = config.data.name == imagenet_metadata.NAME
   return cli.describe_length(
     config.total_steps,
     config.batch_size,

@@ -97,7 +97,7 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
 def abstract_program(config: ConfigDict, devices: Sequence[Any]) -> Experiment:
   """The program of a config from `resolve`, with no data to train on."""
   return create_experiment(
-    config, datasets.without_images(config), parallel.create_mesh(devices)
+    config, datasets.load_sizes(config), parallel.create_mesh(devices)
   )
 
 

@@ -108,7 +108,7 @@ class Experiment:
       self.config.batch_size,
       first,
       last,
-      share=_share(),
+      host_shard=_share(),
       **options,
     )
 
@@ -161,9 +161,9 @@ class Experiment:
     return parallel.shard_abstract(self.mesh, batch, batch_axis=len(steps))
 
 
-def _share() -> input_pipeline.Share:
+def _share() -> input_pipeline.HostShard:
   """The part of every batch that this process loads."""
-  return input_pipeline.Share(jax.process_index(), jax.process_count())
+  return input_pipeline.HostShard(jax.process_index(), jax.process_count())
 
 
 def create_experiment(

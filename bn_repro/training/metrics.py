@@ -1,6 +1,5 @@
 """Metrics as sums and counts, which are divided once at the end."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bn_repro.data.split import Batch
 from bn_repro.errors import UserError
 
 Array = jax.Array
@@ -83,7 +83,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def classification_sums(logits: Array, batch: Mapping[str, Array]) -> Sums:
+def classification_sums(logits: Array, batch: Batch) -> Sums:
   """Sums over the examples of one device where `mask` is True.
 
   Args:

@@ -14,10 +14,10 @@ import optax
 
 from bn_repro import parallel
 from bn_repro.data import preprocess
+from bn_repro.data.split import Batch
 from bn_repro.training import metrics
 
 Array = jax.Array
-Batch = dict[str, Array]
 
 
 class TrainState(flax.struct.PyTreeNode):

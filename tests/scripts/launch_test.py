@@ -238,7 +238,7 @@ def test_sky_source_and_data(tmp_path):
       '6,000,000 steps of 512: 3,072,000,000 images, 2,397.8 epochs',
     ),
     (
-      ('--config.data.stand_in=true',),
+      ('--config.data.name=imagenet_stand_in',),
       '6,000,000 steps of 32: 192,000,000 images',
     ),
     (('--config.total_steps=0', '--config.total_epochs=2.5'), '2.5 epochs'),
