@@ -105,6 +105,21 @@ def load_sizes(config: ConfigDict) -> Dataset:
   return check(config)
 
 
+def input_size(data: ConfigDict) -> tuple[tuple[int, int, int], int]:
+  """The image shape and the number of classes, without reading the data.
+
+  Returns:
+    `((height, width, channels), num_classes)`, equal to those of `load(data)`.
+  """
+  channels = 1 if data.name in mnist.NAMES else 3
+  classes = (
+    imagenet_metadata.NUM_CLASSES
+    if data.name in imagenet_metadata.NAMES
+    else 10
+  )
+  return (data.image_size, data.image_size, channels), classes
+
+
 def _check_shared_memory(config: ConfigDict, dataset: Dataset) -> None:
   """Checks that the batches of worker processes fit into shared memory."""
   workers = config.data.num_workers

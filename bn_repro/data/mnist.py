@@ -20,6 +20,8 @@ FASHION_MNIST_DEBIAN = Path('/usr/share/datasets/fashion-mnist')
 # The builders' version in tfds 4.9.10.
 TFDS_VERSION = '3.0.1'
 
+NAMES = ('mnist_5k', 'mnist', 'fashion_mnist')
+
 _DIGITS = tuple('0123456789')
 _LABEL_NAMES = {
   'mnist': _DIGITS,

@@ -28,6 +28,14 @@ def test_mnist_5k_is_fixed(digits):
   assert check('seed=3').fingerprint() == 'e687b321'
 
 
+@pytest.mark.parametrize('name', ['mnist_5k', 'synthetic'])
+def test_input_size_is_that_of_the_data(name):
+  data = config_lib.load('bn_x5:mini', (f'data.name={name}',)).data
+  dataset = datasets.load(data, seed=0)
+  size = dataset.image_shape, dataset.num_classes
+  assert datasets.input_size(data) == size
+
+
 def test_distorted_copies(digits):
   original = digits.splits['train']
   found = copies(9000)
