@@ -187,7 +187,7 @@ def _shipped_package() -> Iterator[None]:
   """Makes `from configs import ...` import shipped configs.
 
   Config files import one another that way. Any other package named `configs`
-  is out of the way meanwhile, and back afterwards.
+  is hidden meanwhile and restored afterwards.
   """
   others = _forget_configs()
   package = types.ModuleType('configs')
@@ -244,7 +244,12 @@ def _parse(text: str, field_type: type) -> Any:
 
 
 def total_steps(config: ConfigDict, num_train_examples: int) -> int:
-  """Steps of the whole run, a multiple of `steps_per_call`."""
+  """Returns the steps of the whole run, a multiple of `steps_per_call`.
+
+  Args:
+    config: a checked config.
+    num_train_examples: examples per epoch.
+  """
   if config.total_steps:
     return config.total_steps
   examples = config.total_epochs * num_train_examples
@@ -296,9 +301,9 @@ def to_json(config: ConfigDict) -> str:
 def upgrade(saved: Mapping[str, Any]) -> ConfigDict:
   """Converts the content of an older `config.json` to this version's fields.
 
-  Up to revision 3a68ec7 a field `data.stand_in` made of imagenet2012 what is
-  the data set imagenet_stand_in now. `digest` computes with the old field, so
-  that runs of that revision resume.
+  Up to revision 3a68ec7, imagenet2012 with `data.stand_in=true` was what is now
+  the data set imagenet_stand_in. `digest` still includes the old field, so that
+  runs of that revision resume.
   """
   config = ConfigDict(saved)
   fields = flatten(config)
@@ -333,7 +338,7 @@ def digest(config: ConfigDict) -> str:
     for name, value in flatten(config).items()
     if name not in CHANGEABLE
   }
-  # As at revision 3a68ec7: see `upgrade`.
+  # The fields of revision 3a68ec7: see `upgrade`.
   identity['data.stand_in'] = identity['data.name'] == 'imagenet_stand_in'
   if identity['data.stand_in']:
     identity['data.name'] = 'imagenet2012'

@@ -68,7 +68,7 @@ class Field:
   """What a field accepts, and when its value may change.
 
   Attributes:
-    type: type of the value; no other type is converted.
+    type: type of the value; other types are refused.
     rule: requirement on the value.
     changeable: whether a resumed run may change it, because no earlier step
       depends on it.
@@ -85,7 +85,7 @@ class Field:
 # The data sets that are read from disk, an image at a time.
 _ON_DISK = ('imagenet2012', 'imagenet_stand_in')
 
-# By dotted name, in the order of `configs/inception.py`.
+# The fields by dotted name, in the order of `configs/inception.py`.
 FIELDS: Mapping[str, Field] = {
   'seed': Field(int, _seed),
   'batch_size': Field(int, _at_least(1)),
@@ -217,7 +217,7 @@ def _range_errors(config: ConfigDict) -> list[str]:
 
 
 def _duration_errors(config: ConfigDict) -> list[str]:
-  """A duration given twice or not at all, or not in whole calls."""
+  """Checks that one duration is set, and that calls divide the intervals."""
   errors = []
   if bool(config.total_steps) == bool(config.total_epochs):
     errors.append(
@@ -233,7 +233,7 @@ def _duration_errors(config: ConfigDict) -> list[str]:
 
 
 def _network_errors(config: ConfigDict) -> list[str]:
-  """Images too small for the network, or options that it does not have."""
+  """Checks that the network takes the images and has the options."""
   if config.model.name != 'mlp':
     return _inception_errors(config)
   errors = [
@@ -268,7 +268,7 @@ def _inception_errors(config: ConfigDict) -> list[str]:
 
 
 def _data_errors(config: ConfigDict) -> list[str]:
-  """Options for images in memory, with images on disk."""
+  """Checks that no option needs in memory what is read from disk."""
   if config.data.name not in _ON_DISK:
     return []
   return [
@@ -280,7 +280,7 @@ def _data_errors(config: ConfigDict) -> list[str]:
 
 
 def _bn_errors(config: ConfigDict) -> list[str]:
-  """Groups that do not fill the batch, or averages without statistics."""
+  """Checks that groups divide the batch, and averages have statistics."""
   errors = []
   if config.bn.statistics == 'group' and (
     config.batch_size % config.bn.virtual_batch_size

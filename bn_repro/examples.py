@@ -1,13 +1,14 @@
-"""Lists the training examples of a step, and shows what the network sees.
+"""Lists the training examples of a step, and draws what the network sees.
 
   python -m bn_repro.examples --config=configs/bn_x5.py --step=10000
   python -m bn_repro.examples --workdir=runs/bn_x5 --step=500 --sheet=500.png
 
-The order is arithmetic on (seed, step, batch size): any step is listed at once,
-whether a run has come to it or not. The sheet has the images of the step as
-they reach the network, cropped, mirrored and distorted, and below them images
-in the view of evaluation, with their labels in words. (An image that cannot be
-decoded is listed; what is drawn, as what is trained on, is the next one.)
+The order of examples is a function of (seed, step, batch size), so that any
+step can be listed, whether or not a run has reached it. The contact sheet shows
+the images of the step as the network sees them, cropped, mirrored and
+distorted, and images of the evaluation split, with the names of their classes.
+An image that cannot be decoded is listed; as in training, the next one that can
+be is drawn in its place.
 """
 
 import argparse
@@ -22,10 +23,10 @@ import numpy as np
 from bn_repro import cli
 from bn_repro import config as config_lib
 from bn_repro.data import datasets
-from bn_repro.data.split import Dataset, Split
+from bn_repro.data.split import Dataset
 from bn_repro.errors import UserError
 
-# Images of each kind on a sheet, at most.
+# Largest number of images from each split on a contact sheet.
 SHEET_IMAGES = 48
 
 
@@ -39,23 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   cli.add_config_arguments(parser, required=False)
   parser.add_argument(
-    '--workdir', metavar='DIR', help='of a run, in place of a config file'
+    '--workdir', metavar='DIR', help='workdir of a run, instead of --config'
   )
   parser.add_argument(
     '--step',
     type=int,
     default=0,
-    help='updates applied before it; 0 is the first batch',
+    help='number of updates before the step; 0, the default, is the first step',
   )
   parser.add_argument(
-    '--sheet', type=Path, metavar='PNG', help='also draw a contact sheet'
+    '--sheet', type=Path, metavar='PNG', help='file for a contact sheet'
   )
   try:
     flags, overrides = cli.parse_arguments(
       sys.argv[1:] if argv is None else argv, parser
     )
     if bool(flags.config) == bool(flags.workdir):
-      raise UserError('give --config or --workdir, one of them. Try --help.')
+      raise UserError('give either --config or --workdir. Try --help.')
     if flags.workdir and overrides:
       raise UserError('--config.KEY goes with --config, not with --workdir.')
     if flags.step < 0:
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       else config_lib.load(flags.config, overrides)
     )
     dataset = datasets.check(config)
-    for line in _list(config, dataset, flags.step):
+    for line in _table(config, dataset, flags.step):
       print(line)
     if flags.sheet:
       _draw(config, dataset, flags.step, flags.sheet)
@@ -76,34 +77,22 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
-def _step_examples(
-  config: ConfigDict, split: Split, step: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Positions in the stream of a step's examples, and which they are."""
-  from bn_repro.data import input_pipeline  # Grain takes a second.
+def _table(config: ConfigDict, dataset: Dataset, step: int) -> list[str]:
+  """Returns the lines of a table of a step's examples."""
+  from bn_repro.data import input_pipeline  # Grain takes a second to import.
 
-  positions = input_pipeline.positions(step, config.batch_size)
-  order = input_pipeline.create_order(config, len(split))
-  return positions, order.examples(positions)
-
-
-def _list(config: ConfigDict, dataset: Dataset, step: int) -> list[str]:
   split = dataset.splits['train']
-  positions, examples = _step_examples(config, split, step)
-  rows = [('epoch', 'position', 'example', 'label', 'word', 'file')]
+  positions = input_pipeline.positions(step, config.batch_size)
+  examples = input_pipeline.create_order(config, len(split)).examples(positions)
+  rows: list[tuple[str, ...]] = [
+    ('epoch', 'position', 'example', 'label', 'class', 'file')
+  ]
   for position, example in zip(positions, examples, strict=True):
-    epoch, position = divmod(int(position), len(split))
+    epoch, offset = divmod(int(position), len(split))
     label = split.label_of(example)
-    rows.append(
-      (
-        f'{epoch}',
-        f'{position}',
-        f'{example}',
-        f'{label}',
-        dataset.label_names[label],
-        split.name_of(example),
-      )
-    )
+    name = dataset.label_names[label]
+    numbers = (f'{n}' for n in (epoch, offset, example, label))
+    rows.append((*numbers, name, split.name_of(example)))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
     '  '.join(
@@ -130,13 +119,13 @@ def _draw(config: ConfigDict, dataset: Dataset, step: int, path: Path) -> None:
     )
   )
 
-  def distort(at: Any, batch: Any) -> Any:
-    seed, number = at
+  def distort(seed_and_step: Any, batch: Any) -> Any:
+    seed, step = seed_and_step
     return steps.distorted_images(
-      batch['image'], seed, number, config.data.distortion
+      batch['image'], seed, step, config.data.distortion
     )
 
-  # An image is distorted in the same way on any number of devices.
+  # One device suffices: distortions do not depend on the number of devices.
   mesh = parallel.create_mesh(parallel.first_device())
   distorted = parallel.data_parallel(distort, mesh, donate_state=False)(
     (np.uint32(config.seed), np.int32(step)), batch
@@ -145,19 +134,14 @@ def _draw(config: ConfigDict, dataset: Dataset, step: int, path: Path) -> None:
     0, len(shown) - 1, min(len(shown), SHEET_IMAGES), dtype=np.int64
   )
   evaluated = shown.evaluation_batch(chosen)
-
-  def row(heading: str, images: Any, labels: Any) -> tuple[str, Any, list[str]]:
-    images = np.asarray(images)[:SHEET_IMAGES]
-    return (
-      heading,
-      np.rint(images).astype(np.uint8),
-      [dataset.label_names[label] for label in labels[:SHEET_IMAGES]],
-    )
-
-  rows = [
-    row(f'training, step {step}', distorted, batch['label']),
-    row(config.eval_split, evaluated['image'], evaluated['label']),
-  ]
+  rows = []
+  for heading, images, labels in (
+    (f'training, step {step}', distorted, batch['label']),
+    (config.eval_split, evaluated['image'], evaluated['label']),
+  ):
+    pixels = np.rint(np.asarray(images)[:SHEET_IMAGES]).astype(np.uint8)
+    names = [dataset.label_names[label] for label in labels[:SHEET_IMAGES]]
+    rows.append((heading, pixels, names))
   try:
     figures.contact_sheet(rows, path)
   except (OSError, ValueError) as error:

@@ -8,8 +8,8 @@ import sys
 
 from bn_repro import cli
 from bn_repro import config as config_lib
+from bn_repro.data import datasets
 from bn_repro.errors import UserError
-from bn_repro.models import factory, summary
 
 
 def main() -> int:
@@ -21,17 +21,23 @@ def main() -> int:
   )
   cli.add_config_arguments(parser)
   parser.add_argument(
-    '--num_classes', type=int, default=1000, help='size of the classifier'
+    '--num_classes',
+    type=int,
+    help='size of the classifier; the default is that of the data set',
   )
   try:
     flags, overrides = cli.parse_arguments(sys.argv[1:], parser)
     config = config_lib.load(flags.config, overrides)
   except UserError as error:
     return cli.report_errors(error.problems)
-  model = factory.create_model(config.model, config.bn, flags.num_classes)
-  size = config.data.image_size
-  # The Inception network takes grey images as it takes coloured ones.
-  for line in summary.table(summary.layers(model, (size, size, 1), depth=2)):
+  cli.set_up_jax(config)
+  from bn_repro.models import factory, summary
+
+  image_shape, num_classes = datasets.input_size(config.data)
+  model = factory.create_model(
+    config.model, config.bn, flags.num_classes or num_classes
+  )
+  for line in summary.table(summary.layers(model, image_shape, depth=2)):
     print(line)
   return 0
 

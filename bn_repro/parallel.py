@@ -1,12 +1,13 @@
-"""The mesh, and every collective of the program but those inside BN.
+"""The mesh, and all collectives except those of batch normalization.
 
 A step runs on each device under `jax.shard_map`, with the state replicated and
-the batch split along `AXIS`; one device is a mesh of one. Varying-manual-axes
-checking is off (`check_vma=False`): gradients taken inside are then those of
-this device's own loss, plus what its examples contribute to other devices'
-losses through shared BN statistics, and one explicit `mean` makes them the
-gradients of the mean loss. (With checking on they arrive already summed, and
-averaging them once more would make them too large by the number of devices.)
+the batch split along `AXIS`; a single device is a mesh of one. Checking of
+varying manual axes is off (`check_vma=False`). Gradients taken inside are then
+those of the loss of this device, plus the contributions of its examples to the
+losses of other devices through shared BN statistics; one explicit `mean` turns
+them into the gradients of the mean loss. (With checking on, JAX has already
+summed them, and averaging them again would make them too large by the number of
+devices.)
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +23,10 @@ AXIS = 'data'
 
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A one-dimensional mesh of the given devices, by default all of them.
+  """A one-dimensional mesh of the given devices, by default all devices.
 
-  Those of a process stand together: it makes one stretch of every batch.
+  The devices of a process are adjacent: each process loads one contiguous part
+  of every batch.
   """
   if devices is None:
     devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
@@ -34,7 +36,7 @@ def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def first_device() -> list[jax.Device]:
-  """One device, for what is not worth more."""
+  """One local device, in a list."""
   return jax.local_devices()[:1]
 
 
@@ -44,8 +46,8 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
   if jax.process_count() == 1:
     return jax.device_put(tree, sharding)
 
-  # Of several processes each places its own; `device_put` would have them
-  # compare every array, and NaN is not equal to itself.
+  # Each process places its own copy: `device_put` would compare the arrays of
+  # all processes, and NaN is not equal to itself.
   def place(x: Any) -> jax.Array:
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
@@ -58,7 +60,7 @@ def _split(batch_axis: int) -> PartitionSpec:
 
 
 def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0) -> Any:
-  """Splits an axis of this process's arrays over the devices."""
+  """Splits the batch axis of the arrays of this process over the devices."""
   sharding = NamedSharding(mesh, _split(batch_axis))
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
@@ -66,12 +68,12 @@ def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0) -> Any:
 
 
 def replicate_abstract(mesh: Mesh, tree: Any) -> Any:
-  """Shapes and types of a tree, as `replicate` would place it."""
+  """Shapes, dtypes and shardings of a tree placed by `replicate`."""
   return _place_abstract(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def shard_abstract(mesh: Mesh, batch: Any, batch_axis: int) -> Any:
-  """Shapes and types of a global batch, as `shard_batch` would place it."""
+  """Shapes, dtypes and shardings of a global batch placed by `shard_batch`."""
   return _place_abstract(batch, NamedSharding(mesh, _split(batch_axis)))
 
 
@@ -88,14 +90,14 @@ def data_parallel(
   donate_state: bool,
   batch_axis: int = 0,
 ) -> Callable[..., Any]:
-  """Compiles `fn(state, batch)` to run on each device's share of the batch.
+  """Jits `fn(state, batch)` to run on each device with its part of the batch.
 
   Args:
-    fn: pure function of a replicated state and a sharded batch; everything it
-      returns must be equal on all devices.
+    fn: pure function of a replicated state and a sharded batch; its results
+      must be equal on all devices.
     mesh: the devices.
-    donate_state: reuse the state's buffers for what is returned.
-    batch_axis: the axis of the batch's arrays that is split.
+    donate_state: reuse the buffers of the state for the results.
+    batch_axis: the axis of the arrays of the batch that is split.
   """
   sharded = jax.shard_map(
     fn,
@@ -108,9 +110,9 @@ def data_parallel(
 
 
 def create_maximum(mesh: Mesh) -> Callable[[int], jax.Array]:
-  """A function of a number that gives the largest of all processes'.
+  """Creates a function that returns the maximum of a number over processes.
 
-  It returns before the others' are known; every process has to call it.
+  The function is asynchronous, and every process must call it.
   """
   largest = jax.jit(
     jax.shard_map(
@@ -130,17 +132,17 @@ def create_maximum(mesh: Mesh) -> Callable[[int], jax.Array]:
 
 
 def create_replica_check(mesh: Mesh) -> Callable[[Any], list[str]]:
-  """A function that names the arrays of a replicated tree that differ.
+  """Creates a function that names the arrays whose replicas differ.
 
-  It compares a digest of each device's copy, of all its bits; every process has
-  to call it.
+  The function compares digests of all bits of each replica, and every process
+  must call it.
   """
 
   def digest(x: jax.Array) -> jax.Array:
     bits = lax.bitcast_convert_type(x, f'uint{8 * min(x.dtype.itemsize, 4)}')
     words = bits.ravel().astype(jnp.uint32)
-    # Mixed with their places by the last steps of MurmurHash3: of a plain or
-    # weighted sum the flips of an even number of signs would be no change.
+    # Words are mixed with their positions by the finalizer of MurmurHash3. A
+    # plain or weighted sum would not notice an even number of flipped signs.
     words += lax.iota(jnp.uint32, words.size) * np.uint32(0x9E3779B9)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
       words = (words ^ (words >> shift)) * np.uint32(factor)
@@ -198,7 +200,7 @@ def gather(tree: Any) -> Any:
 def example_keys(key: jax.Array, num_examples: int) -> jax.Array:
   """A random key for each example of this device, by its global position.
 
-  The same example gets the same key on any number of devices.
+  An example gets the same key on any number of devices.
   """
   first = lax.axis_index(AXIS) * num_examples
   positions = first + jnp.arange(num_examples)

@@ -630,7 +630,7 @@ def make_photographs(folder: Path, count: int) -> None:
   from PIL import Image
   from sklearn.datasets import load_sample_images
 
-  from bn_repro.data import imagenet_metadata, jpeg
+  from bn_repro.data import crops, imagenet_metadata
 
   photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
   hopper = Path(mpl.get_data_path(), 'sample_data/grace_hopper.jpg')
@@ -648,7 +648,7 @@ def make_photographs(folder: Path, count: int) -> None:
     file = io.BytesIO()
     piece.save(file, 'JPEG', quality=95)
     encoded.append(file.getvalue())
-    boxes.append(jpeg.random_box(500, 375, rng.random(jpeg.DRAWS)))
+    boxes.append(crops.random_box(500, 375, rng.random(crops.NUM_DRAWS)))
     (folder / f'{number:04}.jpg').write_bytes(encoded[-1])
   (folder / 'boxes.json').write_text(json.dumps(boxes))
   sizes = [len(raw) for raw in encoded]

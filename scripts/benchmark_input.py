@@ -1,10 +1,17 @@
-"""The pipelines that `scripts/benchmark.py input` compares, a process each.
+"""The input pipelines that `scripts/benchmark.py input` compares.
 
-Each is started with its name and a folder with the same photographs as
-ArrayRecord and as TFRecord. For every line on standard input it makes that many
-training images of 224 pixels, and answers with the seconds it took, of the
-clock and of all processors. `views` saves what it makes of given boxes.
-`stream FOLDER BATCHES` follows ours for `benchmark.py stream`.
+  python scripts/benchmark_input.py PIPELINE FOLDER
+
+FOLDER holds the same photographs as JPEG, ArrayRecord and TFRecord. For each
+number N on standard input, the pipeline makes N training batches of 224 x 224
+pixels, and a line of JSON gives the seconds they took: of wall time, and of CPU
+time over all cores. For the line `views` it saves the pixels of the boxes in
+FOLDER/boxes.json to FOLDER/PIPELINE.npy.
+
+  python scripts/benchmark_input.py stream FOLDER BATCHES
+
+prints the time to the first batch and the memory in use, for `benchmark.py
+stream`.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,16 +34,17 @@ sys.path.insert(0, str(ROOT))
 
 SIZE = 224
 BATCH_SIZE = 128
-# Mean and standard deviation of ImageNet's pixels that other pipelines use.
+# Mean and standard deviation of ImageNet's pixels, by channel, as torchvision
+# and Flax's example have them.
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 STD = np.array([58.395, 57.12, 57.375], np.float32)
 
-# Boxes as (left, top, width, height).
+# (left, top, width, height) of each image.
 Boxes = list[tuple[int, int, int, int]]
 
 
 class Ours:
-  """The training stream of this repository, with its threads."""
+  """The pipeline of this repository."""
 
   def __init__(self, folder: Path, batch_size: int = BATCH_SIZE):
     from bn_repro import config as config_lib
@@ -46,7 +54,7 @@ class Ours:
       str(ROOT / 'configs/bn_x5.py'),
       (
         f'data.data_dir={folder}',
-        'data.stand_in=true',
+        'data.name=imagenet_stand_in',
         f'batch_size={batch_size}',
       ),
     )
@@ -62,39 +70,33 @@ class Ours:
     )
 
   def views(self, images: list[bytes], boxes: Boxes) -> np.ndarray:
-    """Pixels of boxes."""
-    from bn_repro.data import jpeg
+    """Returns the pixels of a box of each image, uint8 (n, SIZE, SIZE, 3)."""
+    from bn_repro.data import crops, jpeg
 
     out = np.empty((len(images), SIZE, SIZE, 3), np.uint8)
     for encoded, box, pixels in zip(images, boxes, out, strict=True):
-
-      def choose(width: int, height: int, box: Any = box) -> Any:
-        del width, height
-        return jpeg.Box(*box)
-
-      jpeg.decode_view(encoded, choose, pixels)
+      jpeg.decode_view(encoded, lambda *_, box=box: crops.Box(*box), pixels)
     return out
 
 
 class DecodeOnly(Ours):
-  """The same reading and decoding, and no more: the limit."""
+  """`Ours` without resizing and mirroring: the upper limit of its rate."""
 
   def batches(self, count: int) -> Iterator[Any]:
-    """Batches of images at the scale and in the box that they decode to."""
-    from bn_repro.data import jpeg, split
+    """Batches whose images are decoded and thrown away."""
+    from bn_repro.data import jpeg
 
-    def as_decoded(
+    def decode(
       encoded: bytes, choose_box: Callable[..., Any], out: np.ndarray
     ) -> None:
       jpeg.decode_jpeg(encoded, choose_box, len(out))
 
-    assert isinstance(self._train, split.EncodedSplit)
-    jpeg.decode_view = as_decoded
+    jpeg.decode_view = decode
     return super().batches(count)
 
 
 class TfData:
-  """tf.data as the ImageNet example of Flax arranges it."""
+  """tf.data, as Flax's ImageNet example uses it."""
 
   def __init__(self, folder: Path):
     import tensorflow as tf
@@ -103,7 +105,7 @@ class TfData:
     self._files = [str(path) for path in sorted(folder.glob('*.tfrecord'))]
 
   def batches(self, count: int) -> Iterator[Any]:
-    """Batches in float32, normalised."""
+    """Batches of normalised float32 images."""
     tf = self._tf
     features = {
       'image': tf.io.FixedLenFeature([], tf.string),
@@ -138,7 +140,7 @@ class TfData:
     return tf.image.resize(image, (SIZE, SIZE), tf.image.ResizeMethod.BICUBIC)
 
   def views(self, images: list[bytes], boxes: Boxes) -> np.ndarray:
-    """Pixels of boxes."""
+    """Returns the pixels of a box of each image, uint8 (n, SIZE, SIZE, 3)."""
     pixels = [
       self._view(encoded, [top, left, height, width]).numpy()
       for encoded, (left, top, width, height) in zip(images, boxes, strict=True)
@@ -151,23 +153,19 @@ _shared_batches: list[np.ndarray] = []
 
 
 def _fill_by_pillow(number: int) -> int:
-  """Makes a batch as torchvision does, in one worker; returns its number."""
+  """Makes a batch in a worker process, as torchvision; returns its number."""
   from PIL import Image
 
-  from bn_repro.data import jpeg
+  from bn_repro.data import crops
 
   rng = np.random.default_rng(number)
   for out in _shared_batches[number]:
     encoded = _photographs[rng.integers(len(_photographs))]
     image = Image.open(io.BytesIO(encoded)).convert('RGB')
-    draws = rng.random(jpeg.DRAWS)
-    box = jpeg.random_box(*image.size, draws)
-    image = image.resize(
-      (SIZE, SIZE),
-      Image.Resampling.BILINEAR,
-      (box.left, box.top, box.left + box.width, box.top + box.height),
-    )
-    if jpeg.is_mirrored(draws):
+    draws = rng.random(crops.NUM_DRAWS)
+    box = crops.random_box(*image.size, draws)
+    image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box.corners)
+    if crops.is_mirrored(draws):
       image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     out[:] = np.asarray(image).transpose(2, 0, 1)
     out -= MEAN[:, None, None]
@@ -176,7 +174,7 @@ def _fill_by_pillow(number: int) -> int:
 
 
 class Pillow:
-  """Pillow in two worker processes, as loaders for PyTorch have it."""
+  """Pillow in two worker processes, as PyTorch's data loader uses it."""
 
   def __init__(self, folder: Path):
     _photographs.extend(
@@ -184,7 +182,7 @@ class Pillow:
     )
 
   def batches(self, count: int) -> Iterator[Any]:
-    """Batches in float32, normalised, in memory shared with the workers."""
+    """Batches of normalised float32 images, in shared memory."""
     shape = (BATCH_SIZE, 3, SIZE, SIZE)
     while len(_shared_batches) < count:
       memory = mmap.mmap(-1, 4 * math.prod(shape))
@@ -197,7 +195,7 @@ class Pillow:
       pool.join()
 
   def views(self, images: list[bytes], boxes: Boxes) -> np.ndarray:
-    """Pixels of boxes."""
+    """Returns the pixels of a box of each image, uint8 (n, SIZE, SIZE, 3)."""
     from PIL import Image
 
     return np.stack(
@@ -225,7 +223,7 @@ PIPELINES: dict[str, Any] = {
 
 
 def _cpu_seconds() -> float:
-  """Of this process, and of its children that have ended."""
+  """CPU time of this process and of its children that have ended."""
   usages = [
     resource.getrusage(who)
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -234,7 +232,7 @@ def _cpu_seconds() -> float:
 
 
 def follow_stream(folder: Path, num_batches: int) -> None:
-  """Prints seconds to the first batch, and resident memory along the way."""
+  """Prints the seconds to the first batch, then resident memory twice."""
   start = time.perf_counter()
   batches = Ours(folder, batch_size=256).batches(num_batches)
   marks = {num_batches // 10, num_batches}
@@ -252,7 +250,7 @@ def follow_stream(folder: Path, num_batches: int) -> None:
 
 
 def main() -> None:
-  """Answers what is asked on standard input."""
+  """Runs a pipeline on the commands of standard input."""
   name, folder = sys.argv[1], Path(sys.argv[2])
   if name == 'stream':
     follow_stream(folder, int(sys.argv[3]))

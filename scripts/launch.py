@@ -48,9 +48,6 @@ job array with SLURM, as one managed job per trial with SkyPilot, or one trial
 after another on a TPU VM of one host.
 """
 
-# Data sets that are read from `data_dir`.
-_DATA_ON_DISK = (imagenet_metadata.NAME, 'imagenet_stand_in')
-
 
 def examples() -> dict[str, list[str]]:
   """Returns, for each place, the command that trains the protocol's BN-x30."""
@@ -219,7 +216,9 @@ def check_storage(
     UserError: if they cannot.
   """
   problems = []
-  if not job.data_dir and (flags.data or config.data.name in _DATA_ON_DISK):
+  if not job.data_dir and (
+    flags.data or config.data.name in imagenet_metadata.NAMES
+  ):
     problems.append(
       '--config.data.data_dir: must name the folder of the data on the hosts, '
       'such as /mnt/data.'

@@ -1,13 +1,12 @@
-"""Makes a stand-in for ImageNet: two small archives in the real ones' layout.
+"""Makes a stand-in for ImageNet: two small archives in the same layout.
 
   python scripts/make_stand_in.py --out=stand_in
 
-For tests and trials of the whole road from the archives to training, where
-ImageNet itself is not. The images are JPEGs of many sizes whose class can be
-learnt: a class is a pattern of coloured blocks, seen from here or there and in
-noise. The builder of tfds gives a validation image the class that ImageNet's
-own list has at its position, so that the pictures follow that list, and the
-training classes are those that it names first.
+With it every step from the archives to a trained network can be tried without
+ImageNet. Its images are JPEGs of many sizes. A class is a pattern of coloured
+blocks, randomly shifted and with noise, which a network can learn. The builder
+of tfds labels validation images by ImageNet's own list, so that the stand-in
+has the first classes of that list.
 """
 
 import argparse
@@ -25,11 +24,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bn_repro.data import imagenet, imagenet_metadata
+from bn_repro.data import imagenet_metadata
 
 
 def picture(synset: str, number: int) -> bytes:
-  """A JPEG of a class; a function of (synset, number)."""
+  """Returns a JPEG of a class, a function of (synset, number)."""
   label = int(synset[1:])
   pattern = np.random.Generator(np.random.Philox(key=[label, 0]))
   blocks = pattern.integers(0, 256, (4, 4, 3)).astype(np.uint8)
@@ -58,7 +57,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 def make_training_archive(
   path: Path, synsets: list[str], images_per_class: int
 ) -> None:
-  """A tar of a tar a class, each with `<synset>_<n>.JPEG`."""
+  """Writes a tar of one tar per class, with images `<synset>_<n>.JPEG`."""
   with tarfile.open(path, 'w') as archive:
     for synset in synsets:
       inner = io.BytesIO()
@@ -69,37 +68,42 @@ def make_training_archive(
 
 
 def make_validation_archive(path: Path, synsets: list[str]) -> None:
-  """A tar of `ILSVRC2012_val_%08d.JPEG`, the n-th of the n-th class named."""
+  """Writes a tar of images `ILSVRC2012_val_<n>.JPEG`, n from 1.
+
+  Args:
+    path: file to write.
+    synsets: class of each image.
+  """
   with tarfile.open(path, 'w') as archive:
     for position, synset in enumerate(synsets, start=1):
-      # Numbers that no training image has.
+      # No training image has such a number.
       content = picture(synset, 1_000_000 + position)
       add(archive, f'ILSVRC2012_val_{position:08d}.JPEG', content)
 
 
-# Name, label and encoded image.
+# File name, label and encoded image.
 Example = tuple[str, int, bytes]
 
 
 def write_prepared(
   data_dir: Path, splits: Mapping[str, Iterable[Example]], num_shards: int
 ) -> Path:
-  """Writes what the builder of tfds would leave, without TensorFlow.
+  """Writes a copy like that of tfds's builder, without TensorFlow.
 
-  For tests and benchmarks that are not about the builder.
+  Tests and benchmarks that do not concern the builder use it.
 
   Args:
-    data_dir: where tfds keeps its data sets.
-    splits: examples by name of the split.
-    num_shards: of each split.
+    data_dir: folder in which tfds keeps data sets.
+    splits: examples of each split, by its name.
+    num_shards: number of shards of each split.
 
   Returns:
-    The folder of the data set.
+    The folder of the copy.
   """
   from array_record.python import array_record_module
   import tensorflow_datasets as tfds
 
-  folder = data_dir / imagenet_metadata.NAME / imagenet.VERSION
+  folder = data_dir / imagenet_metadata.NAME / imagenet_metadata.VERSION
   folder.mkdir(parents=True)
   features = tfds.features.FeaturesDict(
     {
@@ -120,7 +124,7 @@ def write_prepared(
     cuts = [len(examples) * i // num_shards for i in range(num_shards + 1)]
     for shard in range(num_shards):
       writer = array_record_module.ArrayRecordWriter(
-        str(imagenet.shard_path(folder, split, shard, num_shards)),
+        str(imagenet_metadata.shard_path(folder, split, shard, num_shards)),
         'group_size:1',
       )
       for name, label, encoded in examples[cuts[shard] : cuts[shard + 1]]:
@@ -142,7 +146,7 @@ def write_prepared(
     )
   info = {
     'name': imagenet_metadata.NAME,
-    'version': imagenet.VERSION,
+    'version': imagenet_metadata.VERSION,
     'fileFormat': 'array_record',
     'moduleName': (
       'tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder'
@@ -158,9 +162,23 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--out', type=Path, required=True, metavar='DIR')
-  parser.add_argument('--num_validation', type=int, default=100)
-  parser.add_argument('--images_per_class', type=int, default=20)
+  parser.add_argument(
+    '--out', type=Path, required=True, metavar='DIR', help='output folder'
+  )
+  parser.add_argument(
+    '--num_validation',
+    type=int,
+    default=100,
+    metavar='N',
+    help='number of validation images, which determine the classes',
+  )
+  parser.add_argument(
+    '--images_per_class',
+    type=int,
+    default=20,
+    metavar='N',
+    help='number of training images of each class',
+  )
   flags = parser.parse_args()
   validation = imagenet_metadata.validation_synsets()[: flags.num_validation]
   classes = sorted(set(validation))

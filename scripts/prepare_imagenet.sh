@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prepares ImageNet as ArrayRecord from its two archives, in an environment of
-# its own, .venv-prepare: only this takes TensorFlow.
+# Prepares ImageNet as ArrayRecord from its two archives. This alone needs
+# TensorFlow, so that it makes an environment of its own, .venv-prepare.
 #
 #   bash scripts/prepare_imagenet.sh --help
 set -euo pipefail
@@ -9,8 +9,8 @@ cd "$(dirname "$0")/.."
 root=$PWD
 source scripts/environment.sh
 use_environment requirements-prepare.txt .venv-prepare
-# Folders are named from where the command is given.
+# Relative paths are relative to where the command is given.
 cd "$here"
-# Of TensorFlow only errors; without oneDNN it has nothing to say about it.
+# Prints only TensorFlow's errors. Without oneDNN there is no note about it.
 export TF_CPP_MIN_LOG_LEVEL=3 TF_ENABLE_ONEDNN_OPTS=0
 exec python "$root/scripts/prepare_imagenet.py" "$@"

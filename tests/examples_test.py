@@ -1,4 +1,4 @@
-"""What is listed and drawn is what training takes."""
+"""The list and the contact sheet show what training takes."""
 
 from matplotlib import image as mpl_image
 import numpy as np
@@ -7,7 +7,7 @@ import written_imagenet
 
 from bn_repro import config as config_lib
 from bn_repro import examples
-from bn_repro.data import datasets, input_pipeline
+from bn_repro.data import datasets, imagenet_metadata, input_pipeline
 from bn_repro.report import figures
 
 MINI = 'configs/bn_x5.py:mini'
@@ -32,8 +32,7 @@ def stream(config, step):
 def test_lists_what_a_step_takes(capsys):
   config = config_lib.load(MINI)
   train = datasets.check(config).splits['train']
-  # Step 124 has the last images of an epoch and the first of the next one:
-  # 4,000 are 125 steps of 32.
+  # An epoch of 4,000 images is 125 steps of 32.
   for step in (0, 124, 125, 10**9):
     code, (header, *lines), _ = run(
       capsys, f'--config={MINI}', f'--step={step}'
@@ -51,36 +50,7 @@ def test_lists_what_a_step_takes(capsys):
     np.testing.assert_array_equal(train.images[rows[:, 2]], batch['image'])
 
 
-@pytest.fixture
-def imagenet(tmp_path):
-  written_imagenet.write(tmp_path, written_imagenet.examples())
-  return (
-    '--config=configs/bn_x5.py',
-    f'--config.data.data_dir={tmp_path}',
-    '--config.data.stand_in=true',
-    '--config.data.num_shards=4',
-    '--config.batch_size=8',
-  )
-
-
-def test_names_and_words(imagenet, capsys):
-  code, (_, *lines), _ = run(capsys, *imagenet, '--step=3')
-  assert code == 0 and len(lines) == 8
-  names = dict(
-    zip(
-      written_imagenet.imagenet_metadata.synsets(),
-      written_imagenet.imagenet_metadata.words(),
-      strict=True,
-    )
-  )
-  for line in lines:
-    *_, file = line.split()
-    assert f'  {names[file.split("_")[0]]}  ' in line
-
-
-def test_sheet_shows_the_images_of_the_step(
-  imagenet, tmp_path, capsys, monkeypatch
-):
+def test_list_and_sheet_of_a_step(tmp_path, capsys, monkeypatch):
   drawn = []
   draw = figures.contact_sheet
 
@@ -89,25 +59,39 @@ def test_sheet_shows_the_images_of_the_step(
     draw(rows, path)
 
   monkeypatch.setattr(figures, 'contact_sheet', record)
-  path = tmp_path / 'sheet.png'
-  arguments = (*imagenet, '--config.data.distortion=none')
-  code, _, _ = run(capsys, *arguments, '--step=3', f'--sheet={path}')
-  assert code == 0
-  assert mpl_image.imread(path).shape[1] > 800
-  config = config_lib.load(
-    arguments[0].removeprefix('--config='),
-    [a.removeprefix('--config.') for a in arguments[1:]],
+  written_imagenet.write(tmp_path, written_imagenet.examples())
+  overrides = (
+    f'data.data_dir={tmp_path}',
+    'data.name=imagenet_stand_in',
+    'data.num_shards=4',
+    'data.distortion=none',
+    'batch_size=8',
   )
+  path = tmp_path / 'sheet.png'
+  code, (_, *lines, last), _ = run(
+    capsys,
+    '--config=configs/bn_x5.py',
+    *(f'--config.{override}' for override in overrides),
+    '--step=3',
+    f'--sheet={path}',
+  )
+  assert code == 0 and len(lines) == 8 and str(path) in last
+  synsets = imagenet_metadata.synsets()
+  class_names = imagenet_metadata.class_names()
+  for line in lines:
+    *_, file = line.split()
+    label = synsets.index(file.split('_')[0])
+    assert f'  {label}  {class_names[label]}  ' in line
+  assert mpl_image.imread(path).shape[1] > 800
+  config = config_lib.load('configs/bn_x5.py', overrides)
   (_, images, captions), (_, evaluated, eval_captions) = drawn
   batch = stream(config, 3)
   np.testing.assert_array_equal(images, batch['image'])
-  dataset = datasets.check(config)
-  assert captions == [dataset.label_names[label] for label in batch['label']]
-  expected = dataset.splits['validation'].evaluation_batch(np.arange(10))
+  assert captions == [class_names[label] for label in batch['label']]
+  validation = datasets.check(config).splits['validation']
+  expected = validation.evaluation_batch(np.arange(10))
   np.testing.assert_array_equal(evaluated, expected['image'])
-  assert eval_captions == [
-    dataset.label_names[label] for label in expected['label']
-  ]
+  assert eval_captions == [class_names[label] for label in expected['label']]
 
 
 def test_sheet_of_grey_digits_of_a_run(tmp_path, capsys):

@@ -1,126 +1,314 @@
-"""ImageNet as `scripts/prepare_imagenet.sh` leaves it: ArrayRecord, by tfds.
+"""ImageNet as `scripts/prepare_imagenet.sh` prepares it: ArrayRecord, by tfds.
 
-What can be wrong with a copy is found before anything is trained on it.
+A damaged or wrong copy is refused before training begins.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+import functools
 import json
+import os
 from pathlib import Path
+import sys
 from typing import Any
+import zlib
 
+import cv2
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_repro.data import imagenet_metadata, jpeg
-from bn_repro.data.split import Dataset, EncodedSplit
-from bn_repro.errors import UserError, require_open_files
+from bn_repro.data import crops, imagenet_metadata, jpeg, prepared
+from bn_repro.data.split import ArraySplit, Batch, Dataset
+from bn_repro.errors import UserError
 
-# The builder's in tfds 4.9.10.
-VERSION = '5.1.0'
 _PREPARE = (
   'Run: bash scripts/prepare_imagenet.sh --manual_dir=ARCHIVES --data_dir='
 )
-# Libraries, threads and sockets besides; our choice.
-_OTHER_FILES = 400
-# Examples of each split whose names are held against their labels; our choice.
+# Examples of each split whose names are compared with their labels. Our choice.
 _SAMPLES = 200
 
 
-def load(data: ConfigDict, data_dir: Path) -> Dataset:
-  """Opens ImageNet.
+@dataclasses.dataclass(frozen=True)
+class EncodedSplit:
+  """Encoded images, read and decoded on demand.
 
-  The 50,000 images that the paper tests on are `validation`, as ImageNet calls
-  them; or `test`, where `holdout` training images are set aside to choose
-  settings on, which may not be done on the others.
+  An image that cannot be decoded is named on standard error, and the next
+  decodable example of the split takes its place, image and label.
+
+  Attributes:
+    source: examples by index, with `image` (encoded), `label` and `file_name`.
+    indices: int64 (examples,), indices into `source`.
+    image_size: side of the square images, in pixels.
+    num_threads: number of decoding threads; 0 means one per core.
+    identity: text that tells the source from other sources.
+  """
+
+  source: Sequence[Mapping[str, Any]]
+  indices: np.ndarray
+  image_size: int
+  num_threads: int
+  identity: str
+
+  in_memory = False
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(height, width, channels)."""
+    return self.image_size, self.image_size, 3
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def take(self, indices: np.ndarray) -> 'EncodedSplit':
+    """Returns the examples at these indices, or where a mask is True."""
+    return dataclasses.replace(self, indices=self.indices[indices])
+
+  def training_batch(
+    self, indices: np.ndarray, randomness: crops.CropRandomness
+  ) -> Batch:
+    """Decodes random boxes, mirrored half of the time."""
+    draws = randomness.draws()
+
+    def decode(row: int, encoded: bytes, out: np.ndarray) -> None:
+      jpeg.decode_view(
+        encoded,
+        lambda width, height: crops.random_box(width, height, draws[row]),
+        out,
+      )
+      if crops.is_mirrored(draws[row]):
+        cv2.flip(out, 1, out)
+
+    return self._gather(indices, decode)
+
+  def evaluation_batch(self, indices: np.ndarray) -> Batch:
+    """Decodes central boxes."""
+
+    def decode(row: int, encoded: bytes, out: np.ndarray) -> None:
+      del row
+      jpeg.decode_view(encoded, crops.central_box, out)
+
+    return self._gather(indices, decode)
+
+  def name_of(self, index: int) -> str:
+    """The file name of an example in ImageNet's archives."""
+    return _file_name(self._example(index))
+
+  def label_of(self, index: int) -> int:
+    """The label of an example."""
+    return int(self._example(index)['label'])
+
+  def checksum(self, crc: int) -> int:
+    """Updates a CRC-32 with `identity` and `indices`.
+
+    The images are too many to read at every start.
+    """
+    crc = zlib.crc32(self.identity.encode(), crc)
+    return zlib.crc32(self.indices.astype('<i8').tobytes(), crc)
+
+  def _example(self, index: int) -> Mapping[str, Any]:
+    return self.source[int(self.indices[index])]
+
+  def _gather(
+    self,
+    indices: np.ndarray,
+    decode: Callable[[int, bytes, np.ndarray], None],
+  ) -> Batch:
+    """Decodes examples in threads; `decode(row, encoded, out)` decodes one."""
+    count = len(indices)
+    batch: Batch = {
+      'image': np.empty((count, *self.image_shape), np.uint8),
+      'label': np.empty(count, np.int32),
+      'mask': np.ones(count, bool),
+      'replaced': np.zeros(count, bool),
+    }
+
+    def load(row: int) -> None:
+      first = int(indices[row])
+      # A limit on replaced images is checked over all hosts, not here.
+      for index in range(first, first + len(self)):
+        name = f'example {index % len(self)}'
+        try:
+          example = self._read(index % len(self))
+          name = _file_name(example)
+          decode(row, example['image'], batch['image'][row])
+        except jpeg.UndecodableImage as error:
+          _warn_once(name, error)
+          batch['replaced'][row] = True
+          continue
+        batch['label'][row] = example['label']
+        return
+      raise UserError(
+        f'none of {len(self)} images can be decoded. Prepare the data set '
+        'again.'
+      )
+
+    def load_all(rows: range) -> None:
+      for row in rows:
+        load(row)
+
+    num_threads = self.num_threads or os.cpu_count() or 1
+    # Four tasks per thread: more of them cost time, fewer balance badly.
+    length = max(count // (4 * num_threads), 1)
+    tasks = [range(count)[i : i + length] for i in range(0, count, length)]
+    # The list raises what a thread has raised.
+    list(_thread_pool(num_threads).map(load_all, tasks))
+    return batch
+
+  def _read(self, index: int) -> Mapping[str, Any]:
+    try:
+      return self._example(index)
+    except Exception as error:  # ArrayRecord documents no exceptions.
+      raise jpeg.UndecodableImage(f'cannot be read: {error}') from error
+
+
+def _file_name(example: Mapping[str, Any]) -> str:
+  name = example['file_name']
+  return name.decode() if isinstance(name, bytes) else name
+
+
+@functools.cache
+def _thread_pool(num_threads: int) -> ThreadPoolExecutor:
+  return ThreadPoolExecutor(num_threads, thread_name_prefix='decode')
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(name: str, error: Exception) -> None:
+  """Names a damaged image on standard error, once per process."""
+  if name not in _warned:
+    _warned.add(name)
+    print(f'warning: {name}: left out, {error}', file=sys.stderr, flush=True)
+
+
+def load(data: ConfigDict) -> Dataset:
+  """Opens ImageNet or a stand-in for it.
+
+  The 50,000 images on which the paper reports are `validation`, ImageNet's own
+  name for them. With `holdout`, they are `test`, and `validation` is a part of
+  the training images, on which settings may be chosen.
 
   Args:
     data: the `data` sub-tree of a config.
-    data_dir: where tfds keeps its data sets.
 
   Raises:
-    UserError: if it is not there, or not whole, or not what it should be.
+    UserError: if the copy is missing, incomplete, damaged or inconsistent.
   """
-  jpeg.library()
-  folder = data_dir / imagenet_metadata.NAME / VERSION
+  jpeg.load_turbojpeg()
+  data_dir = Path(data.data_dir or prepared.DEFAULT_DIR).expanduser()
+  folder = data_dir / imagenet_metadata.NAME / imagenet_metadata.VERSION
   try:
-    return _load(data, data_dir, folder)
+    splits = _open_splits(data, data_dir, folder)
+    _check_classes(folder)
+    _check_names(splits, folder)
   except UserError:
     raise
-  # What a damaged copy makes of the readers: of JSON, Riegeli, folders.
+  # Damaged files raise errors of JSON, of ArrayRecord and of the system.
   except Exception as error:
     reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
     raise UserError(
-      f'{folder}: cannot be read ({reason}). See that it may be read, or '
-      'prepare it again.'
+      f'{folder}: cannot be read ({reason}). Check its permissions, or prepare '
+      'it again.'
     ) from error
-
-
-def _load(data: ConfigDict, data_dir: Path, folder: Path) -> Dataset:
-  info = _read_info(folder, data_dir)
-  # ArrayRecord keeps each shard open that it has read from.
-  shards = [
-    _shard_lengths(info, s, folder) for s in imagenet_metadata.NUM_EXAMPLES
-  ]
-  require_open_files(sum(map(len, shards)) + _OTHER_FILES)
-  splits = {}
-  for name, expected in imagenet_metadata.NUM_EXAMPLES.items():
-    lengths = _shard_lengths(info, name, folder)
-    if not data.stand_in and sum(lengths) != expected:
-      raise UserError(
-        f'{folder}: {sum(lengths):,} {name} images, not {expected:,}. '
-        f'Delete it, and prepare it again. {_PREPARE}{data_dir} (A stand-in '
-        'takes --config.data.stand_in=true.)'
-      )
-    _check_shards(folder, name, lengths)
-    splits[name] = EncodedSplit(
-      source=_open(name, data_dir),
-      indices=np.arange(sum(lengths)),
-      image_size=data.image_size,
-      num_threads=data.num_threads,
-      identity=json.dumps([name, lengths, _split_info(info, name)['numBytes']]),
-    )
-  _check_classes(folder)
-  _check_names(splits, folder)
   train, validation = splits['train'], splits['validation']
   if not data.holdout:
-    return Dataset(imagenet_metadata.words(), splits)
+    return Dataset(imagenet_metadata.class_names(), splits)
   if data.holdout >= len(train):
     raise UserError(
-      f'config.data.holdout={data.holdout}: {imagenet_metadata.NAME} has only '
+      f'config.data.holdout={data.holdout}: {data.name} has only '
       f'{len(train)} training images.'
     )
-  # Evenly spaced in an order that tfds has mixed.
-  chosen = np.zeros(len(train), bool)
-  chosen[np.arange(data.holdout) * len(train) // data.holdout] = True
+  # Evenly spaced: tfds has shuffled the images.
+  held_out = np.zeros(len(train), bool)
+  held_out[np.arange(data.holdout) * len(train) // data.holdout] = True
   return Dataset(
-    imagenet_metadata.words(),
+    imagenet_metadata.class_names(),
     {
-      'train': train.take(np.flatnonzero(~chosen)),
-      'validation': train.take(np.flatnonzero(chosen)),
+      'train': train.take(~held_out),
+      'validation': train.take(held_out),
       'test': validation,
     },
   )
 
 
-def shard_path(folder: Path, split: str, shard: int, num_shards: int) -> Path:
-  """Where tfds puts a shard of a split."""
-  name = f'{imagenet_metadata.NAME}-{split}.array_record'
-  return folder / f'{name}-{shard:05}-of-{num_shards:05}'
+def blank(data: ConfigDict) -> Dataset:
+  """ImageNet with black images: sizes and classes, read from no copy.
+
+  Args:
+    data: the `data` sub-tree of a config.
+  """
+
+  def black(count: int) -> ArraySplit:
+    shape = (count, data.image_size, data.image_size, 3)
+    # Views of one pixel and of one label.
+    return ArraySplit(
+      np.broadcast_to(np.uint8(0), shape),
+      np.broadcast_to(np.int32(0), (count,)),
+    )
+
+  counts = dict(imagenet_metadata.NUM_EXAMPLES)
+  if data.holdout:
+    counts['train'] -= data.holdout
+    counts['test'], counts['validation'] = counts['validation'], data.holdout
+  return Dataset(
+    imagenet_metadata.class_names(),
+    {name: black(count) for name, count in counts.items()},
+  )
 
 
-def _read_info(folder: Path, data_dir: Path) -> dict[str, Any]:
-  """What tfds has written about a copy."""
+def _open_splits(
+  data: ConfigDict, data_dir: Path, folder: Path
+) -> dict[str, EncodedSplit]:
+  """Opens train and validation, once their shards are known to be whole."""
+  info = {split['name']: split for split in _read_splits(folder, data_dir)}
+  lengths = {
+    split: [int(n) for n in info.get(split, {}).get('shardLengths', [])]
+    for split in imagenet_metadata.NUM_EXAMPLES
+  }
+  prepared.require_open_shards(sum(map(len, lengths.values())))
+  for split, expected in imagenet_metadata.NUM_EXAMPLES.items():
+    found = sum(lengths[split])
+    if not found:
+      raise UserError(
+        f'{folder}: has no {split} images. Delete it and prepare it again.'
+      )
+    if data.name != imagenet_metadata.STAND_IN and found != expected:
+      raise UserError(
+        f'{folder}: {found:,} {split} images, not {expected:,}. Delete it and '
+        f'prepare it again. {_PREPARE}{data_dir} (A stand-in needs '
+        f'--config.data.name={imagenet_metadata.STAND_IN}.)'
+      )
+    num_shards = len(lengths[split])
+    prepared.check_shards(
+      {
+        imagenet_metadata.shard_path(folder, split, shard, num_shards): length
+        for shard, length in enumerate(lengths[split])
+      },
+      'Copy it again, or prepare the data set again.',
+    )
+  return {
+    split: EncodedSplit(
+      source=prepared.open_encoded(imagenet_metadata.NAME, split, data_dir),
+      indices=np.arange(sum(lengths[split])),
+      image_size=data.image_size,
+      num_threads=data.num_threads,
+      identity=json.dumps([split, lengths[split], info[split]['numBytes']]),
+    )
+    for split in imagenet_metadata.NUM_EXAMPLES
+  }
+
+
+def _read_splits(folder: Path, data_dir: Path) -> list[dict[str, Any]]:
+  """Returns the splits that dataset_info.json of a copy describes."""
   path = folder / 'dataset_info.json'
   if not path.is_file():
     versions = sorted(path.name for path in folder.parent.glob('*'))
     found = f' (found {", ".join(versions)})' if versions else ''
     raise UserError(
-      f'config.data.name={imagenet_metadata.NAME}: not found in '
-      f'{folder}{found}. '
-      f'{_PREPARE}{data_dir}, or say where it is with --config.data.data_dir. '
-      'Without ImageNet, :mini after the config file trains the same network '
-      'on digits.'
+      f'{folder}: no ImageNet here{found}. {_PREPARE}{data_dir}, or name the '
+      'folder of a copy with --config.data.data_dir. Without ImageNet, :mini '
+      'after the config file trains the same network on digits.'
     )
   try:
     info = json.loads(path.read_text())
@@ -130,95 +318,38 @@ def _read_info(folder: Path, data_dir: Path) -> dict[str, Any]:
     ) from error
   if info.get('fileFormat') != 'array_record':
     raise UserError(
-      f'{folder}: prepared as TFRecord, which takes TensorFlow to read. '
-      'Convert it: bash scripts/prepare_imagenet.sh '
-      f'--from_tfrecord={data_dir} --data_dir=ANOTHER'
+      f'{folder}: prepared as TFRecord, which only TensorFlow reads. Convert '
+      f'it: bash scripts/prepare_imagenet.sh --from_tfrecord={data_dir} '
+      '--data_dir=ANOTHER'
     )
-  return info
-
-
-def _split_info(info: Mapping[str, Any], name: str) -> dict[str, Any]:
-  return next((s for s in info['splits'] if s['name'] == name), {})
-
-
-def _shard_lengths(
-  info: Mapping[str, Any], name: str, folder: Path
-) -> list[int]:
-  lengths = _split_info(info, name).get('shardLengths', [])
-  if not lengths:
-    raise UserError(
-      f'{folder}: has no {name} images. Delete it, and prepare it again.'
-    )
-  return [int(length) for length in lengths]
-
-
-def _check_shards(folder: Path, name: str, lengths: Sequence[int]) -> None:
-  """Opens every shard and compares its number of records."""
-  from array_record.python import array_record_module
-
-  def problem(shard: int) -> str | None:
-    path = shard_path(folder, name, shard, len(lengths))
-    if not path.is_file():
-      return f'{path} is missing'
-    try:
-      reader = array_record_module.ArrayRecordReader(str(path))
-      found = reader.num_records()
-      reader.close()
-    except Exception as error:
-      return f'{path} is damaged ({error})'
-    if found != lengths[shard]:
-      return f'{path} has {found} images, not {lengths[shard]}'
-    return None
-
-  with ThreadPoolExecutor(16) as pool:
-    problems = [p for p in pool.map(problem, range(len(lengths))) if p]
-  if problems:
-    more = f', and {len(problems) - 1} more like it' if problems[1:] else ''
-    raise UserError(
-      f'{problems[0]}{more}. Copy it again, or prepare the data set again.'
-    )
-
-
-def _open(name: str, data_dir: Path) -> Sequence[Mapping[str, Any]]:
-  import tensorflow_datasets as tfds  # Costs a second, and is seldom needed.
-
-  return tfds.data_source(
-    imagenet_metadata.NAME,
-    split=name,
-    data_dir=data_dir,
-    download=False,
-    decoders={'image': tfds.decode.SkipDecoding()},
-  )
+  return info['splits']
 
 
 def _check_classes(folder: Path) -> None:
+  """Compares the labels' WordNet ids with ImageNet's."""
   path = folder / 'label.labels.txt'
   found = path.read_text().split() if path.is_file() else []
   expected = imagenet_metadata.synsets()
-  if found != expected:
-    wrong = next(
-      (
-        f'label {label} is {a}, not {b}'
-        for label, (a, b) in enumerate(zip(found, expected, strict=False))
-        if a != b
-      ),
-      f'{len(found)} of them, not {len(expected)}',
-    )
-    raise UserError(
-      f"{path}: other classes than ImageNet's: {wrong}. Prepare it again."
-    )
+  if found == expected:
+    return
+  reason = f'{len(found)} classes, not {len(expected)}'
+  for label, (a, b) in enumerate(zip(found, expected, strict=False)):
+    if a != b:
+      reason = f'label {label} is {a}, not {b}'
+      break
+  raise UserError(
+    f"{path}: the classes are not ImageNet's: {reason}. Prepare it again."
+  )
 
 
 def _check_names(splits: Mapping[str, EncodedSplit], folder: Path) -> None:
-  """Holds examples' names, which ImageNet gives a meaning, against labels.
+  """Compares the names of a sample of examples with their labels.
 
-  A training image is called after its class, a validation image by its number.
-  So a test set that overlaps the training set shows as well.
+  A training image is named after its class, a validation image by its number.
+  Names also reveal images that are in the wrong split.
   """
-  synsets, of_validation = (
-    imagenet_metadata.synsets(),
-    imagenet_metadata.validation_synsets(),
-  )
+  synsets = imagenet_metadata.synsets()
+  validation_synsets = imagenet_metadata.validation_synsets()
 
   def true_class(split: str, name: str) -> str | None:
     stem = name.removesuffix('.JPEG')
@@ -227,16 +358,18 @@ def _check_names(splits: Mapping[str, EncodedSplit], folder: Path) -> None:
     number = stem.removeprefix('ILSVRC2012_val_')
     if number == stem or not number.isdecimal():
       return None
-    place = int(number) - 1
-    return of_validation[place] if 0 <= place < len(of_validation) else None
+    index = int(number) - 1
+    if not 0 <= index < len(validation_synsets):
+      return None
+    return validation_synsets[index]
 
   for split, examples in splits.items():
     count = min(len(examples), _SAMPLES)
-    for number in range(count):
-      index = number * len(examples) // count
+    for sample in range(count):
+      index = sample * len(examples) // count
       name, label = examples.name_of(index), examples.label_of(index)
       expected = true_class(split, name)
-      if expected is None or expected not in synsets:
+      if expected not in synsets:
         raise UserError(
           f'{folder}: {split} image {index} is {name}, which is not one of '
           f"ImageNet's {split} images. Prepare it again."

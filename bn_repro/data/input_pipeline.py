@@ -1,9 +1,9 @@
-"""Batches, in an order that is arithmetic on (seed, step, batch size).
+"""Batches, in an order that is a function of (seed, step, batch size).
 
-The examples of global step k stand at positions k * batch_size and on of an
-endless stream of epochs; which example stands at a position is computed, never
-remembered, and so is how it is cropped. A run can therefore be taken up at any
-step, on any number of hosts, threads or worker processes.
+Epochs follow one another in an endless stream of examples. Step k takes the
+`batch_size` examples from position k * batch_size. Which example is at a
+position, and how it is cropped, is computed from the position and never stored:
+a run resumes at any step, on any number of hosts, threads or worker processes.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,54 +19,59 @@ import grain
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_repro.data.split import Batch, Draws, Split
+from bn_repro.data.crops import CropRandomness
+from bn_repro.data.split import Batch, Split
 
-# A batch of arrays in memory takes 30 microseconds: a thread of its own would
-# only take a core from the step.
+# Gathering a batch from memory takes 30 microseconds. A thread for that would
+# take a core from the training step.
 _COPYING = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-# Each of these threads waits for a batch that many others decode: two, so that
-# the others never run dry. Few batches, because they are large.
+# Each of these threads waits for a batch that the decoding threads work on. Two
+# keep those busy. The buffer is small because batches are large.
 _DECODING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-  """What a process makes of every batch: one of `count` equal parts."""
+class HostShard:
+  """The part of every batch that one process makes.
+
+  Attributes:
+    index: index of the process.
+    count: number of processes, which make equal parts.
+  """
 
   index: int
   count: int
 
-  def of(self, batch: np.ndarray) -> np.ndarray:
-    """This part of the last axis."""
-    size = batch.shape[-1] // self.count
-    return batch[..., self.index * size : (self.index + 1) * size]
+  def of(self, positions: np.ndarray) -> np.ndarray:
+    """Returns this part of the last axis."""
+    size = positions.shape[-1] // self.count
+    return positions[..., self.index * size : (self.index + 1) * size]
 
 
-WHOLE = Share(0, 1)
+WHOLE_BATCH = HostShard(0, 1)
 
 
-class Order:
-  """Which training example stands at which position of the stream.
+class ExampleOrder:
+  """The training example at each position of the stream.
 
-  The order of an epoch is worked out when the first of its examples is asked
-  for, and kept until another epoch's is.
+  The permutation of one epoch, the last one asked for, is kept in memory.
 
   Attributes:
     num_examples: length of an epoch.
-    seed: of all permutations.
+    seed: seed of all permutations.
   """
 
   def __init__(
     self, num_examples: int, *, num_shards: int, shuffle: str, seed: int
   ):
-    """Describes the order.
+    """Initializes the order.
 
     Args:
       num_examples: length of an epoch.
-      num_shards: shards, of equal length up to one, in the order of the data.
-      shuffle: `none` permutes the shards in each epoch, `within_shard` also the
-        examples of each shard, `global` all examples at once.
-      seed: of all permutations.
+      num_shards: number of shards, contiguous and of equal length up to one.
+      shuffle: what each epoch permutes: `none` the shards, `within_shard` the
+        shards and the examples within each, `global` all examples.
+      seed: seed of all permutations.
     """
     if shuffle == 'global':
       num_shards = 1
@@ -76,40 +81,46 @@ class Order:
     self._num_shards = num_shards
     self._within = shuffle != 'none'
     self.seed = seed
-    self._epoch: tuple[int, np.ndarray] | None = None
+    self._kept: tuple[int, np.ndarray] | None = None
 
   def examples(self, positions: np.ndarray) -> np.ndarray:
-    """Indices of the examples at positions of the stream, int64."""
+    """Returns the indices of the examples at positions of the stream.
+
+    Args:
+      positions: int64 (n,).
+
+    Returns:
+      int64 (n,).
+    """
     epochs, offsets = np.divmod(positions, self.num_examples)
     examples = np.empty_like(positions)
     for epoch in np.unique(epochs):
-      there = epochs == epoch
-      examples[there] = self._examples_of_epoch(int(epoch))[offsets[there]]
+      in_epoch = epochs == epoch
+      examples[in_epoch] = self._permutation(int(epoch))[offsets[in_epoch]]
     return examples
 
-  def _examples_of_epoch(self, epoch: int) -> np.ndarray:
-    # One read and one write of one attribute: threads may share an Order.
-    ordered = self._epoch
-    if ordered is None or ordered[0] != epoch:
-      ordered = self._epoch = self._order_epoch(epoch)
-    return ordered[1]
+  def _permutation(self, epoch: int) -> np.ndarray:
+    # Threads share this object: the attribute is read once and written once.
+    kept = self._kept
+    if kept is None or kept[0] != epoch:
+      kept = self._kept = (epoch, self._permute(epoch))
+    return kept[1]
 
-  def _order_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
-    """The epoch, and its examples in their order.
+  def _permute(self, epoch: int) -> np.ndarray:
+    """Sorts by a random number per shard, then by one per example.
 
-    Sorted by random numbers for the shards, then for the examples in them.
-    They are the raw output of Philox, which NumPy promises never to change.
+    NumPy guarantees that the raw output of Philox never changes.
     """
     random = np.random.Philox(np.random.SeedSequence((self.seed, epoch)))
     of_shard = random.random_raw(self._num_shards)[self._shard_of]
     if not self._within:
-      return epoch, np.argsort(of_shard, kind='stable')
-    return epoch, np.lexsort((random.random_raw(self.num_examples), of_shard))
+      return np.argsort(of_shard, kind='stable')
+    return np.lexsort((random.random_raw(self.num_examples), of_shard))
 
 
-def create_order(config: ConfigDict, num_examples: int) -> Order:
-  """The order that a config asks for."""
-  return Order(
+def create_order(config: ConfigDict, num_examples: int) -> ExampleOrder:
+  """Creates the order of a config's training examples."""
+  return ExampleOrder(
     num_examples,
     num_shards=config.data.num_shards,
     shuffle=config.data.shuffle,
@@ -118,41 +129,42 @@ def create_order(config: ConfigDict, num_examples: int) -> Order:
 
 
 def positions(step: int, batch_size: int) -> np.ndarray:
-  """Positions of a step's examples in the stream, int64 (batch_size,)."""
+  """Returns the positions of a step's examples, int64 (batch_size,)."""
   return np.arange(step * batch_size, (step + 1) * batch_size)
 
 
 def train_batches(
   split: Split,
-  order: Order,
+  order: ExampleOrder,
   batch_size: int,
   first_step: int,
   last_step: int,
   *,
-  share: Share = WHOLE,
+  host_shard: HostShard = WHOLE_BATCH,
   steps_per_batch: int = 1,
   num_workers: int = 0,
 ) -> Iterator[Batch]:
-  """The batches of steps `first_step` to `last_step` - 1.
+  """Yields the training batches of steps `first_step` to `last_step` - 1.
 
-  Every batch is full: it runs on into the next epoch where one ends.
+  Every batch is full: at the end of an epoch it continues in the next one.
 
   Args:
     split: the training images.
-    order: of the stream.
-    batch_size: examples in a step, over all processes.
-    first_step: a multiple of `steps_per_batch`.
-    last_step: a multiple of `steps_per_batch`.
-    share: what of each step is made here.
-    steps_per_batch: steps that are one batch here, one after another.
-    num_workers: processes to make batches in, beside this one.
+    order: order of the training examples.
+    batch_size: number of examples of a step, over all processes.
+    first_step: first step, a multiple of `steps_per_batch`.
+    last_step: step after the last one, a multiple of `steps_per_batch`.
+    host_shard: part of each step's examples that this process makes.
+    steps_per_batch: number of consecutive steps whose examples form one batch.
+    num_workers: number of worker processes; 0 makes batches in this process.
   """
 
   def load(number: int) -> Batch:
-    steps = positions(number, steps_per_batch * batch_size)
-    here = share.of(steps.reshape(steps_per_batch, batch_size)).ravel()
-    batch = split.training_batch(order.examples(here), Draws(order.seed, here))
-    return {**batch, 'mask': np.ones(len(here), bool)}
+    of_steps = positions(number, steps_per_batch * batch_size)
+    here = host_shard.of(of_steps.reshape(steps_per_batch, batch_size)).ravel()
+    return split.training_batch(
+      order.examples(here), CropRandomness(order.seed, here)
+    )
 
   return _iterate(
     split,
@@ -164,20 +176,26 @@ def train_batches(
 
 
 def eval_batches(
-  split: Split, batch_size: int, share: Share = WHOLE
+  split: Split, batch_size: int, host_shard: HostShard = WHOLE_BATCH
 ) -> Iterator[Batch]:
-  """Every example once, in order; the last batch is padded and masked."""
+  """Yields every example once, in order; padding of the last batch is masked.
+
+  Args:
+    split: the images to evaluate.
+    batch_size: number of examples of a batch, over all processes.
+    host_shard: part of each batch that this process makes.
+  """
 
   def load(number: int) -> Batch:
-    here = share.of(positions(number, batch_size))
-    mask = here < len(split)
-    batch = split.evaluation_batch(here[mask])
-    padding = len(here) - int(np.count_nonzero(mask))
-    padded = {
-      name: np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
-      for name, array in batch.items()
-    }
-    return {**padded, 'mask': mask}
+    here = host_shard.of(positions(number, batch_size))
+    batch = split.evaluation_batch(here[here < len(split)])
+    padding = len(here) - len(batch['label'])
+
+    def pad(array: Any) -> np.ndarray:
+      return np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
+
+    padded: Any = {name: pad(array) for name, array in batch.items()}
+    return padded
 
   return _iterate(split, load, 0, -(-len(split) // batch_size), num_workers=0)
 
@@ -189,17 +207,17 @@ def _iterate(
   last: int,
   num_workers: int,
 ) -> Iterator[Batch]:
-  """Loads batch after batch, ahead of need where that takes time."""
+  """Yields `load(first)` to `load(last - 1)`; decoded images are prefetched."""
   numbers: Any = grain.MapDataset.range(first, last)
   batches = numbers.map(load).to_iter_dataset(
     _COPYING if split.in_memory else _DECODING
   )
   if num_workers:
-    # Grain reads its flags, which nobody has parsed.
+    # Grain reads absl flags, which no command here parses.
     flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(
       grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2),
-      _live_as_long_as_parent,
+      _follow_parent,
     )
   iterator = iter(batches)
   try:
@@ -208,16 +226,20 @@ def _iterate(
     iterator.close()
 
 
-def _live_as_long_as_parent(index: int, count: int) -> None:
-  """Lets a run save first when both get a signal, and ends when it is gone."""
+def _follow_parent(index: int, count: int) -> None:
+  """Makes a worker process ignore signals and exit when its parent is gone.
+
+  A signal to the whole process group must leave the workers alive while the
+  parent saves a checkpoint.
+  """
   del index, count
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   assert parent is not None
 
-  def follow() -> None:
+  def exit_after_parent() -> None:
     parent.join()
     os._exit(1)
 
-  threading.Thread(target=follow, daemon=True).start()
+  threading.Thread(target=exit_after_parent, daemon=True).start()

@@ -1,8 +1,8 @@
-"""What happens to images on the device: distortion and normalisation.
+"""Distortion and normalisation of images, on the device.
 
-The photometric distortions are TF-Slim's (the paper gives none): `reduced` is
-its fast mode, `full` its slow one. Each example draws from its own key, so that
-it is distorted in the same way on any number of devices.
+The photometric distortions are TF-Slim's, as the paper does not describe its
+own: `reduced` is TF-Slim's fast mode, `full` its slow mode. Each example has a
+key, so that its distortion does not depend on the number of devices.
 """
 
 from typing import Any, NamedTuple
@@ -14,23 +14,25 @@ Array = jax.Array
 
 
 def normalize(images: Array, dtype: Any) -> Array:
-  """Images in 0-255 to [-1, 1], as TF-Slim has them.
+  """Maps pixel values from [0, 255] to [-1, 1], as TF-Slim does.
 
-  The arithmetic is in `dtype`, or float32 if that is less precise.
+  Args:
+    images: an array of any shape and number type.
+    dtype: type to compute in and to return; float32 if it is less precise.
   """
   return images.astype(jnp.promote_types(dtype, jnp.float32)) / 127.5 - 1
 
 
 def distort(images: Array, keys: Array, strength: str) -> Array:
-  """Distorts a training batch.
+  """Applies random photometric distortions to a training batch.
 
   Args:
-    images: uint8 (batch, height, width, 1 or 3).
-    keys: one random key an image.
+    images: uint8 (batch, height, width, channels), with 1 or 3 channels.
+    keys: random keys (batch,).
     strength: `none`, `reduced` or `full`.
 
   Returns:
-    The images, float32 in [0, 255] and with 3 channels unless `none`.
+    float32 (batch, height, width, 3) in [0, 255]; with `none`, `images` itself.
   """
   if strength == 'none':
     return images
@@ -42,13 +44,13 @@ def distort(images: Array, keys: Array, strength: str) -> Array:
 
 
 class Adjustments(NamedTuple):
-  """What is done to an image, drawn at random.
+  """Random parameters of the distortion of an image with values in [0, 1].
 
   Attributes:
-    order: uniform in [0, 1), of the adjustments.
-    brightness: added to all values, which are in [0, 1].
-    saturation: factor of the saturation of HSV.
-    hue: added to the hue of HSV, in circles.
+    order: uniform in [0, 1); selects the order of the adjustments.
+    brightness: offset of all values.
+    saturation: factor of the saturation in HSV.
+    hue: offset of the hue in HSV, in full turns.
     contrast: factor of the distance from a channel's mean.
   """
 
@@ -66,7 +68,7 @@ def _draw(key: Array) -> Adjustments:
 
 
 def _distort_reduced(image: Array, drawn: Adjustments) -> Array:
-  """Brightness and saturation, in one of both orders."""
+  """Adjusts brightness and saturation, in either order."""
   first = drawn.order < 0.5
   image = image + jnp.where(first, drawn.brightness, 0)
   image = _saturate(image, drawn.saturation)
@@ -74,14 +76,13 @@ def _distort_reduced(image: Array, drawn: Adjustments) -> Array:
 
 
 def _distort_full(image: Array, drawn: Adjustments) -> Array:
-  """All adjustments, in one of four orders.
+  """Applies all adjustments, in one of four orders.
 
   The orders are brightness, saturation, hue, contrast; saturation, brightness,
-  contrast, hue; contrast, hue, brightness, saturation; hue, saturation,
-  contrast, brightness. To choose among them for every image of a batch is to
-  compute all four. But hue may change places with brightness and with
-  saturation, and contrast with brightness, so that each order is the sequence
-  below with some adjustments left out.
+  contrast, hue; contrast, hue, brightness, saturation; and hue, saturation,
+  contrast, brightness. Selecting an order per image would compute all four. But
+  hue commutes with brightness and saturation, and contrast with brightness, so
+  that each order is a subsequence of the one sequence below.
   """
   order = jnp.floor(4 * drawn.order)
 
@@ -109,11 +110,10 @@ def _adjust_contrast(image: Array, factor: Array) -> Array:
 
 
 def _saturate(image: Array, factor: Array) -> Array:
-  """Scales the saturation of HSV; value and hue stay."""
+  """Scales the saturation in HSV; value and hue stay the same."""
   value = image.max(-1, keepdims=True)
   chroma = value - image.min(-1, keepdims=True)
-  # Saturation is chroma / value and at most 1; of no colour, where value is not
-  # above 0.
+  # Saturation is chroma / value, at most 1. Pixels with value <= 0 become grey.
   limit = jnp.where(
     chroma > 0, jnp.maximum(value, 0) / jnp.maximum(chroma, 1e-6), 1
   )
@@ -121,7 +121,7 @@ def _saturate(image: Array, factor: Array) -> Array:
 
 
 def _turn_hue(image: Array, turn: Array) -> Array:
-  """Turns the hue of HSV, by `turn` circles; value and saturation stay."""
+  """Shifts the hue in HSV by `turn`; value and saturation stay the same."""
   red, green, blue = jnp.moveaxis(image, -1, 0)
   value = image.max(-1)
   chroma = value - image.min(-1)

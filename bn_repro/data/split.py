@@ -1,25 +1,35 @@
-"""What a data set is made of: splits, whose examples are gathered by index.
+"""Splits of a data set: labelled images, gathered into batches by index.
 
-A split gives batches of the view that training takes of an example, and of that
-of evaluation. Examples held in memory look the same in both.
+A split has two views of an image: that of training, which may be a random crop,
+and that of evaluation. For images in memory both are the whole image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
-import os
-import sys
-from typing import Any, Protocol
+import hashlib
+from typing import Any, Protocol, TypedDict
 import zlib
 
-import cv2
 import numpy as np
 
-from bn_repro.data import jpeg
-from bn_repro.errors import UserError
+from bn_repro.data.crops import CropRandomness
 
-Batch = dict[str, np.ndarray]
+
+class Batch(TypedDict):
+  """A batch of examples: NumPy arrays on the host, JAX arrays on devices.
+
+  Attributes:
+    image: uint8 (batch, height, width, channels), with 1 or 3 channels.
+    label: int32 (batch,).
+    mask: bool (batch,), False for padding.
+    replaced: bool (batch,), True where the image cannot be decoded and another
+      example takes its place.
+  """
+
+  image: Any
+  label: Any
+  mask: Any
+  replaced: Any
 
 
 class Split(Protocol):
@@ -31,67 +41,35 @@ class Split(Protocol):
 
   @property
   def in_memory(self) -> bool:
-    """Whether gathering a batch is but a copy."""
+    """Whether gathering a batch only copies memory."""
 
   def __len__(self) -> int:
     """The number of examples."""
 
-  def training_batch(self, indices: np.ndarray, draws: 'Draws') -> Batch:
-    """Examples in the view of training.
+  def training_batch(
+    self, indices: np.ndarray, randomness: CropRandomness
+  ) -> Batch:
+    """Gathers examples in the view of training.
 
     Args:
-      indices: of the examples, in their order.
-      draws: random numbers for each of them.
+      indices: int64 (batch,), indices of the examples.
+      randomness: random numbers of these examples' crops.
 
     Returns:
-      `image`, uint8 (examples, *image_shape), `label`, int32 (examples,), and
-      `replaced`, bool (examples,): where another example took the place of one
-      that cannot be decoded.
+      A batch without padding.
     """
 
   def evaluation_batch(self, indices: np.ndarray) -> Batch:
-    """The same in the view of evaluation."""
+    """Gathers examples in the view of evaluation."""
 
   def name_of(self, index: int) -> str:
-    """What an example is called."""
+    """The file name of an example, or a name made from its index."""
 
   def label_of(self, index: int) -> int:
     """The label of an example."""
 
   def checksum(self, crc: int) -> int:
-    """Continues a checksum by all that tells this split from others."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Draws:
-  """Random numbers of examples, by their position in the training stream.
-
-  Attributes:
-    seed: of the run.
-    positions: int64 (examples,), in the stream.
-  """
-
-  seed: int
-  positions: np.ndarray
-
-  def numbers(self) -> np.ndarray:
-    """Uniform in [0, 1), float64 (examples, jpeg.DRAWS).
-
-    The numbers at a position are a stretch of one stream of Philox, which NumPy
-    promises never to change; it can be taken up anywhere.
-    """
-    # Philox makes four numbers at a time.
-    blocks = -(-jpeg.DRAWS // 4)
-    cuts = np.flatnonzero(np.diff(self.positions) != 1) + 1
-    raw = []
-    for run in np.split(self.positions, cuts):
-      random = np.random.Philox(
-        np.random.SeedSequence((self.seed,), spawn_key=(0,))
-      )
-      random.advance(int(run[0]) * blocks)
-      raw.append(random.random_raw(4 * blocks * len(run)))
-    numbers = (np.concatenate(raw) >> np.uint64(11)) / 2.0**53
-    return numbers.reshape(-1, 4 * blocks)[:, : jpeg.DRAWS]
+    """Updates a CRC-32 with everything that identifies this split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +77,7 @@ class ArraySplit:
   """Examples in memory.
 
   Attributes:
-    images: uint8 (examples, height, width, channels); 1 or 3 channels.
+    images: uint8 (examples, height, width, channels), with 1 or 3 channels.
     labels: int32 (examples,).
   """
 
@@ -118,12 +96,26 @@ class ArraySplit:
     return len(self.labels)
 
   def take(self, indices: np.ndarray) -> 'ArraySplit':
-    """The examples at these indices, in this order."""
+    """Returns the examples at these indices, or where a mask is True."""
     return ArraySplit(self.images[indices], self.labels[indices])
 
-  def training_batch(self, indices: np.ndarray, draws: Draws) -> Batch:
-    """Gathers examples."""
-    del draws
+  def shuffled(self) -> 'ArraySplit':
+    """Returns the examples in a fixed random order.
+
+    The order sorts the SHA-256 digests of the indices: it is the same on every
+    machine and with every version of NumPy.
+    """
+    order = sorted(
+      range(len(self)),
+      key=lambda index: hashlib.sha256(index.to_bytes(8, 'big')).digest(),
+    )
+    return self.take(np.array(order))
+
+  def training_batch(
+    self, indices: np.ndarray, randomness: CropRandomness
+  ) -> Batch:
+    """Gathers examples; nothing is cropped."""
+    del randomness
     return self.evaluation_batch(indices)
 
   def evaluation_batch(self, indices: np.ndarray) -> Batch:
@@ -131,11 +123,12 @@ class ArraySplit:
     return {
       'image': self.images[indices],
       'label': self.labels[indices],
+      'mask': np.ones(len(indices), bool),
       'replaced': np.zeros(len(indices), bool),
     }
 
   def name_of(self, index: int) -> str:
-    """They have no names but their numbers."""
+    """A name made from the index."""
     return f'example {index}'
 
   def label_of(self, index: int) -> int:
@@ -143,156 +136,29 @@ class ArraySplit:
     return int(self.labels[index])
 
   def checksum(self, crc: int) -> int:
-    """Continues a checksum by every pixel and label."""
+    """Updates a CRC-32 with every pixel and label."""
     crc = zlib.crc32(np.ascontiguousarray(self.images).data, crc)
     return zlib.crc32(self.labels.astype('<i4').tobytes(), crc)
 
 
-@dataclasses.dataclass(frozen=True)
-class EncodedSplit:
-  """Encoded images, read and decoded when they are asked for.
+def stratified(labels: np.ndarray, count: int) -> np.ndarray:
+  """Selects the first examples of each class, equally many up to rounding.
 
-  An image that cannot be decoded is named on standard error, and the next
-  example of the split that can be takes its place, image and label.
+  A class that is smaller than its share is made up for by the other classes.
 
-  Attributes:
-    source: examples by index: `image` encoded, `label`, `file_name`.
-    indices: int64 (examples,); those of the source that are in the split.
-    image_size: pixels of the side of the square that images are made.
-    num_threads: that decode; 0 is one a core.
-    identity: what tells the source from others.
+  Args:
+    labels: int (examples,).
+    count: number of examples to select.
+
+  Returns:
+    bool (examples,), True for the selected examples.
   """
-
-  source: Sequence[Mapping[str, Any]]
-  indices: np.ndarray
-  image_size: int
-  num_threads: int
-  identity: str
-
-  in_memory = False
-
-  @property
-  def image_shape(self) -> tuple[int, int, int]:
-    """(height, width, channels)."""
-    return self.image_size, self.image_size, 3
-
-  def __len__(self) -> int:
-    return len(self.indices)
-
-  def take(self, indices: np.ndarray) -> 'EncodedSplit':
-    """The examples at these indices, in this order."""
-    return dataclasses.replace(self, indices=self.indices[indices])
-
-  def training_batch(self, indices: np.ndarray, draws: Draws) -> Batch:
-    """Random boxes, mirrored or not."""
-    numbers = draws.numbers()
-
-    def decode(row: int, encoded: bytes, out: np.ndarray) -> None:
-      jpeg.decode_view(
-        encoded,
-        lambda width, height: jpeg.random_box(width, height, numbers[row]),
-        out,
-      )
-      if jpeg.is_mirrored(numbers[row]):
-        cv2.flip(out, 1, out)
-
-    return self._gather(indices, decode)
-
-  def evaluation_batch(self, indices: np.ndarray) -> Batch:
-    """Central boxes."""
-
-    def decode(row: int, encoded: bytes, out: np.ndarray) -> None:
-      del row
-      jpeg.decode_view(encoded, jpeg.central_box, out)
-
-    return self._gather(indices, decode)
-
-  def name_of(self, index: int) -> str:
-    """The name of the file that the image came in."""
-    return _name(self._example(index))
-
-  def label_of(self, index: int) -> int:
-    """The label of an example."""
-    return int(self._example(index)['label'])
-
-  def checksum(self, crc: int) -> int:
-    """Continues a checksum; the images themselves are too many to go over."""
-    crc = zlib.crc32(self.identity.encode(), crc)
-    return zlib.crc32(self.indices.astype('<i8').tobytes(), crc)
-
-  def _example(self, index: int) -> Mapping[str, Any]:
-    return self.source[int(self.indices[index])]
-
-  def _read(self, index: int) -> Mapping[str, Any]:
-    try:
-      return self._example(index)
-    except Exception as error:  # ArrayRecord raises what Riegeli raises.
-      raise jpeg.UndecodableImage(f'cannot be read: {error}') from error
-
-  def _gather(
-    self,
-    indices: np.ndarray,
-    decode: Callable[[int, bytes, np.ndarray], None],
-  ) -> Batch:
-    """Decodes examples, in threads."""
-    count = len(indices)
-    batch: Batch = {
-      'image': np.empty((count, *self.image_shape), np.uint8),
-      'label': np.empty(count, np.int32),
-      'replaced': np.zeros(count, bool),
-    }
-
-    def load(row: int) -> None:
-      first = int(indices[row])
-      # How many may be replaced is decided where all hosts' are counted.
-      for index in range(first, first + len(self)):
-        name = f'example {index % len(self)}'
-        try:
-          example = self._read(index % len(self))
-          name = _name(example)
-          decode(row, example['image'], batch['image'][row])
-        except jpeg.UndecodableImage as error:
-          _say_once(name, error)
-          batch['replaced'][row] = True
-          continue
-        batch['label'][row] = example['label']
-        return
-      raise UserError(
-        f'not one of {len(self)} images can be decoded. Prepare the data set '
-        'again.'
-      )
-
-    def load_all(rows: range) -> None:
-      for row in rows:
-        load(row)
-
-    num_threads = self.num_threads or os.cpu_count() or 1
-    # A few runs of rows for each thread: handing over costs time, too.
-    length = max(count // (4 * num_threads), 1)
-    runs = [range(count)[i : i + length] for i in range(0, count, length)]
-    # A list, so that errors come up here.
-    list(_pool(num_threads).map(load_all, runs))
-    return batch
-
-
-def _name(example: Mapping[str, Any]) -> str:
-  name = example['file_name']
-  return name.decode() if isinstance(name, bytes) else name
-
-
-_named: set[str] = set()
-
-
-def _say_once(name: str, error: Exception) -> None:
-  """Names a damaged image, once a process."""
-  if name not in _named:
-    _named.add(name)
-    print(f'warning: {name}: left out, {error}', file=sys.stderr, flush=True)
-
-
-@functools.cache
-def _pool(num_threads: int) -> ThreadPoolExecutor:
-  return ThreadPoolExecutor(num_threads, thread_name_prefix='decode')
+  selected = np.zeros(len(labels), bool)
+  by_class = np.argsort(labels, kind='stable')
+  _, sizes = np.unique(labels, return_counts=True)
+  rank_in_class = np.concatenate([np.arange(size) for size in sizes])
+  selected[by_class[np.argsort(rank_in_class, kind='stable')[:count]]] = True
+  return selected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,8 +166,8 @@ class Dataset:
   """A data set.
 
   Attributes:
-    label_names: a word for each class.
-    splits: by name: train, and validation, test if any.
+    label_names: name of each class, by label.
+    splits: `train`, and `validation`, `test` or both.
   """
 
   label_names: Sequence[str]
@@ -309,7 +175,7 @@ class Dataset:
 
   @property
   def num_classes(self) -> int:
-    """How many classes there are."""
+    """The number of classes."""
     return len(self.label_names)
 
   @property
@@ -318,7 +184,10 @@ class Dataset:
     return self.splits['train'].image_shape
 
   def fingerprint(self) -> str:
-    """A checksum of what is in it, to tell data sets apart."""
+    """A checksum of all splits, eight hexadecimal digits.
+
+    Checkpoints and run.json hold it: a run resumes on the same data only.
+    """
     crc = 0
     for name in sorted(self.splits):
       crc = self.splits[name].checksum(crc)

@@ -1,8 +1,8 @@
-"""From `config.model` and `config.bn` to a linen module and its first values.
+"""Creates a network from `config.model` and `config.bn`, and its variables.
 
-What makes the variants differ, the layer (with or without a bias), the
-normalisation and the nonlinearity, is passed to a network here; the network
-itself does not know which variant it is.
+The variants differ in the layer (with or without a bias), the normalization and
+the nonlinearity. These are passed to a network here; the network does not know
+which variant it is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +20,11 @@ from bn_repro import parallel
 from bn_repro.models import batch_norm, inception, mlp
 from bn_repro.models.layers import NoNorm, parameter_dtype
 
-# Our choice: near-zero logits, so that the first loss is ln(classes) and a net
-# without BN starts at all (He-normal throughout starts at a loss of 19).
+# Our choice: near-zero logits, so that the initial loss is ln(classes) and a
+# network without BN trains (with He-normal everywhere the initial loss is 19).
 CLASSIFIER_STD = 0.01
 
-# The network of each `config.model.name`, and the layer that BN follows.
+# The network of each `config.model.name`, and its layer before BN.
 NETWORKS: Mapping[str, tuple[Callable[..., nn.Module], Any]] = {
   'inception': (inception.create, nn.Conv),
   'inception_tiny': (inception.create, nn.Conv),
@@ -41,10 +41,10 @@ def create_model(
     model: the `model` sub-tree of a config.
     bn: the `bn` sub-tree.
     num_classes: number of logits.
-    **bn_overrides: arguments of `BatchNorm` that replace the config's.
+    **bn_overrides: arguments of `BatchNorm` that override the config.
 
   Returns:
-    A module that maps images in [-1, 1] to `layers.Logits`.
+    A linen module that maps images in [-1, 1] to `layers.Logits`.
   """
   dtype = compute_dtype(model)
   param_dtype = parameter_dtype(dtype)
@@ -72,7 +72,7 @@ def create_model(
   create, layer = NETWORKS[model.name]
   layer = functools.partial(
     layer,
-    # A bias before BN would be cancelled by the mean (section 3.2).
+    # BN's mean subtraction cancels a bias (section 3.2).
     use_bias=not bn.enabled,
     dtype=dtype,
     param_dtype=param_dtype,
@@ -81,11 +81,11 @@ def create_model(
 
 
 def compute_dtype(model: ConfigDict, platform: str | None = None) -> Any:
-  """The type that `config.model.dtype` stands for.
+  """The compute dtype that `config.model.dtype` selects.
 
   Args:
     model: the `model` sub-tree of a config.
-    platform: cpu, gpu or tpu; None for the one there is.
+    platform: cpu, gpu or tpu; None for the default backend of JAX.
   """
   if model.dtype != 'auto':
     return jnp.dtype(model.dtype)
@@ -100,23 +100,27 @@ def initial_variables(
   init_std: float,
   init_scale: float,
 ) -> dict[str, Any]:
-  """Draws `params` and `batch_stats`; the only place that knows their values.
+  """Draws the initial `params` and `batch_stats`.
 
-  Gamma and running variances are 1, all else but the kernels 0 (gamma and beta
-  universal, the rest our choice; the paper gives no initial values). All
-  kernels come from one stream in the order of their names, so that variants
-  that differ in BN or in the nonlinearity start from the same weights.
+  Gamma and running variances are 1, kernels are random, and the rest is 0. The
+  paper gives no initial values: 1 and 0 for gamma and beta are universal, the
+  rest is our choice. All kernels are drawn from one stream, in the order of
+  their names, so that variants that differ in BN or in the nonlinearity start
+  from the same weights.
 
-  Compiling flax's own `init` of the Inception network takes minutes on a CPU;
-  this compiles one random draw.
+  Compiling Flax's `init` of the Inception network takes minutes on a CPU; this
+  compiles one random draw.
 
   Args:
-    model: from `create_model`.
+    model: a network from `create_model`.
     image_shape: (height, width, channels).
-    seed: of the kernels.
-    init_std: standard deviation of all kernels; 0 makes them He normal (fan-in)
-      and `CLASSIFIER_STD` in classifiers.
-    init_scale: multiplies that.
+    seed: seed of the kernels.
+    init_std: standard deviation of all kernels; 0 selects He normal (fan-in),
+      and `CLASSIFIER_STD` for classifiers.
+    init_scale: factor of the standard deviation.
+
+  Returns:
+    A dict of `params` and `batch_stats`, NumPy arrays.
   """
   images = jnp.zeros((1, *image_shape), jnp.float32)
   shapes = jax.eval_shape(

@@ -1,7 +1,7 @@
 """The Inception network as a linen module, built from the table.
 
-What makes the five variants differ, the convolution (with or without a bias),
-the normalisation and the nonlinearity, is passed in.
+The variants differ in the convolution (with or without a bias), the
+normalization and the nonlinearity, which are passed in.
 """
 
 from collections.abc import Callable
@@ -102,8 +102,8 @@ class InceptionModule(nn.Module):
 class AuxHead(nn.Module):
   """Auxiliary classifier on the output of 4d; training only.
 
-  Its layers carry biases and no BN in every variant, as in the implementation
-  that its sizes come from.
+  Its layers have biases and no BN in every variant, as in the implementation
+  that its sizes are taken from.
   """
 
   num_classes: int
@@ -137,18 +137,19 @@ class Inception(nn.Module):
     num_classes: number of logits.
     rows: the Inception modules, in order.
     stem_channels: filters of the three convolutions of the stem.
-    stem_kernel: window of the first convolution.
-    stem_pool: max pool after the first convolution.
-    separable_stem: first convolution depthwise (multiplier 8), then pointwise.
-    conv: convolution, bias included or not.
-    norm: normalisation; called with `use_running_average`.
-    nonlinearity: after every normalisation.
-    torch_padding: pad strided convolutions and average pools as Caffe and
-      PyTorch do, instead of TensorFlow's SAME.
-    lrn: local response normalisation before and after the second convolution.
-    dropout_rate: share of the 1,024 features dropped before the classifier.
-    aux_head: one auxiliary classifier after 4d, in training.
-    dtype: compute type.
+    stem_kernel: window size of the first convolution.
+    stem_pool: max pooling after the first convolution.
+    separable_stem: make the first convolution depthwise (multiplier 8), then
+      pointwise.
+    conv: convolution, with or without a bias.
+    norm: normalization; called with `use_running_average`.
+    nonlinearity: applied after every normalization.
+    torch_padding: pad strided convolutions and average pooling as Caffe and
+      PyTorch do, not as TensorFlow's SAME.
+    lrn: local response normalization before and after the second convolution.
+    dropout_rate: fraction of the 1,024 features dropped before the classifier.
+    aux_head: add an auxiliary classifier after 4d, in training.
+    dtype: compute dtype.
   """
 
   num_classes: int
@@ -168,7 +169,7 @@ class Inception(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, *, train: bool) -> Logits:
-    """Logits of (batch, height, width, 1 or 3) images in [-1, 1]."""
+    """Maps (batch, height, width, 1 or 3) images in [-1, 1] to logits."""
 
     def conv(
       features: int, window: tuple[int, int], *args: Any, **kwargs: Any
@@ -187,7 +188,7 @@ class Inception(nn.Module):
     max_pool = functools.partial(
       nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding='SAME'
     )
-    # Caffe and PyTorch count the padding in the average, TensorFlow does not.
+    # Caffe and PyTorch include the padding in the average, TensorFlow does not.
     avg_pool = functools.partial(
       nn.avg_pool, count_include_pad=self.torch_padding
     )

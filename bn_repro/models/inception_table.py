@@ -1,13 +1,13 @@
 """The Inception network of the paper as a table (appendix, Fig. 5).
 
-Plain numbers, no JAX: what can be checked about a network before anything
-heavy is imported is checked from here.
+Plain numbers, without JAX, so that a config can be checked before JAX is
+imported.
 """
 
 import dataclasses
 
-# Below this the 5b module would see less than one pixel of real image in each
-# direction: 32 halves to 1 after the five strides of two.
+# Five strides of two reduce 32 pixels to one. Our choice: a smaller image would
+# be all padding in the last module.
 MIN_IMAGE_SIZE = 32
 
 # The stem: first convolution, then the 1x1 reduction and the 3x3 convolution.
@@ -17,7 +17,7 @@ DEPTH_MULTIPLIER = 8
 
 # One auxiliary head after 4d, with the sizes of googlenet.lua of
 # soumith/imagenet-multiGPU.torch. With it the 576 reading has 13,594,824
-# parameters, which is the only reading that explains the paper's 13.6 million.
+# parameters: no other reading gives the paper's 13.6 million.
 AUX_HEAD_AFTER = '4d'
 AUX_CONV_CHANNELS = 128
 AUX_HIDDEN = 768
@@ -49,7 +49,7 @@ class Row:
     return 2 if self.projection == 0 else 1
 
   def scaled(self, width: float) -> 'Row':
-    """The same module with every number of filters times `width`, rounded."""
+    """The module with its numbers of filters times `width`, rounded."""
     return dataclasses.replace(
       self,
       **{
@@ -88,7 +88,7 @@ def rows(reading: str, *, tiny: bool = False) -> tuple[Row, ...]:
 
 
 def smallest_width() -> float:
-  """The width multiplier at which the thinnest branch still has one filter."""
+  """The largest width multiplier at which a branch has no filters."""
   thinnest = min(
     filters
     for row in rows('576')

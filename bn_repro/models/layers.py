@@ -1,4 +1,4 @@
-"""What the networks share: their outputs, and the layers without weights."""
+"""Layers and types that the networks share."""
 
 from typing import Any, NamedTuple
 
@@ -14,14 +14,14 @@ NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
 
 
 class Logits(NamedTuple):
-  """Outputs of the network, (batch, classes); `aux` in training with a head."""
+  """Outputs of a network, (batch, classes); `aux` with a head, in training."""
 
   main: Array
   aux: Array | None
 
 
 class NoNorm(nn.Module):
-  """Stands where a network without batch normalisation has none."""
+  """Takes the place of the normalization in a network without BN."""
 
   use_running_average: bool
 
@@ -32,16 +32,16 @@ class NoNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-  """Dropout whose mask depends on an example's place in the global batch.
+  """Dropout with a mask that depends on the position in the global batch.
 
-  Any number of devices therefore drops the same units.
+  The same units are therefore dropped on any number of devices.
   """
 
   rate: float
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """Drops a share `rate` of the units, and scales up the others."""
+    """Sets a fraction `rate` of the units to zero and scales up the rest."""
     if self.rate == 0 or self.is_initializing():
       return x
     key = self.make_rng('dropout')
@@ -63,5 +63,5 @@ def classifier(num_classes: int, dtype: Any) -> nn.Dense:
 
 
 def parameter_dtype(dtype: Any) -> Any:
-  """Parameters are float32 whatever the compute type, float64 with float64."""
+  """The dtype of the parameters: float32, or float64 with float64."""
   return jnp.promote_types(dtype, jnp.float32)

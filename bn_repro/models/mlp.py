@@ -19,23 +19,23 @@ ModuleDef = Callable[..., Any]
 HIDDEN_LAYERS = 3
 HIDDEN_UNITS = 100
 
-# Fig. 1 (b, c): what goes into the last hidden layer's nonlinearity.
+# Fig. 1 (b, c): the inputs of the last hidden layer's nonlinearity.
 PROBE = 'last_hidden_input'
 
 
 class Mlp(nn.Module):
   """Fully connected: y = g(BN(Wu)), or g(Wu + b), three times, then classes.
 
-  It stores the inputs of its last hidden nonlinearities under `PROBE` in the
-  collection `probes`, if that is mutable.
+  The inputs of the last hidden nonlinearities are stored under `PROBE` in the
+  collection `probes`, if it is mutable.
 
   Attributes:
     num_classes: number of logits.
-    features: units of each hidden layer.
-    dense: fully connected layer, bias included or not.
-    norm: normalisation; called with `use_running_average`.
-    nonlinearity: after every normalisation.
-    dtype: compute type.
+    features: number of units of each hidden layer.
+    dense: fully connected layer, with or without a bias.
+    norm: normalization; called with `use_running_average`.
+    nonlinearity: applied after every normalization.
+    dtype: compute dtype.
   """
 
   num_classes: int

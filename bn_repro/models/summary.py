@@ -12,13 +12,13 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """One line of the table.
+  """One row of the table.
 
   Attributes:
     name: path of the module.
     output: shape for one image, (height, width, channels) or (features,).
-    parameters: trained values, those of BN included.
-    multiply_adds: of convolutions and dense layers, for one image.
+    parameters: number of trained values, including BN.
+    multiply_adds: those of convolutions and dense layers, for one image.
   """
 
   name: str
@@ -33,9 +33,9 @@ def layers(
   """The layers of a network in the order of the forward pass.
 
   Args:
-    model: a network of `(images, train)`.
+    model: a network, called with `(images, train=...)`.
     image_shape: (height, width, channels).
-    depth: 1 for modules, 2 for the convolutions and dense layers in them.
+    depth: 1 for a row per module, 2 for a row per convolution or dense layer.
   """
   images = jnp.zeros((1, *image_shape), jnp.float32)
   _, variables = jax.eval_shape(
@@ -58,7 +58,7 @@ def layers(
   multiply_adds: dict[tuple[str, ...], int] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables['params']):
     *module, kind = _keys(path)
-    # The stem and the classifier stand at the top, and are one layer each.
+    # The stem and the classifier are at the top level, one layer each.
     is_nested = module[0].startswith(('inception', 'aux'))
     row = tuple(module[: depth if is_nested else 1])
     parameters[row] = parameters.get(row, 0) + leaf.size
@@ -69,8 +69,7 @@ def layers(
   return [
     Layer(
       '/'.join(row),
-      # Of a convolution before the max pooling that follows it.
-      outputs.get((*row, 'conv'), outputs[row]),
+      outputs[row],
       parameters[row],
       multiply_adds.get(row, 0),
     )
@@ -84,7 +83,7 @@ def _keys(path: Sequence[Any]) -> tuple[str, ...]:
   )
 
 
-# Modules in the order of the forward pass, where names do not sort that way.
+# Layers in the order of the forward pass, which is not that of their names.
 _FORWARD = (
   'conv1',
   'conv2_reduce',
@@ -108,7 +107,7 @@ def _forward_order(row: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def table(rows: Sequence[Layer]) -> list[str]:
-  """The table as text, with a line of totals."""
+  """The rows as lines of text, with a last line of totals."""
   total = Layer(
     'total',
     (),

@@ -529,7 +529,7 @@ class Expansion:
 
     key = str(config.data)
     if key not in self._num_examples:
-      dataset = datasets.without_images(config)
+      dataset = datasets.load_sizes(config)
       self._num_examples[key] = len(dataset.splits['train'])
     return self._num_examples[key]
 

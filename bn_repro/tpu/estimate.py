@@ -104,7 +104,7 @@ def abstract_experiment(
 ) -> Experiment:
   """Returns the experiment of a config from `resolve`, without images."""
   return create_experiment(
-    config, datasets.without_images(config), parallel.create_mesh(devices)
+    config, datasets.load_sizes(config), parallel.create_mesh(devices)
   )
 
 

@@ -1,4 +1,4 @@
-"""A config made executable: network, compiled steps, and the data they take."""
+"""The experiment of a config: model, optimizer, compiled steps and batches."""
 
 from collections.abc import Generator, Iterator
 import dataclasses
@@ -22,17 +22,17 @@ from bn_repro.training import steps
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """What a config asks for, on a mesh.
+  """What a config describes, on a mesh of devices.
 
   Attributes:
-    config: the config.
-    dataset: its data.
+    config: a checked config.
+    dataset: its data set.
     mesh: the devices.
     model: the network.
-    optimizer: the optimiser.
-    schedule: factor of the learning rate after a number of steps.
-    train_steps: `(state, batches) -> (state, sums)`, `steps_per_call` steps;
-      the state is used up.
+    optimizer: momentum SGD, see `optimizer.create_optimizer`.
+    schedule: maps a step to a factor of the learning rate.
+    train_steps: `(state, batches) -> (state, sums)` over `steps_per_call`
+      steps; donates the state.
     eval_step: `(state, batch) -> (sums, probes)`.
     statistics_step: `(state, batch) -> batch_stats` of that batch.
   """
@@ -80,11 +80,11 @@ class Experiment:
       yield parallel.shard_batch(self.mesh, batch)
 
   def stacked_batches(self, first: int, last: int) -> Generator[Any]:
-    """The same batches for `train_steps`, `steps_per_call` in each array.
+    """Batches for `train_steps`: arrays of shape (steps_per_call, batch, ...).
 
     Args:
       first: the first step, a multiple of `steps_per_call`.
-      last: the step after the last one, a multiple of it too.
+      last: the step after the last one, also a multiple of it.
     """
     number = self.config.steps_per_call
     for batch in self._train_batches(
@@ -108,7 +108,7 @@ class Experiment:
       self.config.batch_size,
       first,
       last,
-      share=_share(),
+      host_shard=_share(),
       **options,
     )
 
@@ -120,10 +120,10 @@ class Experiment:
     return (parallel.shard_batch(self.mesh, batch) for batch in batches)
 
   def compile(self, state: steps.TrainState) -> 'Experiment':
-    """Compiles ahead of time every step that the config will need.
+    """Compiles ahead of time every step that the config needs.
 
     Args:
-      state: a state of this program, for its shapes and types.
+      state: a state of this experiment, for its shapes and dtypes.
     """
     compiled: dict[str, Any] = {
       name: step.compile() for name, step in self.lower(state).items()
@@ -131,10 +131,10 @@ class Experiment:
     return dataclasses.replace(self, **compiled)
 
   def lower(self, state: steps.TrainState) -> dict[str, jax.stages.Lowered]:
-    """The steps that the config will need, by name, before their compiler.
+    """Lowers every step that the config needs; returns them by name.
 
     Args:
-      state: as for `compile`; the devices need not be there.
+      state: as for `compile`. The devices of the mesh need not exist.
     """
     state = parallel.replicate_abstract(self.mesh, state)
     batch = self.abstract_batch()
@@ -148,7 +148,7 @@ class Experiment:
     return lowered
 
   def abstract_batch(self, *steps: int) -> Any:
-    """Shapes and types of a batch, or of several steps' in one."""
+    """Shapes and dtypes of a batch, with leading axes of the sizes `steps`."""
     shape = (*steps, self.config.batch_size)
     batch = {
       'image': jax.ShapeDtypeStruct(
@@ -161,9 +161,9 @@ class Experiment:
     return parallel.shard_abstract(self.mesh, batch, batch_axis=len(steps))
 
 
-def _share() -> input_pipeline.Share:
-  """This process's part of every batch."""
-  return input_pipeline.Share(jax.process_index(), jax.process_count())
+def _share() -> input_pipeline.HostShard:
+  """The part of every batch that this process loads."""
+  return input_pipeline.HostShard(jax.process_index(), jax.process_count())
 
 
 def create_experiment(
@@ -171,12 +171,12 @@ def create_experiment(
   dataset: datasets.Dataset,
   mesh: Mesh | None = None,
 ) -> Experiment:
-  """Builds the program of a config, not yet compiled.
+  """Builds the experiment of a config, not yet compiled.
 
   Args:
     config: a checked config.
-    dataset: its data set.
-    mesh: the devices; all of them by default.
+    dataset: the data set that it names.
+    mesh: the devices; all devices by default.
 
   Raises:
     UserError: if the devices cannot share the batch evenly.

@@ -1,6 +1,5 @@
-"""Metrics are sums and a count that travel, divided once at the end."""
+"""Metrics as sums and counts, which are divided once at the end."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -9,21 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bn_repro.data.split import Batch
 from bn_repro.errors import UserError
 
 Array = jax.Array
 
 
 class Sums(flax.struct.PyTreeNode):
-  """Sums over examples, as device arrays or as Python numbers.
+  """Sums over examples, as device arrays or Python numbers.
 
   Attributes:
-    loss: cross-entropy in nats, without the L2 term and auxiliary heads.
+    loss: cross-entropy in nats, without the L2 term and the auxiliary head.
     correct: examples whose label has the largest logit.
     top5: examples whose label is among the five largest.
     count: examples.
-    replaced: examples in the place of others that could not be decoded.
-    nonfinite: values of the parameters and statistics that are not finite.
+    replaced: examples that replace images which could not be decoded.
+    nonfinite: number of parameters and statistics that are not finite.
   """
 
   loss: Any = 0.0
@@ -42,13 +42,13 @@ class Sums(flax.struct.PyTreeNode):
     return jax.tree.map(lambda x: np.asarray(x).item(), jax.device_get(self))
 
   def fetch_steps(self) -> list['Sums']:
-    """Waits for the device; one `Sums` for each step of the leading axis."""
+    """Waits for the device; returns one `Sums` per step of the leading axis."""
     columns, structure = jax.tree.flatten(jax.device_get(self))
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return [jax.tree.unflatten(structure, row) for row in rows]
 
   def means(self) -> dict[str, float | int]:
-    """What is written for these sums."""
+    """The means, as they are written to `metrics.jsonl`."""
     return {
       'loss': self.loss / self.count,
       'accuracy': self.correct / self.count,
@@ -59,21 +59,21 @@ class Sums(flax.struct.PyTreeNode):
 
 
 def check_replaced(sums: Sums, limit: float, what: str) -> None:
-  """Sees that no more images had to be replaced than are allowed.
+  """Checks that not too many images had to be replaced.
 
   Args:
-    sums: over images of all processes.
-    limit: the share of them that may, `config.data.max_replaced`.
-    what: they are, in words.
+    sums: sums over the images of all processes.
+    limit: allowed fraction, `config.data.max_replaced`.
+    what: name of the images for the error, such as 'validation images'.
 
   Raises:
-    UserError: if more were.
+    UserError: if a larger fraction was replaced.
   """
   if sums.replaced > limit * sums.count:
     raise UserError(
-      f'{what}: {sums.replaced} of {sums.count} images could not be decoded, a '
-      f'share above config.data.max_replaced={limit:g}. They are named above. '
-      'Mend the data, or raise the limit.'
+      f'{what}: {sums.replaced} of {sums.count} images could not be decoded, '
+      f'more than config.data.max_replaced={limit:g}. They are named above. '
+      'Fix the data, or raise the limit.'
     )
 
 
@@ -83,8 +83,8 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def classification_sums(logits: Array, batch: Mapping[str, Array]) -> Sums:
-  """Sums over the examples where `mask` is True, of one device.
+def classification_sums(logits: Array, batch: Batch) -> Sums:
+  """Sums over the examples of one device where `mask` is True.
 
   Args:
     logits: (batch, classes).
@@ -103,7 +103,7 @@ def classification_sums(logits: Array, batch: Mapping[str, Array]) -> Sums:
 
 
 def count_nonfinite(tree: Any) -> Array:
-  """How many values of a tree are infinite or not a number, int32."""
+  """The number of values of a tree that are not finite, int32."""
   leaves = jax.tree.leaves(tree)
   return sum(
     (jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves),

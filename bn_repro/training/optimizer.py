@@ -12,17 +12,17 @@ from bn_repro import paper
 
 
 def applied_learning_rate(optim: ConfigDict, batch_size: int) -> float:
-  """The rate at the start: linear in the batch size, as CNTK scaled it."""
+  """The initial learning rate: linear in the batch size, as in CNTK."""
   return optim.learning_rate * batch_size / paper.BATCH_SIZE
 
 
 def create_schedule(
   optim: ConfigDict, steps_per_epoch: float
 ) -> Callable[[Any], Any]:
-  """The learning rate's factor after a number of steps, 1 at the start.
+  """Creates the schedule: a step to a factor of the learning rate, 1 at step 0.
 
-  It depends on the step alone, never on the length of the run, so that a
-  lengthened run has had the rates that it would have had.
+  The factor depends on the step only, not on the length of the run, so that a
+  run can be lengthened.
   """
   return optax.exponential_decay(
     init_value=1.0,
@@ -35,10 +35,12 @@ def create_schedule(
 def create_optimizer(
   optim: ConfigDict, batch_size: int, schedule: Callable[[Any], Any]
 ) -> optax.GradientTransformation:
-  """G <- grad + wd * w;  v <- momentum * v + g;  w <- w - rate * v.
+  """Creates momentum SGD with L2 regularization.
 
-  The three constants are part of the state and not of the compiled program, so
-  that runs which differ in a rate share an executable.
+  g <- grad + weight_decay * w;  v <- momentum * v + g;  w <- w - rate * v
+
+  The three constants are part of the optimizer state, not of the compiled
+  program, so that runs with different rates share an executable.
   """
 
   def sgd(
@@ -63,7 +65,7 @@ def create_optimizer(
 
 
 def is_weight(params: Any) -> Any:
-  """Marks convolution and dense kernels: gamma, beta, biases do not decay."""
+  """True for kernels; gamma, beta and biases do not decay."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key == 'kernel', params
   )

@@ -1,7 +1,6 @@
-"""What one step computes: pure functions of a state and a batch.
+"""The computations of one step: pure functions of a state and a batch.
 
-They run on each device under `parallel.data_parallel` and know nothing of
-loops, files or flags.
+They run on each device under `parallel.data_parallel`.
 """
 
 from collections.abc import Callable
@@ -15,24 +14,24 @@ import optax
 
 from bn_repro import parallel
 from bn_repro.data import preprocess
+from bn_repro.data.split import Batch
 from bn_repro.training import metrics
 
 Array = jax.Array
-Batch = dict[str, Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """All that training carries from one step to the next.
+  """The state of training.
 
-  The random numbers of a step are a function of (seed, step), so that these
-  two are the whole random state.
+  Random numbers are a function of (seed, step), so there is no other random
+  state.
 
   Attributes:
-    step: updates applied, int32.
-    seed: uint32.
+    step: number of updates applied, int32.
+    seed: seed of the run, uint32.
     params: parameters.
     batch_stats: moving averages of BN statistics; empty without BN.
-    opt_state: momentum and rates.
+    opt_state: momentum, learning rate and other constants of the optimizer.
   """
 
   step: Any
@@ -55,7 +54,14 @@ def _step_keys(seed: Any, step: Any) -> tuple[Array, Array]:
 def distorted_images(
   images: Array, seed: Any, step: Any, strength: str
 ) -> Array:
-  """A training batch as this step distorts it; inside `data_parallel`."""
+  """The images of a training batch, distorted; call inside `data_parallel`.
+
+  Args:
+    images: uint8 (batch, height, width, channels).
+    seed: seed of the run.
+    step: the step that trains on them.
+    strength: `config.data.distortion`.
+  """
   with jax.named_scope('distortion'):
     distortion_key, _ = _step_keys(seed, step)
     keys = parallel.example_keys(distortion_key, images.shape[0])
@@ -67,7 +73,8 @@ def _forward(
 ) -> Callable[[Any], tuple[Any, Any]]:
   """The forward pass of training, as a function of the parameters.
 
-  It returns the logits and the updated BN statistics, equal on all devices.
+  The function returns logits and updated BN statistics; the statistics are
+  equal on all devices.
   """
   _, dropout_key = _step_keys(state.seed, state.step)
   images = distorted_images(
@@ -96,7 +103,7 @@ def create_train_step(
   optimizer: optax.GradientTransformation,
   config: ConfigDict,
 ) -> Step:
-  """A step of training: `(state, batch) -> (state, sums)`."""
+  """Creates the training step: `(state, batch) -> (state, sums)`."""
 
   def train_step(
     state: TrainState, batch: Batch
@@ -137,9 +144,9 @@ def create_train_step(
 
 
 def scan_steps(train_step: Step) -> Step:
-  """Steps in one call: `(state, batches) -> (state, sums)`, in `lax.scan`.
+  """Creates `(state, batches) -> (state, sums)`, a `lax.scan` over steps.
 
-  Batches and sums have one more axis in front, of the steps.
+  Batches and sums have a leading axis of steps.
   """
 
   def train_steps(
@@ -147,8 +154,7 @@ def scan_steps(train_step: Step) -> Step:
   ) -> tuple[TrainState, metrics.Sums]:
     if len(batches['label']) > 1:
       return jax.lax.scan(train_step, state, batches)
-    # In a scan, even of one step, convolutions on CPU run at a third of their
-    # speed.
+    # In a scan, even of one step, convolutions on CPU are three times slower.
     state, sums = train_step(state, jax.tree.map(lambda x: x[0], batches))
     return state, jax.tree.map(lambda x: x[None], sums)
 
@@ -156,10 +162,10 @@ def scan_steps(train_step: Step) -> Step:
 
 
 def create_eval_step(model: nn.Module) -> Step:
-  """Inference on a batch with the state's statistics: `-> (sums, probes)`.
+  """Creates inference on a batch: `(state, batch) -> (sums, probes)`.
 
-  Probes are what the network stores of itself for every example of the batch,
-  by name; a network may have none.
+  Probes are activations that the network stores for every example of the batch,
+  by name; they may be empty.
   """
 
   def eval_step(
@@ -179,7 +185,7 @@ def create_eval_step(model: nn.Module) -> Step:
 
 
 def create_residuals(model: nn.Module, config: ConfigDict) -> Step:
-  """What a forward pass keeps for the backward pass: `-> [array, ...]`."""
+  """Creates `(state, batch) -> [array, ...]`: what the backward pass reads."""
 
   def residuals(state: TrainState, batch: Batch) -> list[Array]:
     forward = _forward(model, config, state, batch)
@@ -190,15 +196,12 @@ def create_residuals(model: nn.Module, config: ConfigDict) -> Step:
 
 
 def create_statistics_step(model: nn.Module, config: ConfigDict) -> Step:
-  """The statistics of one training batch (Algorithm 2, step 10).
+  """Creates `(state, batch) -> batch_stats` of a batch (Algorithm 2, step 10).
 
   Args:
-    model: the training network with BN momentum 0, so that the "moving average"
-      after a batch is that batch's own mean and unbiased variance.
+    model: the network with BN momentum 0, so that its "moving averages" after a
+      batch are the mean and unbiased variance of that batch.
     config: the config of the run.
-
-  Returns:
-    A function `(state, batch) -> batch_stats`.
   """
 
   def statistics_step(state: TrainState, batch: Batch) -> Any:

@@ -1,4 +1,4 @@
-"""Training on a small ImageNet: real processes, real files."""
+"""Training on a small ImageNet, in processes of their own."""
 
 import os
 import signal
@@ -6,20 +6,18 @@ import subprocess
 import sys
 
 import pytest
-from resume_test import TESTS, assert_same_run, environment, metrics, status
+import support
 import written_imagenet
 
 from bn_repro.runtime.workdir import read_metrics
 
 
-def command(data_dir, workdir, *overrides, program=('tests/tiny.py',)):
-  return [
-    sys.executable,
-    *program,
+def arguments(data_dir, workdir, *overrides):
+  return (
     '--config=configs/bn_x5.py',
     f'--workdir={workdir}',
     f'--config.data.data_dir={data_dir}',
-    '--config.data.stand_in=true',
+    '--config.data.name=imagenet_stand_in',
     '--config.data.num_shards=4',
     '--config.data.image_size=64',
     '--config.batch_size=8',
@@ -30,25 +28,21 @@ def command(data_dir, workdir, *overrides, program=('tests/tiny.py',)):
     '--config.checkpoint_every=5',
     '--config.bn.population_batches=2',
     *overrides,
-  ]
-
-
-def start(*arguments, **options):
-  return subprocess.Popen(
-    command(*arguments, **options),
-    cwd=TESTS.parent,
-    env=environment(PYTHONUNBUFFERED='1'),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
   )
 
 
-def run(*arguments, **options):
-  process = start(*arguments, **options)
-  out, err = process.communicate(timeout=500)
-  return process.returncode, out, err
+def train(*args, program=support.TINY):
+  result = support.run(*arguments(*args), program=program)
+  assert result.returncode == 0, result.stderr
+  return result
+
+
+def stop(line, signal_number, *args, program=support.TINY):
+  """Signals the whole process group after a line, as a scheduler does."""
+  process = support.start(*arguments(*args), program=program)
+  support.wait_for_line(process, line)
+  os.killpg(process.pid, signal_number)
+  return support.finish(process)[0]
 
 
 @pytest.fixture(scope='module')
@@ -61,8 +55,7 @@ def copy(tmp_path_factory):
 @pytest.fixture(scope='module')
 def reference(copy, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('reference') / 'run'
-  code, _, err = run(copy, workdir)
-  assert code == 0, err
+  train(copy, workdir)
   return workdir
 
 
@@ -79,31 +72,25 @@ def test_every_image_is_evaluated_once_and_waiting_is_measured(reference):
 
 
 @pytest.mark.parametrize(
-  'signal_number, workers', [('SIGKILL', (0, 2)), ('SIGTERM', (2, 0))]
+  'signal_number, workers',
+  [(signal.SIGKILL, (0, 2)), (signal.SIGTERM, (2, 0))],
 )
 def test_resumed_with_another_number_of_workers(
   signal_number, workers, copy, reference, tmp_path
 ):
-  """The signal goes to the whole group, as a terminal or scheduler sends it."""
   workdir = tmp_path / 'run'
   before, after = (f'--config.data.num_workers={n}' for n in workers)
-  process = start(copy, workdir, before)
-  for line in process.stdout:
-    if line.startswith('step 14/'):
-      break
-  os.killpg(process.pid, getattr(signal, signal_number))
-  process.communicate(timeout=60)
-  if signal_number == 'SIGTERM':
-    assert process.returncode == 75
-    assert status(workdir)['status'] == 'preempted'
-  code, _, err = run(copy, workdir, after)
-  assert code == 0, err
-  assert_same_run(workdir, reference)
+  result = stop('step 14/', signal_number, copy, workdir, before)
+  if signal_number == signal.SIGTERM:
+    assert result.returncode == 75
+    assert support.status(workdir)['status'] == 'preempted'
+  train(copy, workdir, after)
+  support.assert_same_run(workdir, reference)
 
 
 @pytest.fixture
 def damaged(tmp_path):
-  """The second of ten validation images, and one of 40 for training."""
+  """Two truncated images: one of 40 for training, one of 10 for validation."""
   splits = written_imagenet.examples()
   for split, index in (('train', 7), ('validation', 1)):
     name, label, encoded = splits[split][index]
@@ -114,13 +101,10 @@ def damaged(tmp_path):
 
 def test_damaged_images_are_counted_and_named(damaged, tmp_path):
   data_dir, names = damaged
-  code, _, err = run(
-    data_dir, tmp_path / 'run', '--config.data.max_replaced=0.2'
-  )
-  assert code == 0, err
+  result = train(data_dir, tmp_path / 'run', '--config.data.max_replaced=0.2')
   for name in names:
-    assert sum(f'{name}: left out' in line for line in err.splitlines()) == 1
-  lines = metrics(tmp_path / 'run')
+    assert result.stderr.count(f'{name}: left out') == 1
+  lines = support.metrics(tmp_path / 'run')
   evaluated = [line for line in lines if line['split'] == 'validation']
   assert all(line['replaced_examples'] == 1 for line in evaluated)
   assert all(line['num_examples'] == 10 for line in evaluated)
@@ -130,45 +114,43 @@ def test_damaged_images_are_counted_and_named(damaged, tmp_path):
 
 
 def test_too_many_damaged_images_end_the_run(damaged, tmp_path):
-  data_dir, _ = damaged
-  code, _, err = run(data_dir, tmp_path / 'run')
-  assert code == 1
-  (line,) = (line for line in err.splitlines() if line.startswith('error'))
+  result = support.run(
+    *arguments(damaged[0], tmp_path / 'run'), program=support.TINY
+  )
+  assert result.returncode == 1
+  errors = result.stderr.splitlines()
+  (line,) = (line for line in errors if line.startswith('error'))
   assert 'data.max_replaced=0.01' in line
-  assert 'Traceback' not in err
-  found = status(tmp_path / 'run')
+  assert 'Traceback' not in result.stderr
+  found = support.status(tmp_path / 'run')
   assert found['status'] == 'failed'
   assert 'could not be decoded' in found['reason']
 
 
 @pytest.mark.slow
-def test_the_whole_road(tmp_path):
+def test_from_archives_to_a_trained_network(tmp_path):
   """Archives, builder, ArrayRecord, BN-x5 at full size, evaluation, resume."""
   archives, data_dir, workdir = (
     tmp_path / name for name in ('archives', 'data', 'run')
   )
-
-  def call(*arguments):
-    subprocess.run(
-      arguments, cwd=TESTS.parent, env=environment(), check=True, timeout=500
-    )
-
-  call(
-    sys.executable,
-    'scripts/make_stand_in.py',
-    f'--out={archives}',
-    '--num_validation=12',
-    '--images_per_class=4',
-  )
-  call(
-    'bash',
-    'scripts/prepare_imagenet.sh',
-    f'--manual_dir={archives}',
-    f'--data_dir={data_dir}',
-    '--stand_in',
-  )
+  for command in (
+    (
+      sys.executable,
+      'scripts/make_stand_in.py',
+      f'--out={archives}',
+      '--num_validation=12',
+      '--images_per_class=4',
+    ),
+    (
+      'bash',
+      'scripts/prepare_imagenet.sh',
+      f'--manual_dir={archives}',
+      f'--data_dir={data_dir}',
+      '--stand_in',
+    ),
+  ):
+    subprocess.run(command, cwd=support.ROOT, check=True, timeout=500)
   full = (
-    '--config.data.num_shards=4',
     '--config.data.image_size=224',
     '--config.model.width=1.0',
     '--config.batch_size=4',
@@ -178,25 +160,16 @@ def test_the_whole_road(tmp_path):
     '--config.checkpoint_every=1',
     '--config.total_steps=3',
   )
-  program = ('-m', 'bn_repro.main')
-  process = start(data_dir, workdir, *full, program=program)
-  for line in process.stdout:
-    if line.startswith('step 1/3'):
-      break
-  os.killpg(process.pid, signal.SIGTERM)
-  process.communicate(timeout=300)
-  assert process.returncode == 75
-  stopped_at = status(workdir)['step']
+  run = (data_dir, workdir, *full)
+  result = stop('step 1/3', signal.SIGTERM, *run, program=support.TRAIN)
+  assert result.returncode == 75
+  stopped_at = support.status(workdir)['step']
   assert 1 <= stopped_at < 3
-  code, out, err = run(data_dir, workdir, *full, program=program)
-  assert code == 0, err
-  assert f'going on from the checkpoint of step {stopped_at}' in out
-  lines = metrics(workdir)
-  assert [line['step'] for line in lines if line['split'] == 'train'] == [
-    1,
-    2,
-    3,
-  ]
+  result = train(*run, program=support.TRAIN)
+  assert f'checkpoint of step {stopped_at}' in result.stdout
+  lines = support.metrics(workdir)
+  steps = [line['step'] for line in lines if line['split'] == 'train']
+  assert steps == [1, 2, 3]
   evaluated = [line for line in lines if line['split'] == 'validation']
   assert [line['statistics'] for line in evaluated] == ['moving', 'population']
   assert all(line['num_examples'] == 12 for line in evaluated)

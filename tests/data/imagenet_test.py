@@ -1,7 +1,6 @@
-"""ImageNet as tfds leaves it, and copies that are not what they should be."""
+"""A small ImageNet, and copies that are missing, damaged or wrong."""
 
 import io
-import json
 
 import numpy as np
 from PIL import Image
@@ -18,7 +17,7 @@ def config(data_dir, *overrides):
     'configs/bn_x5.py',
     (
       f'data.data_dir={data_dir}',
-      'data.stand_in=true',
+      'data.name=imagenet_stand_in',
       'data.num_shards=4',
       'data.image_size=64',
       'batch_size=8',
@@ -65,18 +64,18 @@ def test_examples_are_those_that_were_written(copy, examples):
       assert np.abs(found - colour).max() < 60
 
 
-def test_words_belong_to_the_classes(copy):
-  words = datasets.check(config(copy)).label_names
-  by_synset = dict(zip(imagenet_metadata.synsets(), words, strict=True))
+def test_class_names_belong_to_the_classes(copy):
+  names = datasets.check(config(copy)).label_names
+  by_synset = dict(zip(imagenet_metadata.synsets(), names, strict=True))
   # Well-known pairs.
-  for synset, word in {
+  for synset, name in {
     'n01440764': 'tench',
     'n02123045': 'tabby',
     'n02504458': 'African elephant',
     'n04254680': 'soccer ball',
     'n15075141': 'toilet tissue',
   }.items():
-    assert by_synset[synset] == word
+    assert by_synset[synset] == name
   assert len(imagenet_metadata.validation_synsets()) == 50_000
   assert set(imagenet_metadata.validation_synsets()) == set(
     imagenet_metadata.synsets()
@@ -84,61 +83,57 @@ def test_words_belong_to_the_classes(copy):
 
 
 def test_holdout_cuts_a_part_of_the_training_images(copy, examples):
-  dataset = datasets.check(config(copy, 'data.holdout=10'))
-  names = {
-    name: [split.name_of(i) for i in range(len(split))]
-    for name, split in dataset.splits.items()
-  }
-  assert [len(names[n]) for n in ('train', 'validation', 'test')] == [
-    30,
-    10,
-    10,
-  ]
-  assert names['test'] == [name for name, *_ in examples['validation']]
-  assert sorted(names['train'] + names['validation']) == sorted(
+  splits = datasets.check(config(copy, 'data.holdout=10')).splits
+  train, validation, test = (
+    [splits[name].name_of(i) for i in range(len(splits[name]))]
+    for name in ('train', 'validation', 'test')
+  )
+  assert len(train) == 30 and len(validation) == 10
+  assert test == [name for name, *_ in examples['validation']]
+  assert sorted(train + validation) == sorted(
     name for name, *_ in examples['train']
   )
-  line = problem(copy, 'data.holdout=40')
-  assert 'only 40 training images' in line
+  assert 'only 40 training images' in problem(copy, 'data.holdout=40')
 
 
 def test_fingerprint_tells_copies_and_splits_apart(copy, examples, tmp_path):
   of_copy = datasets.check(config(copy)).fingerprint()
-  again = config(copy, 'data.num_threads=1')
-  assert datasets.check(again).fingerprint() == of_copy
-  held = config(copy, 'data.holdout=10')
-  assert datasets.check(held).fingerprint() != of_copy
+  one_thread = config(copy, 'data.num_threads=1')
+  assert datasets.check(one_thread).fingerprint() == of_copy
+  held_out = config(copy, 'data.holdout=10')
+  assert datasets.check(held_out).fingerprint() != of_copy
   fewer = {**examples, 'train': examples['train'][:39]}
   written_imagenet.write(tmp_path, fewer)
   assert datasets.check(config(tmp_path)).fingerprint() != of_copy
 
 
-def test_not_there(tmp_path):
+def test_missing_copy(tmp_path):
   line = problem(tmp_path)
   assert 'prepare_imagenet.sh' in line and str(tmp_path) in line
   (tmp_path / 'imagenet2012' / 'incomplete.X_5.1.0').mkdir(parents=True)
   assert 'found incomplete.X_5.1.0' in problem(tmp_path)
 
 
-def test_stand_in_has_to_be_called_one(copy):
-  line = problem(copy, 'data.stand_in=false')
+def test_a_stand_in_is_not_imagenet(copy):
+  line = problem(copy, 'data.name=imagenet2012')
   assert '40 train images, not 1,281,167' in line
-  assert 'data.stand_in=true' in line
+  assert '--config.data.name=imagenet_stand_in' in line
 
 
-def test_prepared_as_tfrecord(examples, tmp_path):
-  folder = written_imagenet.write(tmp_path, examples)
-  info = json.loads((folder / 'dataset_info.json').read_text())
-  info['fileFormat'] = 'tfrecord'
-  (folder / 'dataset_info.json').write_text(json.dumps(info))
-  assert '--from_tfrecord' in problem(tmp_path)
-
-
-def test_half_written_description(examples, tmp_path):
-  folder = written_imagenet.write(tmp_path, examples)
-  text = (folder / 'dataset_info.json').read_text()
-  (folder / 'dataset_info.json').write_text(text[:100])
-  assert 'dataset_info.json: damaged' in problem(tmp_path)
+@pytest.mark.parametrize(
+  'damage, expected',
+  [
+    (
+      lambda text: text.replace('"array_record"', '"tfrecord"'),
+      '--from_tfrecord',
+    ),
+    (lambda text: text[:100], 'dataset_info.json: damaged'),
+  ],
+)
+def test_description_of_a_copy(damage, expected, examples, tmp_path):
+  path = written_imagenet.write(tmp_path, examples) / 'dataset_info.json'
+  path.write_text(damage(path.read_text()))
+  assert expected in problem(tmp_path)
 
 
 def test_no_validation_images(examples, tmp_path):
@@ -150,57 +145,52 @@ def test_missing_shard(examples, tmp_path):
   written_imagenet.write(tmp_path, examples)
   path = written_imagenet.shard_path(tmp_path, 'train', 2)
   path.unlink()
-  line = problem(tmp_path)
-  assert f'{path} is missing' in line and 'more' not in line
+  assert f'{path}: missing. ' in problem(tmp_path)
 
 
 @pytest.mark.parametrize('keep', [0, 0.5])
-def test_shard_cut_off(keep, examples, tmp_path):
+def test_truncated_shards(keep, examples, tmp_path):
   written_imagenet.write(tmp_path, examples)
   for shard in (1, 3):
     path = written_imagenet.shard_path(tmp_path, 'train', shard)
     raw = path.read_bytes()
     path.write_bytes(raw[: int(keep * len(raw))])
   line = problem(tmp_path)
-  assert '00001-of-00004 is damaged' in line and 'and 1 more' in line
+  assert '00001-of-00004: damaged' in line and '2 shards' in line
 
 
 def test_shard_of_another_copy(examples, tmp_path):
-  written_imagenet.write(tmp_path / 'a', examples)
   fewer = {**examples, 'train': examples['train'][:24]}
+  written_imagenet.write(tmp_path / 'a', examples)
   written_imagenet.write(tmp_path / 'b', fewer)
-  path = written_imagenet.shard_path(tmp_path / 'a', 'train', 0)
-  path.write_bytes(
-    written_imagenet.shard_path(tmp_path / 'b', 'train', 0).read_bytes()
+  shard, other = (
+    written_imagenet.shard_path(tmp_path / name, 'train', 0) for name in 'ab'
   )
-  assert '00000-of-00004 has 6 images, not 10' in problem(tmp_path / 'a')
+  shard.write_bytes(other.read_bytes())
+  assert '00000-of-00004: 6 images, not 10' in problem(tmp_path / 'a')
 
 
 def test_other_classes(examples, tmp_path):
   folder = written_imagenet.write(tmp_path, examples)
   names = imagenet_metadata.synsets()
   (folder / 'label.labels.txt').write_text('\n'.join(names[:999]))
-  assert '999 of them, not 1000' in problem(tmp_path)
+  assert '999 classes, not 1000' in problem(tmp_path)
   names[3], names[4] = names[4], names[3]
   (folder / 'label.labels.txt').write_text('\n'.join(names))
   assert 'label 3 is n01494475, not n01491361' in problem(tmp_path)
 
 
-def test_labels_that_are_not_those_of_the_names(examples, tmp_path):
+def test_labels_that_contradict_the_names(examples, tmp_path):
   moved = [(n, (label + 1) % 1000, e) for n, label, e in examples['train']]
-  written_imagenet.write(tmp_path, {**examples, 'train': moved})
-  line = problem(tmp_path)
+  written_imagenet.write(tmp_path / 'a', {**examples, 'train': moved})
+  line = problem(tmp_path / 'a')
   assert 'has the label' in line and examples['train'][0][0] in line
-
-
-def test_validation_labels_of_another_order(examples, tmp_path):
-  """As they come from preparing with a list of one's own."""
+  # Validation labels in another order, from another list of them.
   rows = examples['validation']
-  rotated = [
-    (name, rows[i - 1][1], encoded) for i, (name, _, encoded) in enumerate(rows)
-  ]
-  written_imagenet.write(tmp_path, {**examples, 'validation': rotated})
-  assert 'ILSVRC2012_val_00000001.JPEG, has the label' in problem(tmp_path)
+  rotated = [(n, rows[i - 1][1], e) for i, (n, _, e) in enumerate(rows)]
+  written_imagenet.write(tmp_path / 'b', {**examples, 'validation': rotated})
+  line = problem(tmp_path / 'b')
+  assert 'ILSVRC2012_val_00000001.JPEG, has the label' in line
 
 
 def test_test_images_that_are_training_images(examples, tmp_path):

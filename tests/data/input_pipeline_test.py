@@ -1,10 +1,10 @@
-"""The order of examples: permutations, and arithmetic on the step."""
+"""The order of examples, and batches of arrays in memory."""
 
 import numpy as np
 import pytest
 
 from bn_repro.data.input_pipeline import (
-  Order,
+  ExampleOrder,
   eval_batches,
   positions,
   train_batches,
@@ -15,11 +15,13 @@ REGIMES = ('none', 'within_shard', 'global')
 
 
 def order(shuffle, num_examples=103, num_shards=5, seed=0):
-  return Order(num_examples, num_shards=num_shards, shuffle=shuffle, seed=seed)
+  return ExampleOrder(
+    num_examples, num_shards=num_shards, shuffle=shuffle, seed=seed
+  )
 
 
 def epoch(shuffle, number, **kwargs):
-  """The examples of an epoch, one a step."""
+  """The examples of an epoch."""
   each = order(shuffle, **kwargs)
   n = each.num_examples
   return each.examples(np.arange(number * n, (number + 1) * n))
@@ -35,7 +37,7 @@ def test_each_epoch_is_a_permutation_of_its_own(shuffle):
 
 
 def shards_of(examples):
-  """The runs of an epoch that stay in one shard."""
+  """An epoch, cut where the shard changes."""
   starts = np.linspace(0, 103, 6).astype(int)
   shard = np.searchsorted(starts, examples, side='right') - 1
   cuts = np.flatnonzero(np.diff(shard)) + 1
@@ -61,7 +63,7 @@ def test_global_mixes_all():
 
 @pytest.mark.parametrize('shuffle', REGIMES)
 def test_arithmetic_on_the_step(shuffle):
-  """Any step in any order of asking; two batches of 16 are one of 32."""
+  """Steps may be asked for in any order; two batches of 16 are one of 32."""
   forwards, backwards = order(shuffle), order(shuffle)
   expected = [forwards.examples(positions(step, 16)) for step in range(40)]
   for step in reversed(range(40)):
@@ -78,7 +80,7 @@ def split(n):
   return ArraySplit(images, np.arange(n, dtype=np.int32))
 
 
-def test_stream_taken_up_at_a_step():
+def test_stream_resumes_at_any_step():
   data, each = split(103), order('within_shard')
   whole = list(train_batches(data, each, 16, 0, 30))
   rest = list(train_batches(data, each, 16, 17, 30))

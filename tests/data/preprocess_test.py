@@ -10,6 +10,13 @@ import pytest
 from bn_repro.data import preprocess
 
 IMAGE = np.random.default_rng(0).random((6, 7, 3)).astype(np.float32)
+PIXELS = (255 * IMAGE).astype(np.uint8)
+
+distort = jax.jit(preprocess.distort, static_argnums=2)
+
+
+def random_keys(count):
+  return jax.vmap(jax.random.key)(jnp.arange(count))
 
 
 def by_pixel(convert, image):
@@ -17,12 +24,14 @@ def by_pixel(convert, image):
   return np.array(flat).reshape(image.shape)
 
 
+def hsv_before_and_after(change, factor):
+  found = np.asarray(jax.jit(change)(jnp.asarray(IMAGE), factor))
+  return (by_pixel(colorsys.rgb_to_hsv, image) for image in (IMAGE, found))
+
+
 @pytest.mark.parametrize('turn', [-0.2, -0.05, 0.13, 0.2])
 def test_hue_turns_hue_alone(turn):
-  found = np.asarray(preprocess._turn_hue(jnp.asarray(IMAGE), turn))
-  before, after = (
-    by_pixel(colorsys.rgb_to_hsv, image) for image in (IMAGE, found)
-  )
+  before, after = hsv_before_and_after(preprocess._turn_hue, turn)
   np.testing.assert_allclose(after[..., 1:], before[..., 1:], atol=1e-5)
   turned = (after[..., 0] - before[..., 0] + 0.5) % 1 - 0.5
   np.testing.assert_allclose(turned, turn, atol=1e-5)
@@ -30,10 +39,7 @@ def test_hue_turns_hue_alone(turn):
 
 @pytest.mark.parametrize('factor', [0.5, 0.9, 1.0, 1.5])
 def test_saturation_scales_saturation_alone(factor):
-  found = np.asarray(preprocess._saturate(jnp.asarray(IMAGE), factor))
-  before, after = (
-    by_pixel(colorsys.rgb_to_hsv, image) for image in (IMAGE, found)
-  )
+  before, after = hsv_before_and_after(preprocess._saturate, factor)
   expected = np.minimum(factor * before[..., 1], 1)
   np.testing.assert_allclose(after[..., 1], expected, atol=1e-4)
   np.testing.assert_allclose(after[..., 2], before[..., 2], atol=1e-6)
@@ -43,27 +49,18 @@ def test_saturation_scales_saturation_alone(factor):
   )
 
 
-def test_what_is_darker_than_black_loses_its_colour():
+def test_pixels_darker_than_black_become_grey():
   image = jnp.asarray([[[-0.1, -0.05, -0.2]]])
   found = preprocess._saturate(image, 1.2)
   np.testing.assert_allclose(found, [[[-0.05, -0.05, -0.05]]], atol=1e-7)
 
 
-@pytest.mark.parametrize('factor', [0.5, 1.5])
-def test_contrast(factor):
-  found = np.asarray(preprocess._adjust_contrast(jnp.asarray(IMAGE), factor))
-  means = IMAGE.mean((0, 1))
-  np.testing.assert_allclose(
-    found, means + factor * (IMAGE - means), rtol=1e-5, atol=1e-6
-  )
-
-
-def steps_of(drawn):
-  """Each adjustment by itself, in float64 and pixel by pixel."""
+def adjustments(drawn):
+  """Each adjustment as a function, in float64 and pixel by pixel."""
 
   def in_hsv(change):
     def convert(red, green, blue):
-      # Brightness, which changes neither hue nor chroma, may lie below black.
+      # Lifts values above 0, which changes neither hue nor chroma.
       lift = max(0.0, -min(red, green, blue))
       hue, saturation, value = colorsys.rgb_to_hsv(
         red + lift, green + lift, blue + lift
@@ -79,18 +76,18 @@ def steps_of(drawn):
     return [x + value - top for x in colorsys.hsv_to_rgb(hue, saturation, top)]
 
   def turn(hue, chroma, value):
-    return rgb((hue + float(drawn.hue)) % 1, chroma, value)
+    return rgb((hue + drawn.hue) % 1, chroma, value)
 
   def saturate(hue, chroma, value):
     limit = max(value, 0.0)
-    return rgb(hue, min(float(drawn.saturation) * chroma, limit), value)
+    return rgb(hue, min(drawn.saturation * chroma, limit), value)
 
   def contrast(image):
     means = image.mean((0, 1))
-    return means + float(drawn.contrast) * (image - means)
+    return means + drawn.contrast * (image - means)
 
   return {
-    'b': lambda image: image + float(drawn.brightness),
+    'b': lambda image: image + drawn.brightness,
     's': in_hsv(saturate),
     'h': in_hsv(turn),
     'c': contrast,
@@ -102,25 +99,27 @@ def steps_of(drawn):
   [('reduced', ('bs', 'sb')), ('full', ('bshc', 'sbch', 'chbs', 'hscb'))],
 )
 def test_orders_of_the_adjustments(strength, orders):
-  """As one after another, in TF-Slim's orders, each of them drawn."""
-  # Neither so dark nor so coloured that rounding decides about a pixel.
+  """Equals one adjustment after another, in TF-Slim's orders."""
+  # Not so dark or colourful that rounding decides about a pixel.
   image = (40 + 200 * IMAGE).astype(np.uint8)
+  keys = random_keys(24)
+  images = jnp.asarray(image)[None].repeat(24, 0)
+  found = np.asarray(distort(images, keys, strength))
+  columns = map(np.asarray, jax.vmap(preprocess._draw)(keys))
   seen = set()
-  for seed in range(24):
-    key = jax.random.key(seed)
-    drawn = preprocess._draw(key)
-    order = orders[int(len(orders) * float(drawn.order))]
+  for result, *row in zip(found, *columns, strict=True):
+    drawn = preprocess.Adjustments(*map(float, row))
+    order = orders[int(len(orders) * drawn.order)]
     seen.add(order)
     expected = image.astype(np.float64) / 255
     for name in order:
-      expected = steps_of(drawn)[name](expected)
-    found = preprocess.distort(jnp.asarray(image)[None], key[None], strength)[0]
-    np.testing.assert_allclose(found / 255, np.clip(expected, 0, 1), atol=2e-5)
+      expected = adjustments(drawn)[name](expected)
+    np.testing.assert_allclose(result / 255, np.clip(expected, 0, 1), atol=2e-5)
   assert seen == set(orders)
 
 
 def test_ranges_of_the_adjustments():
-  drawn = jax.vmap(preprocess._draw)(jax.vmap(jax.random.key)(jnp.arange(2000)))
+  drawn = jax.vmap(preprocess._draw)(random_keys(2000))
   for name, low, high in (
     ('order', 0, 1),
     ('brightness', -32 / 255, 32 / 255),
@@ -136,21 +135,19 @@ def test_ranges_of_the_adjustments():
 
 
 @pytest.mark.parametrize('strength', ['reduced', 'full'])
-def test_distort(strength):
-  images = jnp.asarray((IMAGE[None].repeat(8, 0) * 255).astype(np.uint8))
-  keys = jax.vmap(jax.random.key)(jnp.arange(8))
-  found = np.asarray(preprocess.distort(images, keys, strength))
+def test_each_image_of_a_batch_is_distorted_by_its_key(strength):
+  images, keys = jnp.asarray(PIXELS)[None].repeat(24, 0), random_keys(24)
+  found = np.asarray(distort(images, keys, strength))
   assert found.min() >= 0
   assert found.max() <= 255
-  assert len(np.unique(found.reshape(8, -1), axis=0)) == 8
-  alone = preprocess.distort(images[3:4], keys[3:4], strength)
+  assert len(np.unique(found.reshape(24, -1), axis=0)) == 24
+  alone = distort(images[3:4], keys[3:4], strength)
   np.testing.assert_allclose(alone[0], found[3], atol=1e-3)
 
 
 def test_no_distortion_is_the_identity():
   images = jnp.zeros((2, 3, 3, 1), jnp.uint8)
-  keys = jax.vmap(jax.random.key)(jnp.arange(2))
-  assert preprocess.distort(images, keys, 'none') is images
+  assert preprocess.distort(images, random_keys(2), 'none') is images
 
 
 def test_normalize():

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+from bn_repro import cli, overview, parallel
 from bn_repro import config as config_lib
-from bn_repro import overview, parallel
 from bn_repro.models import factory, inception, inception_table, layers, summary
 from bn_repro.training import optimizer as optimizer_lib
 from bn_repro.training import steps
@@ -348,12 +348,18 @@ def test_table():
 def test_command(monkeypatch, capsys):
   def run(*arguments):
     monkeypatch.setattr('sys.argv', ['overview', *arguments])
+    monkeypatch.setattr(cli, 'set_up_jax', lambda config: None)
     code = overview.main()
     return code, capsys.readouterr()
 
   code, printed = run('--config=configs/bn_x5.py', '--config.model.reading=608')
   assert code == 0 and printed.err == ''
   assert printed.out.splitlines()[-1].split()[1] == '11,278,528'
+  # The networks that `main` trains.
+  for config, parameters in (('bn_x5', '162,826'), ('bn_mnist', '100,010')):
+    code, printed = run(f'--config={config}:mini')
+    assert code == 0
+    assert printed.out.splitlines()[-1].split()[1] == parameters
   code, printed = run('--config=configs/bn_x5.py', '--config.model.width=0')
   assert code == 1 and printed.out == ''
   assert printed.err.startswith('error: ') and printed.err.count('\n') == 1

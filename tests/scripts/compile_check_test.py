@@ -421,7 +421,7 @@ def test_output(platform, tmp_path, capsys):
 
 def test_no_data_is_needed():
   config = config_lib.load('configs/bn_x5.py', ('data.data_dir=/no',))
-  dataset = estimate.datasets.without_images(config)
+  dataset = estimate.datasets.load_sizes(config)
   assert len(dataset.splits['train']) == 1_281_167
   assert (dataset.image_shape, dataset.num_classes) == ((224, 224, 3), 1000)
   with pytest.raises(UserError):

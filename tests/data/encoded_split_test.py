@@ -1,4 +1,4 @@
-"""Batches of encoded images: what is in them does not depend on how."""
+"""Batches of encoded images do not depend on threads, workers or hosts."""
 
 import dataclasses
 import io
@@ -7,21 +7,22 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from bn_repro.data import jpeg
+from bn_repro.data import crops
+from bn_repro.data.crops import CropRandomness
+from bn_repro.data.imagenet import EncodedSplit
 from bn_repro.data.input_pipeline import (
-  Order,
-  Share,
+  ExampleOrder,
+  HostShard,
   eval_batches,
   train_batches,
 )
-from bn_repro.data.split import Draws, EncodedSplit
 from bn_repro.errors import UserError
 
 SIZE = 32
 
 
 def picture(index, kind='JPEG'):
-  """Clouds of a size and in colours of their own."""
+  """An image whose size and colours are a function of the index."""
   rng = np.random.default_rng(index)
   width, height = (int(n) for n in rng.integers(60, 200, 2))
   blocks = Image.fromarray(rng.integers(0, 256, (4, 4, 3)).astype(np.uint8))
@@ -47,7 +48,9 @@ def encoded_split(count=40, num_threads=3, **damaged):
 
 
 def stream(split, first=0, last=12, seed=0, **options):
-  order = Order(len(split), num_shards=4, shuffle='within_shard', seed=seed)
+  order = ExampleOrder(
+    len(split), num_shards=4, shuffle='within_shard', seed=seed
+  )
   return list(train_batches(split, order, 8, first, last, **options))
 
 
@@ -77,21 +80,21 @@ def test_threads_change_nothing(num_threads, whole):
   assert_equal(stream(encoded_split(num_threads=num_threads)), whole)
 
 
-def test_taken_up_at_a_step(whole):
+def test_stream_resumes_at_any_step(whole):
   for first in (1, 5, 7, 11):
     assert_equal(stream(encoded_split(), first), whole[first:])
 
 
-@pytest.mark.parametrize('first', [0, 5])
-def test_worker_processes_change_nothing(first, whole):
-  """Whether before or after a resume they are there or not."""
-  assert_equal(stream(encoded_split(), first, num_workers=2), whole[first:])
+def test_worker_processes_change_nothing(whole):
+  """A run may resume with another number of workers."""
+  assert_equal(stream(encoded_split(), 5, num_workers=2), whole[5:])
 
 
 @pytest.mark.parametrize('count', [2, 4])
 def test_hosts_have_parts_of_the_batch(count, whole):
   parts = [
-    stream(encoded_split(), share=Share(index, count)) for index in range(count)
+    stream(encoded_split(), host_shard=HostShard(index, count))
+    for index in range(count)
   ]
   joined = [
     {key: np.concatenate([part[key] for part in step]) for key in step[0]}
@@ -100,25 +103,22 @@ def test_hosts_have_parts_of_the_batch(count, whole):
   assert_equal(joined, whole)
 
 
-def test_hosts_have_parts_of_each_step_of_a_call(whole):
-  """Several steps in one call: a host has its part of each of them."""
-  for index in range(2):
-    for call, batch in enumerate(
-      stream(encoded_split(), steps_per_batch=3, share=Share(index, 2))
-    ):
-      assert_equal(
-        [{key: np.split(batch[key], 3)[i] for key in batch} for i in range(3)],
-        [
-          {key: step[key][4 * index : 4 * index + 4] for key in step}
-          for step in whole[3 * call : 3 * call + 3]
-        ],
-      )
+@pytest.mark.parametrize('index', [0, 1])
+def test_hosts_have_parts_of_each_step_of_a_call(index, whole):
+  batches = stream(
+    encoded_split(), steps_per_batch=3, host_shard=HostShard(index, 2)
+  )
+  found = [
+    {key: np.split(batch[key], 3)[step] for key in batch}
+    for batch in batches
+    for step in range(3)
+  ]
+  part = slice(4 * index, 4 * index + 4)
+  assert_equal(found, [{key: b[key][part] for key in b} for b in whole])
 
 
-def test_an_example_is_seen_anew_each_time(whole):
-  """In another box at least, each epoch."""
-  split = encoded_split(4)
-  views = stream(split, 0, 8)  # Two examples of each in a batch.
+def test_each_view_of_an_example_is_another():
+  views = stream(encoded_split(4), 0, 8)
   images = np.concatenate([batch['image'] for batch in views])
   labels = np.concatenate([batch['label'] for batch in views])
   for label in range(4):
@@ -126,42 +126,22 @@ def test_an_example_is_seen_anew_each_time(whole):
     assert len(np.unique(of_label, axis=0)) == len(of_label) == 16
 
 
-def test_views_are_those_of_the_draws():
-  """Box and mirror of each row, from the whole image by Pillow."""
-  split = encoded_split(12)
-  draws = Draws(3, np.arange(100, 112))
-  found = split.training_batch(np.arange(12), draws)['image']
+def test_a_view_is_the_box_that_its_draws_choose():
+  """Box and mirror of each row, cropped from the whole image by Pillow."""
+  randomness = CropRandomness(3, np.arange(100, 112))
+  batch = encoded_split(12).training_batch(np.arange(12), randomness)
   mirrored = 0
-  for row, numbers in enumerate(draws.numbers()):
+  for row, draws in enumerate(randomness.draws()):
     image = Image.open(io.BytesIO(picture(row)))
-    box = jpeg.random_box(*image.size, numbers)
-    corners = (box.left, box.top, box.left + box.width, box.top + box.height)
+    box = crops.random_box(*image.size, draws)
     expected = np.asarray(
-      image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, corners), int
+      image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box.corners), int
     )
-    if jpeg.is_mirrored(numbers):
+    if crops.is_mirrored(draws):
       expected = expected[:, ::-1]
       mirrored += 1
-    assert np.abs(found[row] - expected).mean() < 5
+    assert np.abs(batch['image'][row] - expected).mean() < 5
   assert 0 < mirrored < 12
-
-
-def test_draws_are_a_function_of_the_position():
-  positions = np.array([5, 6, 7, 100, 101, 3, 2**40])
-  numbers = Draws(1, positions).numbers()
-  assert numbers.shape == (7, jpeg.DRAWS)
-  assert numbers.min() >= 0 and numbers.max() < 1
-  for position, expected in zip(positions, numbers, strict=True):
-    alone = Draws(1, np.array([position])).numbers()[0]
-    np.testing.assert_array_equal(alone, expected)
-  assert (Draws(2, positions).numbers() != numbers).all()
-  assert len(np.unique(numbers)) == numbers.size
-
-
-def test_draws_are_uniform():
-  numbers = Draws(0, np.arange(4000)).numbers()
-  assert numbers.mean(0) == pytest.approx(0.5, abs=0.02)
-  assert numbers.std(0) == pytest.approx(12**-0.5, abs=0.01)
 
 
 @pytest.mark.parametrize('count', [1, 7, 8, 9, 40])
@@ -169,7 +149,7 @@ def test_draws_are_uniform():
 def test_evaluation_has_every_image_once_on_any_number_of_hosts(count, hosts):
   split = encoded_split(count)
   steps = zip(
-    *(eval_batches(split, 8, Share(i, hosts)) for i in range(hosts)),
+    *(eval_batches(split, 8, HostShard(i, hosts)) for i in range(hosts)),
     strict=True,
   )
   images, labels = [], []
@@ -186,7 +166,7 @@ def test_evaluation_has_every_image_once_on_any_number_of_hosts(count, hosts):
 def test_damaged_images_are_replaced_by_their_neighbours(capfd):
   good, bad = encoded_split(), encoded_split(_3=b'', _4=picture(4)[:300])
   expected, found = stream(good), stream(bad)
-  order = Order(40, num_shards=4, shuffle='within_shard', seed=0)
+  order = ExampleOrder(40, num_shards=4, shuffle='within_shard', seed=0)
   for step, (a, b) in enumerate(zip(expected, found, strict=True)):
     examples = order.examples(np.arange(8 * step, 8 * step + 8))
     np.testing.assert_array_equal(b['replaced'], np.isin(examples, [3, 4]))
@@ -201,32 +181,26 @@ def test_damaged_images_are_replaced_by_their_neighbours(capfd):
   np.testing.assert_array_equal(evaluated['label'], [2, 5, 5, 5])
   np.testing.assert_array_equal(evaluated['replaced'], [0, 1, 1, 0])
   np.testing.assert_array_equal(evaluated['image'][1], evaluated['image'][3])
-  # Each is named once, with the reason.
+  # Each is named once.
   warnings = capfd.readouterr().err.splitlines()
   for name in ('image_3.JPEG', 'image_4.JPEG'):
     assert sum(f'warning: {name}: left out' in line for line in warnings) == 1
 
 
-def test_the_last_image_has_the_first_as_its_neighbour():
+def test_the_first_image_follows_the_last():
   split = encoded_split(5, _4=b'nothing')
   batch = split.evaluation_batch(np.arange(5))
   np.testing.assert_array_equal(batch['label'], [0, 1, 2, 3, 0])
 
 
-def test_how_many_are_damaged_is_not_decided_here():
-  """One of several hosts would stop alone."""
+def test_many_damaged_images_are_replaced():
+  """Their number is limited over all hosts, not within a split."""
   split = encoded_split(20, **{f'_{i}': b'' for i in range(5, 17)})
   batch = split.evaluation_batch(np.arange(8))
   np.testing.assert_array_equal(batch['label'], [0, 1, 2, 3, 4, 7, 7, 7])
-  seventeenth = split.evaluation_batch(np.array([17]))['image'][0]
-  np.testing.assert_array_equal(batch['image'][5:], [seventeenth] * 3)
-  assert batch['replaced'].sum() == 3
-
-
-def test_none_can_be_decoded():
-  split = encoded_split(20, **{f'_{i}': b'' for i in range(20)})
-  with pytest.raises(UserError, match='not one of 20 images'):
-    split.evaluation_batch(np.arange(8))
+  np.testing.assert_array_equal(batch['replaced'], [0, 0, 0, 0, 0, 1, 1, 1])
+  seventeenth = split.evaluation_batch(np.array([17]))['image']
+  assert (batch['image'][5:] == seventeenth).all()
 
 
 def test_records_that_cannot_be_read_are_replaced(capfd):
@@ -246,9 +220,11 @@ def test_records_that_cannot_be_read_are_replaced(capfd):
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_the_reason_comes_up_where_batches_are_taken(num_workers):
+def test_errors_reach_the_consumer_of_batches(num_workers):
+  """A worker process turns the UserError into an error of another type."""
   split = encoded_split(20, **{f'_{i}': b'' for i in range(20)})
-  with pytest.raises(Exception, match='can be decoded'):
+  kind = Exception if num_workers else UserError
+  with pytest.raises(kind, match='none of 20 images can be decoded'):
     stream(split, num_workers=num_workers)
 
 

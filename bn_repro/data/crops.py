@@ -1,0 +1,132 @@
+"""Crops: the box of an image that the network sees, in numbers alone.
+
+Training sees a random box, mirrored half of the time; evaluation sees the
+central box. Both are GoogLeNet's (Szegedy et al., 2015): the paper does not
+describe its crops.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+# Attempts at the shape of a random box. Our choice.
+_ATTEMPTS = 10
+# Random numbers of one crop: one for the mirror, two for the position of the
+# box, and two for each attempt at its shape.
+NUM_DRAWS = 3 + 2 * _ATTEMPTS
+
+
+class Box(NamedTuple):
+  """A rectangle in an image, in pixels from the top left corner."""
+
+  left: int
+  top: int
+  width: int
+  height: int
+
+  @property
+  def corners(self) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom), the form that Pillow takes."""
+    return (
+      self.left,
+      self.top,
+      self.left + self.width,
+      self.top + self.height,
+    )
+
+
+# Chooses a box given the width and height of an image.
+ChooseBox = Callable[[int, int], Box]
+
+
+def central_box(width: int, height: int) -> Box:
+  """Returns the central square whose side is 224/256 of the shorter side.
+
+  This equals resizing the shorter side to 256 pixels and cropping the central
+  224 (GoogLeNet's single crop).
+  """
+  side = max(round(min(width, height) * 224 / 256), 1)
+  return _centred(width, height, side, side)
+
+
+def random_box(width: int, height: int, draws: np.ndarray) -> Box:
+  """Returns a box of 8-100 % of the area and an aspect ratio of 3/4 to 4/3.
+
+  The area is uniform and the aspect ratio log-uniform. Both are drawn again
+  while the box does not fit, ten times in all; then the box is the largest
+  central one with an aspect ratio in this range.
+
+  Args:
+    width: width of the image.
+    height: height of the image.
+    draws: `NUM_DRAWS` numbers in [0, 1).
+  """
+  position, shapes = draws[1:3], draws[3:].reshape(_ATTEMPTS, 2)
+  limit = np.log(4 / 3)
+  areas = (0.08 + 0.92 * shapes[:, 0]) * width * height
+  ratios = np.exp((2 * shapes[:, 1] - 1) * limit)
+  widths = np.rint(np.sqrt(areas * ratios)).astype(int)
+  heights = np.rint(np.sqrt(areas / ratios)).astype(int)
+  fits = (
+    (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+  )
+  if not fits.any():
+    return _centred(
+      width,
+      height,
+      max(min(width, round(height * 4 / 3)), 1),
+      max(min(height, round(width * 4 / 3)), 1),
+    )
+  first = int(np.argmax(fits))
+  box_width, box_height = int(widths[first]), int(heights[first])
+  return Box(
+    int(position[0] * (width - box_width + 1)),
+    int(position[1] * (height - box_height + 1)),
+    box_width,
+    box_height,
+  )
+
+
+def is_mirrored(draws: np.ndarray) -> bool:
+  """Returns whether a training crop is mirrored, with probability 1/2."""
+  return bool(draws[0] < 0.5)
+
+
+def _centred(width: int, height: int, box_width: int, box_height: int) -> Box:
+  return Box(
+    (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class CropRandomness:
+  """The random numbers of training crops, a function of (seed, position).
+
+  Attributes:
+    seed: seed of the run.
+    positions: int64 (examples,), positions in the stream of training examples.
+  """
+
+  seed: int
+  positions: np.ndarray
+
+  def draws(self) -> np.ndarray:
+    """Returns float64 (examples, NUM_DRAWS), uniform in [0, 1).
+
+    Each position owns a fixed section of one Philox stream, which can be
+    entered at any point. NumPy guarantees that the raw output never changes.
+    """
+    # Philox produces numbers in blocks of four.
+    blocks = -(-NUM_DRAWS // 4)
+    breaks = np.flatnonzero(np.diff(self.positions) != 1) + 1
+    raw = []
+    for run in np.split(self.positions, breaks):
+      random = np.random.Philox(
+        np.random.SeedSequence((self.seed,), spawn_key=(0,))
+      )
+      random.advance(int(run[0]) * blocks)
+      raw.append(random.random_raw(4 * blocks * len(run)))
+    draws = (np.concatenate(raw) >> np.uint64(11)) / 2.0**53
+    return draws.reshape(-1, 4 * blocks)[:, :NUM_DRAWS]

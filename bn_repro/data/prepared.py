@@ -1,0 +1,73 @@
+"""Data sets that TensorFlow Datasets (tfds) has prepared as ArrayRecord.
+
+This module is shared with `scripts/prepare_imagenet.py`, whose environment is
+another one: at import it needs the standard library alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bn_repro.errors import UserError, require_open_files
+
+# Where tfds keeps data sets by default.
+DEFAULT_DIR = Path('~/tensorflow_datasets')
+# Files that a process opens beside the shards. Our choice.
+_OTHER_FILES = 400
+
+
+def require_open_shards(count: int) -> None:
+  """Raises the limit of open files: ArrayRecord keeps each shard open.
+
+  Raises:
+    UserError: if the system does not allow `count` open shards.
+  """
+  require_open_files(count + _OTHER_FILES)
+
+
+def check_shards(lengths: Mapping[Path, int], advice: str) -> None:
+  """Opens every shard and compares its number of records.
+
+  Args:
+    lengths: expected number of records of each file.
+    advice: what to do about a damaged file.
+
+  Raises:
+    UserError: if a shard is missing or damaged, or has another length.
+  """
+  from array_record.python import array_record_module
+
+  def problem(path: Path) -> str | None:
+    if not path.is_file():
+      return f'{path}: missing'
+    try:
+      reader = array_record_module.ArrayRecordReader(str(path))
+      found = reader.num_records()
+      reader.close()
+    except Exception as error:
+      return f'{path}: damaged ({" ".join(str(error).split())})'
+    if found != lengths[path]:
+      return f'{path}: {found} images, not {lengths[path]}'
+    return None
+
+  with ThreadPoolExecutor(16) as pool:
+    problems = [p for p in pool.map(problem, lengths) if p]
+  if problems:
+    count = f'; {len(problems)} shards are unusable' if problems[1:] else ''
+    raise UserError(f'{problems[0]}{count}. {advice}')
+
+
+def open_encoded(
+  name: str, split: str, data_dir: Path
+) -> Sequence[Mapping[str, Any]]:
+  """Opens a split for random access; its images stay encoded."""
+  import tensorflow_datasets as tfds  # Takes a second to import.
+
+  return tfds.data_source(
+    name,
+    split=split,
+    data_dir=data_dir,
+    download=False,
+    decoders={'image': tfds.decode.SkipDecoding()},
+  )

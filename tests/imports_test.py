@@ -1,0 +1,82 @@
+"""What each part of the package may import. Imports in functions count."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent / 'bn_repro'
+
+_CORE = (
+  'errors config config_fields parallel paper models data runtime training'
+)
+# A part is a folder of the package or a module; it may import itself and these.
+ALLOWED = {
+  'errors': '',
+  'paper': '',
+  'parallel': '',
+  'models.inception_table': '',
+  'models': 'parallel',
+  'data': 'errors',
+  'config_fields': 'errors models.inception_table',
+  'config': 'errors models.inception_table config_fields',
+  'runtime': 'errors config config_fields',
+  'training': _CORE,
+  'cli': 'errors config config_fields runtime',
+  'report': 'errors paper config config_fields runtime cli',
+  'sweep': 'errors paper config config_fields runtime cli report data',
+  'tpu': _CORE,
+  'main': f'{_CORE} cli',
+  'evaluate': f'{_CORE} cli',
+  'overview': f'{_CORE} cli',
+  'examples': f'{_CORE} cli report.figures',
+}
+# The only parts that may import these packages.
+CONFINED = {
+  'orbax': 'training.checkpoint',
+  'matplotlib': 'report.figures sweep.figures',
+  'tensorflow_datasets': 'data',
+  'array_record': 'data',
+  **dict.fromkeys(
+    ('jax', 'flax', 'optax'),
+    'parallel models data runtime training tpu cli overview examples',
+  ),
+}
+
+
+def imports(path):
+  """Yields the modules that a file imports, by their full names."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}:{node.lineno}: a relative import'
+      for alias in node.names:
+        name = f'{node.module}.{alias.name}'
+        file = PACKAGE.parent.joinpath(*name.split('.'))
+        is_module = file.is_dir() or file.with_suffix('.py').is_file()
+        yield name if is_module else node.module
+
+
+def is_in(module, parts):
+  return any(f'{module}.'.startswith(f'{part}.') for part in parts.split())
+
+
+def test_imports():
+  refused = []
+  for path in sorted(PACKAGE.rglob('*.py')):
+    module = '.'.join(path.relative_to(PACKAGE).with_suffix('').parts)
+    part = module if module in ALLOWED else module.split('.')[0]
+    for name in imports(path):
+      package, _, imported = name.partition('.')
+      if package == 'bn_repro':
+        if not is_in(imported, f'{part} {ALLOWED[part]}'):
+          refused.append(f'{module} -> {imported}')
+      elif package in CONFINED and not is_in(module, CONFINED[package]):
+        refused.append(f'{module} -> {package}')
+  assert refused == []
+
+
+def test_packages_import_nothing():
+  for path in PACKAGE.rglob('__init__.py'):
+    (docstring,) = ast.parse(path.read_text()).body or [ast.Expr()]
+    assert isinstance(docstring, ast.Expr)
+    assert path.parent == PACKAGE or path.read_text() == ''
