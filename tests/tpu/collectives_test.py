@@ -83,7 +83,7 @@ def test_collectives_are_those_listed():
 
 
 def test_one_reduction_per_layer_and_direction():
-  """In addition to those of the gradients and of the metrics."""
+  """In the list above, beyond those of the gradients and of the metrics."""
 
   def count_without_gradients(variant):
     _, section = WRITTEN.read_text().split(f'{variant}, mini, 8 devices\n')
