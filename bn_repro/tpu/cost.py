@@ -22,15 +22,7 @@ OPTIMIZER = 'optimiser'
 DISTORTION = 'distortion'
 COLLECTIVES = 'collectives'
 OTHER = 'other'
-KINDS = (
-  CONVOLUTION,
-  BN,
-  POOLING,
-  OPTIMIZER,
-  DISTORTION,
-  COLLECTIVES,
-  OTHER,
-)
+KINDS = (CONVOLUTION, BN, POOLING, OPTIMIZER, DISTORTION, COLLECTIVES, OTHER)
 
 # Expected time of a step, in multiples of its lower bound. Our choice, not
 # measured: a network of small convolutions rarely exceeds a half of the
