@@ -170,7 +170,7 @@ class Search(SweepProgress):
     """Reports evaluations that are new; returns whether there are any."""
     if not (trial.workdir / 'config.json').exists():
       return False
-    lines = runs.read_run(trial.workdir).quoted_lines()
+    lines = runs.read_run(trial.workdir).evaluations()
     reported = self._reported.get(trial.name, 0)
     if not lines or lines[-1]['step'] <= reported:
       return False
