@@ -3,6 +3,7 @@
 import json
 
 from bn_repro import config as config_lib
+from bn_repro.report import runs as runs_lib
 
 
 def write_run(folder, variant, accuracies, *overrides, **status):
@@ -52,3 +53,19 @@ def add_percentiles(folder, percentiles):
   for line, values in zip(evaluations, percentiles, strict=True):
     line['percentiles'] = {'last_hidden_input': values}
   write_lines(folder, lines)
+
+
+def read_sections(folder):
+  """The sections of the runs in a folder, all of them readable."""
+  runs, problems = runs_lib.read_runs([str(folder)])
+  assert problems == []
+  sections, problems = runs_lib.sections(runs)
+  assert problems == []
+  return sections
+
+
+def read_one(folder):
+  """The only run in a folder."""
+  ((run,), problems) = runs_lib.read_runs([str(folder)])
+  assert problems == []
+  return run

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from written_runs import add_percentiles, write_run
+from written_runs import add_percentiles, read_one, read_sections, write_run
 
 from bn_repro.models import mlp
 from bn_repro.report import claims
-from bn_repro.report import runs as runs_lib
 
 # Accuracies every 10 steps. Inception's best mean of five is 0.8, which it
 # first reaches at step 60.
@@ -31,10 +30,7 @@ HOLDING = {
 
 
 def ledger(tmp_path):
-  runs, _ = runs_lib.read_runs([str(tmp_path)])
-  sections, problems = runs_lib.sections(runs)
-  assert problems == []
-  return claims.ledger(sections)
+  return claims.ledger(read_sections(tmp_path))
 
 
 def judge(tmp_path, words):
@@ -227,8 +223,8 @@ def test_fig_1(tmp_path):
   assert judge(tmp_path, 'higher accuracy').ours == '+16.2 points'
   # The median unit's median goes from 0 to 2 and from 0 to 0.4; width 2.
   assert judge(tmp_path, 'drift').ours == '0.2x the drift without BN'
-  runs, _ = runs_lib.read_runs([str(tmp_path)])
-  assert [claims.drift(run) for run in runs] == pytest.approx([1.0, 0.2])
+  drifts = [claims.drift(read_one(tmp_path / name)) for name in 'ab']
+  assert drifts == pytest.approx([1.0, 0.2])
 
 
 def test_fig_1_does_not_hold(tmp_path):

@@ -4,25 +4,10 @@ import json
 import math
 
 import pytest
-from written_runs import write_run
+from written_runs import read_one, read_sections, write_run
 
-from bn_repro.errors import UserError
 from bn_repro.report import runs as runs_lib
 from bn_repro.report.runs import Spread
-
-
-def sections(tmp_path):
-  runs, problems = runs_lib.read_runs([str(tmp_path)])
-  assert problems == []
-  found, problems = runs_lib.sections(runs)
-  assert problems == []
-  return found
-
-
-def read_one(tmp_path):
-  ((run,), problems) = runs_lib.read_runs([str(tmp_path)])
-  assert problems == []
-  return run
 
 
 def test_steps_are_equivalent_steps(tmp_path):
@@ -72,7 +57,7 @@ def test_runs_of_other_settings_are_not_other_seeds(tmp_path):
   write_run(tmp_path / 'log', 'bn_x5', [0.5], 'seed=2', 'log_every=7')
   # The best accuracy depends on how often a run is evaluated.
   write_run(tmp_path / 'eval', 'bn_x5', [0.5], 'seed=3', 'eval_every=50')
-  (section,) = sections(tmp_path)
+  (section,) = read_sections(tmp_path)
   assert section.is_sweep
   found = {section.label(group): len(group.runs) for group in section.groups}
   assert found == {
@@ -92,7 +77,7 @@ def test_sections_are_by_folder_network_and_data(tmp_path):
     (section.folder.name, section.data_name, section.network): [
       group.variant for group in section.groups
     ]
-    for section in sections(tmp_path)
+    for section in read_sections(tmp_path)
   }
   assert found == {
     ('one', 'mnist_5k', 'inception'): ['inception', 'bn_x5'],
@@ -100,13 +85,6 @@ def test_sections_are_by_folder_network_and_data(tmp_path):
     ('one', 'mnist_5k', 'mlp'): ['mnist'],
     ('two', 'mnist_5k', 'inception'): ['bn_x5'],
   }
-
-
-def test_mismatches_are_named(tmp_path):
-  write_run(tmp_path / 'a', 'bn_x5', [0.5])
-  write_run(tmp_path / 'b', 'inception', [0.5], 'total_steps=3000')
-  (section,) = sections(tmp_path)
-  assert section.mismatches() == ['total_steps (3000, 500)']
 
 
 @pytest.mark.parametrize(
@@ -167,8 +145,3 @@ def test_half_a_line_at_the_end_is_ignored(tmp_path):
   with (tmp_path / 'killed' / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 30, "spl')
   assert read_one(tmp_path).accuracies() == [0.5, 0.6]
-
-
-def test_no_runs(tmp_path):
-  with pytest.raises(UserError, match='contains no run'):
-    runs_lib.read_runs([str(tmp_path)])
