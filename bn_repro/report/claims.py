@@ -420,10 +420,8 @@ def ledger(sections: Sequence[Section]) -> list[Row]:
   return rows
 
 
-HEADINGS = tuple(field.name for field in dataclasses.fields(Row))
-
-
 def markdown(rows: Sequence[Row]) -> str:
   """The ledger as a Markdown table."""
-  lines = [HEADINGS, ('---',) * len(HEADINGS), *map(dataclasses.astuple, rows)]
+  headings = [field.name for field in dataclasses.fields(Row)]
+  lines = [headings, ['---'] * len(headings), *map(dataclasses.astuple, rows)]
   return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)

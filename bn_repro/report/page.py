@@ -1,6 +1,6 @@
 """The page of the report: the ledger, then figures and tables by section."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import html
 import math
@@ -68,16 +68,16 @@ _FIG_3_NOTE = (
 _VERDICT_CLASSES = {claims.HOLDS: 'holds', claims.FAILS: 'fails'}
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  """An HTML table of plain text; verdicts are coloured."""
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+  """An HTML table of plain text by heading; verdicts are coloured."""
 
   def cell(text: str) -> str:
     kind = _VERDICT_CLASSES.get(text)
     opening = f'<td class="{kind}">' if kind else '<td>'
     return f'{opening}{html.escape(text)}</td>'
 
-  head = ''.join(f'<th>{html.escape(heading)}</th>' for heading in headings)
-  body = ''.join(f'<tr>{"".join(map(cell, row))}</tr>' for row in rows)
+  head = ''.join(f'<th>{html.escape(heading)}</th>' for heading in rows[0])
+  body = ''.join(f'<tr>{"".join(map(cell, row.values()))}</tr>' for row in rows)
   return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
@@ -100,8 +100,8 @@ def _percentages(spread: Spread) -> str:
   return spread.show(lambda value: f'{100 * value:.1f}')
 
 
-def _or_dash(value: float | None, show: Callable[[float], str]) -> str:
-  return '–' if value is None else show(value)
+def _or_dash(value: float | None, form: str) -> str:
+  return '–' if value is None else form.format(value)
 
 
 def _distinct(values: Iterable[object]) -> str:
@@ -126,8 +126,11 @@ def _plain_run(section: Section, run: Run) -> Run | None:
   return next((plain for plain in runs if plain.seed == run.seed), None)
 
 
-def _fig_3_row(section: Section, group: Group) -> list[str]:
-  row = paper.PAPER.get(group.variant)
+def _fig_3_row(section: Section, group: Group) -> dict[str, str]:
+  unknown = paper.PaperRow(group.variant, None, None, '–')
+  theirs = paper.PAPER.get(group.variant, unknown)
+  paper_speed_up = theirs.steps and paper.INCEPTION_STEPS / theirs.steps
+  rates = (run.facts.get('applied_learning_rate') for run in group.runs)
   pairs = [
     (plain, run) for run in group.runs if (plain := _plain_run(section, run))
   ]
@@ -137,81 +140,63 @@ def _fig_3_row(section: Section, group: Group) -> list[str]:
     if (target := plain.best()) is not None
   ]
   speed_ups = [claims.speed_up(plain, run) for plain, run in pairs]
-  paper_steps = row.steps if row else None
-  rates = (run.facts.get('applied_learning_rate') for run in group.runs)
-  return [
-    section.label(group),
-    _or_dash(row.learning_rate if row else None, '{:g}'.format),
-    _distinct(_or_dash(rate, '{:g}'.format) for rate in rates),
-    _or_dash(paper_steps, '{}M'.format),
-    Spread(reached).show(_number),
-    _or_dash(
-      paper_steps, lambda steps: f'{paper.INCEPTION_STEPS / steps:.1f}x'
-    ),
-    Spread(speed_ups, never=-math.inf).show(claims.times),
-    row.accuracy if row else '–',
-    _percentages(group.spread(Run.best)),
-    _percentages(group.spread(Run.test_accuracy)),
-    str(len(group.runs)),
-    _distinct(map(_status, group.runs)),
-  ]
+  return {
+    'variant': section.label(group),
+    'learning rate, paper': _or_dash(theirs.learning_rate, '{:g}'),
+    'learning rate, ours': _distinct(_or_dash(rate, '{:g}') for rate in rates),
+    'steps to 72.2 %, paper': _or_dash(theirs.steps, '{}M'),
+    "steps to Inception's best, ours": Spread(reached).show(_number),
+    'speed-up, paper': _or_dash(paper_speed_up, '{:.1f}x'),
+    'speed-up, ours': Spread(speed_ups, never=-math.inf).show(claims.times),
+    'best accuracy, %, paper': theirs.accuracy,
+    'best accuracy, %, ours': _percentages(group.spread(Run.best)),
+    'test accuracy, %, ours': _percentages(group.spread(Run.test_accuracy)),
+    'runs': str(len(group.runs)),
+    'status': _distinct(map(_status, group.runs)),
+  }
 
 
 def fig_3(section: Section) -> str:
   """The paper's Fig. 3 with our values beside the paper's, as HTML."""
-  headings = (
-    'variant',
-    'learning rate, paper',
-    'learning rate, ours',
-    'steps to 72.2 %, paper',
-    "steps to Inception's best, ours",
-    'speed-up, paper',
-    'speed-up, ours',
-    'best accuracy, %, paper',
-    'best accuracy, %, ours',
-    'test accuracy, %, ours',
-    'runs',
-    'status',
-  )
   rows = [_fig_3_row(section, group) for group in section.groups]
   if not section.is_sweep:
-    dashes = ['–'] * (len(headings) - 2)
     rows += [
-      [paper.label(variant), *dashes, 'not run']
+      dict.fromkeys(rows[0], '–')
+      | {'variant': paper.label(variant), 'status': 'not run'}
       for variant in paper.FIG_3
       if variant not in section.variants
     ]
-  return _table(headings, rows)
+  return _table(rows)
 
 
 def fig_1_table(section: Section) -> str:
   """What Fig. 1 shows, in numbers, as HTML."""
-  headings = (
-    'network',
-    f'steps to {100 * claims.FIG_1_TARGET:.0f} %',
-    f'accuracy, %, mean of the last {claims.FIG_1_LAST} evaluations',
-    'drift, median over units',
-    'runs',
-    'status',
-  )
+  last = claims.FIG_1_LAST
 
   def steps_to_target(run: Run) -> float | None:
     """In steps of the run's own batch size, as in the figure."""
     steps = run.steps_to(claims.FIG_1_TARGET)
     return steps and steps / run.equivalent
 
-  rows = [
+  return _table(
     [
-      section.label(group),
-      group.spread(steps_to_target).show(_number),
-      _percentages(group.spread(lambda run: run.last(claims.FIG_1_LAST))),
-      group.spread(claims.drift).show('{:.2f}'.format),
-      str(len(group.runs)),
-      _distinct(map(_status, group.runs)),
+      {
+        'network': section.label(group),
+        f'steps to {100 * claims.FIG_1_TARGET:.0f} %': (
+          group.spread(steps_to_target).show(_number)
+        ),
+        f'accuracy, %, mean of the last {last} evaluations': _percentages(
+          group.spread(lambda run: run.last(last))
+        ),
+        'drift, median over units': (
+          group.spread(claims.drift).show('{:.2f}'.format)
+        ),
+        'runs': str(len(group.runs)),
+        'status': _distinct(map(_status, group.runs)),
+      }
+      for group in section.groups
     ]
-    for group in section.groups
-  ]
-  return _table(headings, rows)
+  )
 
 
 def settings_table(section: Section) -> str:
@@ -233,8 +218,13 @@ def settings_table(section: Section) -> str:
     return ' → '.join(values.get(variant, '–') for variant in paper.FIG_1)
 
   stds, rates = (sorted(set(values)) for values in zip(*cells, strict=True))
-  rows = [[f'{std:g}', *(cell(std, rate) for rate in rates)] for std in stds]
-  return _table(['std of W', *(f'rate {rate:g}' for rate in rates)], rows)
+  return _table(
+    [
+      {'std of W': f'{std:g}'}
+      | {f'rate {rate:g}': cell(std, rate) for rate in rates}
+      for std in stds
+    ]
+  )
 
 
 def highest_rates(section: Section) -> str:
@@ -359,7 +349,7 @@ def write_report(folders: Sequence[str], out: Path) -> list[str]:
     out.mkdir(parents=True, exist_ok=True)
     parts = [
       "<h2>The paper's claims</h2>",
-      _table(claims.HEADINGS, map(dataclasses.astuple, rows)),
+      _table([dataclasses.asdict(row) for row in rows]),
       _paragraph(_LEDGER_NOTE),
       *(
         _section(section, out, name)
