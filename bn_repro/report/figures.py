@@ -145,7 +145,7 @@ def curves(section: Section, out: Path, name: str) -> None:
       loss = run.curve('train', 'loss', None)
       if loss:
         below.plot(*zip(*_smoothed(loss), strict=True), lw=1.2, **line_style)
-  above.set_title('Accuracy on the evaluated split', loc='left')
+  above.set_title('Accuracy on the evaluation split', loc='left')
   below.set_title('Training loss', loc='left')
   below.set_yscale('log')
   below.set_xlabel('steps of 32 images')

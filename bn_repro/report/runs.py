@@ -203,7 +203,10 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
       for path in sorted(Path(folder).glob(pattern))
     ]
     if not workdirs:
-      problems.append(f'--runs={folder}: contains no run (no config.json).')
+      problems.append(
+        f'--runs={folder}: contains no run (no config.json). Name a workdir, '
+        'or a folder of workdirs.'
+      )
     for workdir in workdirs:
       if workdir.resolve() in seen:
         continue
