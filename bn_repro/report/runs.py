@@ -93,10 +93,10 @@ class Run:
   def num_classes(self) -> int:
     """Number of classes of the data set.
 
-    Workdirs from before `run.json` had `num_classes` are of ImageNet or of a
-    data set with 10 classes.
+    The `run.json` of revision 3a68ec7 and before does not have it. There,
+    ImageNet and its stand-in have 1,000 classes, all other data sets 10.
     """
-    is_imagenet = self.config['data']['name'] == 'imagenet2012'
+    is_imagenet = self.config['data']['name'].startswith('imagenet')
     return self.facts.get('num_classes', 1000 if is_imagenet else 10)
 
   @property

@@ -32,7 +32,7 @@ def test_best_is_of_five_evaluations_in_a_row(tmp_path):
   'facts, data_name, chance',
   [
     ({'num_classes': 5}, 'mnist_5k', 0.2),
-    # From before `run.json` had `num_classes`.
+    # Up to revision 3a68ec7 `run.json` has no `num_classes`.
     ({}, 'mnist_5k', 0.1),
     ({}, 'imagenet2012', 0.001),
   ],
@@ -117,7 +117,7 @@ def test_a_run_named_twice_counts_once(tmp_path):
   assert len(runs) == 1
 
 
-def test_runs_of_3a68ec7_have_the_same_setting(tmp_path):
+def test_runs_of_revision_3a68ec7_have_the_same_setting(tmp_path):
   """Their configs have a field `data.stand_in`."""
   for name in ('old', 'new'):
     write_run(tmp_path / name, 'inception', [0.5])
