@@ -228,45 +228,35 @@ def rates(section: Section, out: Path, name: str) -> None:
 _ENDINGS: Mapping[str, Mapping[str, Any]] = {
   'diverged': {'marker': 'x', 'ms': 10, 'mew': 2},
   comparison_lib.BELOW: {'marker': 's', 'ms': 10, 'mfc': 'none'},
-  'pruned': {'marker': '^', 'ms': 9, 'mfc': 'none'},
 }
 
 
 def sweep(comparison: Comparison, out: Path, name: str) -> None:
   """Accuracy, and steps to the target, over what varies; a line a net."""
-  number = 1 if comparison.searched else 2
-  figure, panels = plt.subplots(
-    number,
-    1,
-    figsize=(9, 4.5 * number),
-    layout='constrained',
-    sharex=True,
-    squeeze=False,
+  figure, (above, below) = plt.subplots(
+    2, 1, figsize=(9, 9), layout='constrained', sharex=True
   )
   values = comparison.sweep.axis(comparison.sweep.x).values
   if comparison.is_numeric:
     places = {value: float(value) for value in values}
   else:
     places = {value: float(place) for place, value in enumerate(values)}
-  _sweep_accuracies(panels[0, 0], comparison, places)
-  if not comparison.searched:
-    _sweep_steps(panels[1, 0], comparison, places)
-  last = panels[-1, 0]
-  last.set_xlabel(comparison.sweep.x)
+  _sweep_accuracies(above, comparison, places)
+  _sweep_steps(below, comparison, places)
+  below.set_xlabel(comparison.sweep.x)
   if comparison.is_numeric:
-    last.set_xscale('log')
-  if not comparison.searched:
-    last.set_xticks(
-      list(places.values()),
-      [value if isinstance(value, str) else f'{value:g}' for value in places],
-      rotation=0 if comparison.is_numeric else 60,
-    )
-    last.minorticks_off()
-  for axes in panels[:, 0]:
+    below.set_xscale('log')
+  below.set_xticks(
+    list(places.values()),
+    [value if isinstance(value, str) else f'{value:g}' for value in places],
+    rotation=0 if comparison.is_numeric else 60,
+  )
+  below.minorticks_off()
+  for axes in (above, below):
     axes.grid(alpha=0.3)
   if comparison.sweep.lines:
     figure.legend(
-      *panels[0, 0].get_legend_handles_labels(),
+      *above.get_legend_handles_labels(),
       loc='outside lower center',
       ncols=3,
       frameon=False,
@@ -285,9 +275,7 @@ def _sweep_accuracies(
       [places[setting.x] for setting in settings],
       [
         [
-          r.best
-          if r.best is not None and (r.ended or comparison.searched)
-          else np.nan
+          r.best if r.best is not None and r.ended else np.nan
           for r in setting.results
         ]
         for setting in settings
@@ -313,8 +301,7 @@ def _sweep_accuracies(
   axes.set_title(
     f'Best accuracy on {comparison.eval_split} images; '
     + ('dotted: chance; ' if comparison.is_numeric else '')
-    + f'x: diverged; square: {comparison_lib.BELOW}'
-    + ('; triangle: ended early' if comparison.searched else ''),
+    + f'x: diverged; square: {comparison_lib.BELOW}',
     loc='left',
     fontsize=10,
   )

@@ -6,7 +6,7 @@ left alone, what was stopped is resumed, what failed is tried again.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import json
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Train every combination of what a sweep varies, and compare. The same command
-goes on after an interruption: done trials are left alone, stopped ones resume,
+goes on after an preemption: done trials are left alone, stopped ones resume,
 failed ones are tried again; one that diverged is a result.
 """
 
@@ -82,19 +82,6 @@ def _create_parser() -> cli.Parser:
   )
   add('--dry_run', action='store_true', help='list the trials and their cost')
   add(
-    '--search',
-    choices=('optuna',),
-    default='',
-    help='look for the best instead of trying all (requirements-search.txt)',
-  )
-  add(
-    '--trials',
-    type=cli.positive,
-    default=20,
-    metavar='N',
-    help='that a search makes; 20 by default',
-  )
-  add(
     '--trial',
     metavar='NAME',
     help='be this trial alone, by name or number from 0: for clusters',
@@ -115,32 +102,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     sweep = grid.load(flags.sweep, axes, flags.config or '', overrides)
     folder = workdir_lib.Workdir(flags.workdir)
-    _check(folder.path, sweep, flags.search)
-    if flags.search and (
-      flags.dry_run or flags.compare or flags.trial is not None
-    ):
-      raise UserError(
-        '--search: its trials are not known beforehand. Leave --dry_run, '
-        '--trial and --compare off.'
-      )
+    _check(folder.path, sweep)
     if flags.dry_run:
       _list(folder.path, sweep, len(runner_lib.slots(flags.jobs)))
       return 0
     if flags.trial is not None:
       _become(folder.path, sweep, flags.trial)
     if flags.compare:
-      return _conclude(sweep, folder.path, (), {}, finished=True)
+      return _conclude(sweep, folder.path, (), finished=True)
     # From here on a signal lets trials save.
     preemption = Preemption()
     preemption.listen()
-    number = flags.trials if flags.search else len(sweep.trials)
-    slots = runner_lib.slots(flags.jobs and min(flags.jobs, number))
-    if flags.search:
-      from bn_repro.sweep import search  # noqa: F401 Says so if Optuna is missing.
+    slots = runner_lib.slots(flags.jobs and min(flags.jobs, len(sweep.trials)))
     folder.claim()
-    _freeze(folder.path, sweep, flags.search)
-    if flags.search:
-      return _search(folder.path, sweep, flags.trials, slots, preemption)
+    _freeze(folder.path, sweep)
     return _run(folder.path, sweep, slots, preemption)
   except UserError as error:
     return cli.report_errors(error.problems)
@@ -150,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 128 + signal.SIGINT
 
 
-def _check(folder: Path, sweep: Sweep, search: str) -> None:
+def _check(folder: Path, sweep: Sweep) -> None:
   """Finds out, without writing, whether a sweep can live in a directory.
 
   It may add trials to those that are there.
@@ -162,19 +137,14 @@ def _check(folder: Path, sweep: Sweep, search: str) -> None:
     raise UserError(
       f'--workdir={folder}: holds a run, not a sweep. Name another directory.'
     )
-  empty = {'search': search, 'trials': _written(sweep) if search else {}}
   saved = workdir_lib.read_json(folder / 'sweep.json')
   if saved is None:
-    saved = empty
-  if not isinstance(saved, dict) or not saved.keys() >= empty.keys():
-    raise UserError(f'{folder / "sweep.json"}: is not of this version.')
-  if saved['search'] != search or (
-    search and saved['trials'] != _written(sweep)
+    saved = {'trials': {}}
+  # An earlier version could search with Optuna, and says so in `search`.
+  if (
+    not isinstance(saved, dict) or 'trials' not in saved or saved.get('search')
   ):
-    raise UserError(
-      f'--workdir={folder}: holds another '
-      f'{"search" if saved["search"] else "sweep"}. Name another directory.'
-    )
+    raise UserError(f'{folder / "sweep.json"}: is not of this version.')
   names = {trial.name for trial in sweep.trials}
   missing = [name for name in saved['trials'] if name not in names]
   if missing:
@@ -215,15 +185,14 @@ def _is_of(workdir: Path, trial: grid.Trial) -> bool:
   return grid.fingerprint(saved) == trial.fingerprint
 
 
-def _freeze(folder: Path, sweep: Sweep, search: str) -> None:
+def _freeze(folder: Path, sweep: Sweep) -> None:
   """Writes down what each trial is; its run sees to it that it stays so."""
-  for trial in () if search else sweep.trials:
+  for trial in sweep.trials:
     path = folder / trial.name / 'config.json'
     if not path.exists():
       path.parent.mkdir(exist_ok=True)
       workdir_lib.replace_file(path, config_lib.to_json(trial.config()))
   content = {
-    'search': search,
     'x': sweep.x,
     'repeat': sweep.repeat,
     'trials': _written(sweep),
@@ -333,49 +302,24 @@ def _run(
     progress = SweepProgress(left, len(slots))
     runner = runner_lib.Runner(left, slots, sweep.retries, progress)
     finished = runner.run(preemption)
-  return _conclude(sweep, folder, left, {}, finished=finished)
-
-
-def _search(
-  folder: Path,
-  sweep: Sweep,
-  number: int,
-  slots: Sequence[dict[str, str]],
-  preemption: Preemption,
-) -> int:
-  """Runs what is left of a search, compares, and returns the exit code."""
-  from bn_repro.sweep import search
-
-  print(
-    f'{folder}: {number} trials are searched, {len(slots)} at a time',
-    flush=True,
-  )
-  found = search.Search(sweep, folder, len(slots), number)
-  runner = runner_lib.Runner(found.suggestions(), slots, sweep.retries, found)
-  finished = runner.run(preemption)
-  tried, pruned = found.sweep()
-  return _conclude(
-    tried, folder, found.trials, pruned, finished=finished, searched=True
-  )
+  return _conclude(sweep, folder, left, finished=finished)
 
 
 def _conclude(
   sweep: Sweep,
   folder: Path,
   run: Sequence[runner_lib.Trial],
-  pruned: Mapping[str, str],
   *,
   finished: bool,
-  searched: bool = False,
 ) -> int:
   """Compares, says what has failed, and returns the exit code."""
   from bn_repro.sweep import comparison
 
   failed = [trial for trial in run if trial.state == workdir_lib.Status.FAILED]
   problems = [f'{t.name}: failed, {runner_lib.last_words(t)}' for t in failed]
-  endings = {**pruned, **{trial.name: trial.state for trial in failed}}
+  endings = {trial.name: trial.state for trial in failed}
   try:
-    found = comparison.read(sweep, folder, endings, searched=searched)
+    found = comparison.read(sweep, folder, endings)
     for line in comparison.conclusions(found):
       print(line)
     write(found)

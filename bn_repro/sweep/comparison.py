@@ -20,7 +20,6 @@ from bn_repro.report import claims
 from bn_repro.report import runs as runs_lib
 from bn_repro.report.runs import Spread
 from bn_repro.runtime import workdir as workdir_lib
-from bn_repro.sweep import runner as runner_lib
 from bn_repro.sweep.grid import Sweep, Trial, Value, text
 
 NOT_STARTED = 'not started'
@@ -35,7 +34,7 @@ class Result:
   Attributes:
     name: of the trial.
     values: by axis.
-    status: as in `status.json`, or pruned, or not started.
+    status: as in `status.json`, or not started.
     step: the furthest.
     total_steps: of the whole run.
     best: `Run.best`; None if it was never evaluated.
@@ -110,7 +109,6 @@ class Comparison:
     chance: accuracy of guessing.
     eval_split: what accuracies are of.
     folder: where the trials are.
-    searched: whether values were looked for, and not all of them tried.
   """
 
   sweep: Sweep
@@ -119,7 +117,6 @@ class Comparison:
   chance: float
   eval_split: str
   folder: Path
-  searched: bool = False
 
   def lines(self) -> dict[tuple[Value, ...], list[Setting]]:
     """The settings of each line of the picture, in the order of x."""
@@ -156,21 +153,14 @@ class Comparison:
     )
 
 
-def read(
-  sweep: Sweep,
-  folder: Path,
-  endings: Mapping[str, str],
-  *,
-  searched: bool = False,
-) -> Comparison:
+def read(sweep: Sweep, folder: Path, endings: Mapping[str, str]) -> Comparison:
   """Reads what the trials of a sweep have written.
 
   Args:
     sweep: what was run.
     folder: where the trials are.
     endings: states of trials, by name, that the runner knows better than their
-      `status.json`: pruned, or failed before they wrote one.
-    searched: whether it was a search.
+      `status.json`: failed before they wrote one.
 
   Raises:
     UserError: if a file of theirs is damaged, or there is none.
@@ -195,7 +185,7 @@ def read(
       continue
     run = runs_lib.read_run(folder / trial.name)
     repeat = trial.values[sweep.repeat]
-    if trial.values == first | {sweep.repeat: repeat} and not searched:
+    if trial.values == first | {sweep.repeat: repeat}:
       targets[repeat] = run.best() if run.ended and claims.learns(run) else None
     target = targets.get(repeat)
     found.append(
@@ -220,7 +210,6 @@ def read(
     chance=run.chance,
     eval_split=run.config['eval_split'],
     folder=folder,
-    searched=searched,
   )
 
 
@@ -290,14 +279,10 @@ def usable_range(settings: Sequence[Setting]) -> list[Value]:
 def conclusions(comparison: Comparison) -> list[str]:
   """What follows, a line each."""
   found = []
-  if comparison.is_numeric and not comparison.searched:
+  if comparison.is_numeric:
     found += _ranges(comparison)
   found.append(_best(comparison))
-  unfinished = [
-    r.name
-    for r in comparison.results
-    if not r.ended and r.status != runner_lib.PRUNED
-  ]
+  unfinished = [r.name for r in comparison.results if not r.ended]
   if unfinished:
     found.append(
       f'Not ended: {len(unfinished)} of {len(comparison.results)} trials, '
@@ -385,10 +370,9 @@ def summary(comparison: Comparison) -> str:
     sweep.x,
     'runs',
     f'best {comparison.eval_split} accuracy, %',
+    'steps of 32 to the target',
     'state',
   ]
-  if not comparison.searched:
-    heads.insert(-1, 'steps of 32 to the target')
   rows = [heads, ['---'] * len(heads)]
   for line, settings in comparison.lines().items():
     for setting in settings:
@@ -399,10 +383,9 @@ def summary(comparison: Comparison) -> str:
         text(setting.x),
         str(len(setting.results)),
         setting.best().show(lambda value: f'{100 * value:.1f}'),
+        setting.steps_to_target().show('{:,.0f}'.format),
         ', '.join(f'{n} {s}' if several else s for s, n in states.items()),
       ]
-      if not comparison.searched:
-        row.insert(-1, setting.steps_to_target().show('{:,.0f}'.format))
       rows.append(row)
   targets = ', '.join(
     f'{text(repeat)}: {"none" if target is None else f"{100 * target:.1f} %"}'
@@ -415,14 +398,10 @@ def summary(comparison: Comparison) -> str:
     f'Best is the best mean of {runs_lib.WINDOW} evaluations in a row; the '
     f'lower median, and the range over {sweep.repeat}. A trial learns that '
     'gets to twice chance.',
+    f'The target is the best of the first setting ({first.name} and its '
+    f'like), by {sweep.repeat}: {targets}.',
     '\n'.join(f'- {line}' for line in conclusions(comparison)),
   ]
-  if not comparison.searched:
-    notes.insert(
-      3,
-      f'The target is the best of the first setting ({first.name} and its '
-      f'like), by {sweep.repeat}: {targets}.',
-    )
   return '\n\n'.join(notes) + '\n'
 
 

@@ -117,7 +117,6 @@ class Sweep:
     x: name of the axis below the picture.
     repeat: name of the axis whose values repeat a setting.
     retries: how often a trial that failed is started again.
-    expansion: what makes trials of values.
   """
 
   axes: tuple[Axis, ...]
@@ -125,7 +124,6 @@ class Sweep:
   x: str
   repeat: str
   retries: int
-  expansion: 'Expansion'
 
   def axis(self, name: str) -> Axis:
     """An axis by its name."""
@@ -210,7 +208,6 @@ def load(
     x=sweep.x,
     repeat=sweep.repeat,
     retries=sweep.retries,
-    expansion=expansion,
   )
 
 
@@ -483,16 +480,6 @@ class Expansion:
       path = os.path.join(os.path.dirname(path), f'{file}.py')
     spec = f'{path}{colon}{mode}'
     return spec, _read(spec)
-
-  def is_continuous(self, axis: Axis) -> bool:
-    """Whether any positive number can be a value of an axis."""
-    _, base = self.base()
-    fields = config_lib.flatten(base)
-    matches = map(_ASSIGNMENT.fullmatch, axis.assignments.get('{}', ('',)))
-    return all(
-      match is not None and isinstance(fields.get(match['key']), float)
-      for match in matches
-    ) and all(not isinstance(v, str) and v > 0 for v in axis.values)
 
   def trial(self, axes: Sequence[Axis], values: Mapping[str, Value]) -> Trial:
     """The trial of a combination of values.

@@ -1,7 +1,7 @@
 """What a person sees while a sweep goes on."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 import os
 import sys
 import time
@@ -27,22 +27,17 @@ class SweepProgress(runner_lib.Progress):
   """A table on a terminal, plain lines elsewhere; both on standard output.
 
   The time that remains is an estimate from what has been trained in this start.
-
-  Attributes:
-    trials: all that it has been told of.
   """
 
-  def __init__(self, trials: Iterable[Trial], jobs: int, number: int = 0):
+  def __init__(self, trials: Sequence[Trial], jobs: int):
     """Shows trials.
 
     Args:
-      trials: those that are known of, all with something left to do.
+      trials: all with something left to do.
       jobs: how many run at a time.
-      number: how many there will be, if others may come.
     """
-    self.trials = list(trials)
+    self._trials = trials
     self._jobs = jobs
-    self._number = number
     self._console = _Console(file=sys.stdout, soft_wrap=True, highlight=False)
     self._begin = time.monotonic()
     self._next_look = self._begin
@@ -55,8 +50,6 @@ class SweepProgress(runner_lib.Progress):
 
   def started(self, trial: Trial) -> None:
     """Says so, where there is no table."""
-    if trial not in self.trials:
-      self.trials.append(trial)
     self._begun[trial.name] = time.monotonic(), trial.step
     if self._live is None:
       self._say(f'{trial.name}: runs, from step {trial.step}')
@@ -80,14 +73,14 @@ class SweepProgress(runner_lib.Progress):
       f'{self._counts()}, ETA {self._remaining()}'
     )
 
-  def tick(self) -> Iterable[Trial]:
+  def tick(self) -> None:
     """Draws the table, or says how the running trials stand."""
     now = time.monotonic()
     if now < self._next_look:
-      return ()
+      return
     interval = _LINE_INTERVAL if self._live is None else _TABLE_INTERVAL
     self._next_look = now + interval
-    running = [t for t in self.trials if t.state == workdir_lib.Status.RUNNING]
+    running = [t for t in self._trials if t.state == workdir_lib.Status.RUNNING]
     for trial in running:
       self._looks[trial.name] = _Look(trial)
     if self._live is not None:
@@ -99,7 +92,6 @@ class SweepProgress(runner_lib.Progress):
           f'{trial.name}: step {look.step}/{trial.total_steps}{look.facts}, '
           f'ETA {self._remaining_of(trial)}'
         )
-    return ()
 
   def stopping(self) -> None:
     """Says that it may take a moment."""
@@ -111,7 +103,7 @@ class SweepProgress(runner_lib.Progress):
       self._live.update(self._table(), refresh=True)
       self._live.stop()
     wall = time.monotonic() - self._begin
-    own = sum(trial.seconds for trial in self.trials)
+    own = sum(trial.seconds for trial in self._trials)
     if own:
       self._say(
         f"{duration(wall)} of wall time; the trials' own {duration(own)} over "
@@ -122,15 +114,8 @@ class SweepProgress(runner_lib.Progress):
     self._console.print(text, markup=False)
 
   def _counts(self) -> str:
-    counts = Counter(trial.state for trial in self.trials)
-    if self._missing:
-      counts['to come'] = self._missing
+    counts = Counter(trial.state for trial in self._trials)
     return ', '.join(f'{number} {state}' for state, number in counts.items())
-
-  @property
-  def _missing(self) -> int:
-    """Trials that nobody knows of yet."""
-    return max(self._number - len(self.trials), 0)
 
   def _table(self) -> Table:
     room = max(self._console.height - _MARGIN, 3)
@@ -138,7 +123,7 @@ class SweepProgress(runner_lib.Progress):
     # Those that have ended last stand next to those that run.
     ended = list(self._looks)
     rows = sorted(
-      self.trials,
+      self._trials,
       key=lambda trial: (
         order.get(trial.state, 1),
         -ended.index(trial.name) if trial.name in ended else 0,
@@ -174,22 +159,17 @@ class SweepProgress(runner_lib.Progress):
   def _remaining(self) -> str:
     """From images seen in this start; a trial that has ended has seen all."""
     seen = total = 0.0
-    for trial in self.trials:
+    for trial in self._trials:
       _, first = self._begun.get(trial.name, (0.0, trial.step))
       look = self._looks.get(trial.name)
       step = look.step if look else first
-      if trial.state in (
-        *workdir_lib.ENDED,
-        workdir_lib.Status.FAILED,
-        runner_lib.PRUNED,
-      ):
+      if trial.state in (*workdir_lib.ENDED, workdir_lib.Status.FAILED):
         step = trial.total_steps
       images = trial.images / trial.total_steps
       seen += max(step - first, 0) * images
       total += (trial.total_steps - first) * images
     if not seen:
       return '?'
-    total += total / len(self.trials) * self._missing
     elapsed = time.monotonic() - self._begin
     return duration(elapsed / seen * (total - seen))
 

@@ -29,8 +29,6 @@ _INTERVAL = 0.1
 _TAIL_BYTES = 20_000
 
 WAITING = 'waiting'
-# Ended early, for others do better.
-PRUNED = 'pruned'
 # Another process has its workdir: one that a killed runner left, or one of
 # another runner.
 ELSEWHERE = 'runs elsewhere'
@@ -48,7 +46,7 @@ class Trial:
     command: what trains it, and resumes it.
     images: that it sees in all, as a measure of its length.
     total_steps: in which it sees them.
-    state: of `workdir.EXIT_CODES`, or waiting, or runs elsewhere, or pruned.
+    state: of `workdir.EXIT_CODES`, or waiting, or runs elsewhere.
     seconds: for which its processes have run, in this runner.
     failures: how often in a row it has ended without having got further.
     step: the furthest that it is known to have got.
@@ -87,9 +85,8 @@ class Progress:
   def found_elsewhere(self, trial: Trial) -> None:
     """Another process trains a trial, and is waited for."""
 
-  def tick(self) -> Iterable[Trial]:
-    """Called several times a second; returns trials to end early."""
-    return ()
+  def tick(self) -> None:
+    """Called several times a second."""
 
   def stopping(self) -> None:
     """All have been told to save and stop."""
@@ -149,8 +146,7 @@ class Runner:
         self._end(process, stopping=stopping)
       while self._free and self._start_next():
         pass
-      for trial in self._progress.tick():
-        self._prune(trial)
+      self._progress.tick()
       if not self._running and not self._waiting:
         return not stopping
       time.sleep(_INTERVAL)
@@ -192,23 +188,14 @@ class Runner:
     self._progress.started(trial)
     return True
 
-  def _prune(self, trial: Trial) -> None:
-    for process, attempt in self._running.items():
-      if attempt.trial is trial and trial.state != PRUNED:
-        trial.state = PRUNED
-        process.terminate()
-
   def _end(self, process: subprocess.Popen[bytes], *, stopping: bool) -> None:
     attempt = self._running.pop(process)
     self._free.append(attempt.slot)
     trial, code = attempt.trial, process.returncode
     trial.seconds += time.monotonic() - attempt.start
-    pruned = trial.state == PRUNED
     trial.state = _STATES.get(code, workdir_lib.Status.FAILED)
     if trial.state not in workdir_lib.ENDED:
-      if pruned:
-        trial.state = PRUNED
-      elif stopping:
+      if stopping:
         # Also one that had not yet begun to listen to signals.
         trial.state = workdir_lib.Status.PREEMPTED
       else:

@@ -144,46 +144,6 @@ def test_a_trial_whose_process_cannot_be_started(create):
   assert ('start', 'bad') not in told.events
 
 
-class Impatient(Told):
-  """Ends a trial early when it has begun."""
-
-  def __init__(self, trial):
-    super().__init__()
-    self._trial = trial
-
-  def tick(self):
-    begun = (self._trial.workdir / 'begun').exists()
-    return [self._trial] if begun else []
-
-  def ended(self, trial, code):
-    if trial is self._trial:
-      self.events.append((code, trial.name, trial.state))
-
-
-def test_a_trial_that_is_ended_early(create):
-  """It may save, and is not started again; the other goes on."""
-  early = create(
-    'early',
-    'trap "echo saved >>$WORKDIR/saved; exit 75" TERM; touch $WORKDIR/begun; '
-    'sleep 60 & wait',
-  )
-  other = create('other', 'sleep 1')
-  told = Impatient(early)
-  assert runner_lib.Runner([early, other], [{}] * 2, 5, told).run(Asked())
-  assert (early.state, other.state) == (runner_lib.PRUNED, 'done')
-  assert starts(early) == 1
-  assert (early.workdir / 'saved').read_text() == 'saved\n'
-  assert (75, 'early', runner_lib.PRUNED) in told.events
-
-
-def test_a_trial_that_is_done_before_it_can_be_ended(create):
-  early = create(
-    'early', 'trap "exit 0" TERM; touch $WORKDIR/begun; sleep 60 & wait'
-  )
-  assert runner_lib.Runner([early], [{}], 0, Impatient(early)).run(Asked())
-  assert early.state == 'done'
-
-
 def test_stopping_one_that_does_not_listen_yet(create):
   """It has saved nothing, and has not failed."""
   trial = create('trial', 'sleep 60')
@@ -245,7 +205,7 @@ def test_a_lock_that_cannot_be_opened_is_no_reason_to_wait(create):
 
 RUNNER = """
 import sys
-from bn_repro import trials
+from bn_repro.sweep import runner as trials
 from bn_repro.runtime.preemption import Preemption
 from pathlib import Path
 script, folder = sys.argv[1], Path(sys.argv[2])
@@ -331,7 +291,7 @@ def test_memory_does_not_grow_with_trials(tmp_path):
   script = """
 import resource, sys
 from pathlib import Path
-from bn_repro import trials
+from bn_repro.sweep import runner as trials
 from bn_repro.runtime.preemption import Preemption
 number, folder = int(sys.argv[1]), Path(sys.argv[2])
 many = [
