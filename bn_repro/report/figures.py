@@ -15,8 +15,6 @@ import numpy as np
 from bn_repro import paper
 from bn_repro.report import claims, runs
 from bn_repro.report.runs import Group, Run, Section
-from bn_repro.sweep import comparison as comparison_lib
-from bn_repro.sweep.comparison import Comparison
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = (
@@ -42,19 +40,21 @@ def group_label(section: Section, group: Group) -> str:
   return f'{name}, {varies}' if varies else name
 
 
-def _plain_text(text: str) -> str:
+def plain_text(text: str) -> str:
   """Text that Matplotlib does not take for mathematics."""
   return text.replace('$', r'\$')
 
 
-def _style(index: int) -> dict[str, Any]:
+def style(index: int) -> dict[str, Any]:
+  """Colour and line style of the line number `index`."""
   return {
     'color': COLOURS[index % len(COLOURS)],
     'linestyle': STYLES[index % len(STYLES)],
   }
 
 
-def _save(figure: Any, out: Path, name: str) -> None:
+def save(figure: Any, out: Path, name: str) -> None:
+  """Writes a figure as SVG and PNG into the folder `out`, and closes it."""
   for suffix in ('svg', 'png'):
     figure.savefig(out / f'{name}.{suffix}', dpi=150)
   plt.close(figure)
@@ -79,13 +79,13 @@ def contact_sheet(
   for part, line_count, (heading, images, captions) in zip(
     parts, lines, rows, strict=True
   ):
-    part.suptitle(_plain_text(heading), fontsize=11)
+    part.suptitle(plain_text(heading), fontsize=11)
     axes = part.subplots(line_count, _SHEET_COLUMNS, squeeze=False).ravel()
     for axis in axes:
       axis.set_axis_off()
     for axis, image, caption in zip(axes, images, captions, strict=False):
       axis.imshow(image, cmap='gray', vmin=0, vmax=255)
-      axis.set_title(_plain_text(caption), fontsize=7, y=-0.16)
+      axis.set_title(plain_text(caption), fontsize=7, y=-0.16)
   figure.savefig(path, dpi=100)
   plt.close(figure)
 
@@ -96,25 +96,25 @@ def curves(section: Section, out: Path, name: str) -> None:
     2, 1, figsize=(9, 9), layout='constrained', sharex=True
   )
   for index, group in enumerate(section.groups):
-    label = _plain_text(group_label(section, group))
+    label = plain_text(group_label(section, group))
     for number, run in enumerate(group.runs):
       # One entry of the legend for all seeds.
       named = {'label': label} if number == 0 else {}
-      style = {**_style(index), 'alpha': 1.0 if number == 0 else 0.45}
+      line_style = {**style(index), 'alpha': 1.0 if number == 0 else 0.45}
       accuracy = [
         (step, line['accuracy'])
         for line in run.quoted_lines()
         for step in [line['step'] * run.equivalent]
       ]
       if accuracy:
-        above.plot(*zip(*accuracy, strict=True), lw=1.6, **style, **named)
+        above.plot(*zip(*accuracy, strict=True), lw=1.6, **line_style, **named)
       moving = run.curve(run.config['eval_split'], 'accuracy', 'moving')
       if moving and number == 0:
-        faint = {**style, 'linestyle': ':', 'alpha': 0.6}
+        faint = {**line_style, 'linestyle': ':', 'alpha': 0.6}
         above.plot(*zip(*moving, strict=True), lw=0.8, **faint)
       loss = run.curve('train', 'loss', None)
       if loss:
-        below.plot(*zip(*_smoothed(loss), strict=True), lw=1.2, **style)
+        below.plot(*zip(*_smoothed(loss), strict=True), lw=1.2, **line_style)
   above.set_title('Accuracy on the images evaluated', loc='left')
   below.set_title('Training loss', loc='left')
   below.set_yscale('log')
@@ -123,7 +123,7 @@ def curves(section: Section, out: Path, name: str) -> None:
     axes.grid(alpha=0.3)
   if above.get_legend_handles_labels()[0]:
     figure.legend(loc='outside lower center', ncols=3, frameon=False)
-  _save(figure, out, name)
+  save(figure, out, name)
 
 
 def _smoothed(points: Sequence[tuple[float, float]]) -> Any:
@@ -146,7 +146,7 @@ def fig_1(section: Section, out: Path, name: str) -> None:
         lw=1.4 if number == 0 else 0.9,
         alpha=1.0 if number == 0 else 0.4,
         label=group_label(section, group) if number == 0 else None,
-        **_style(index),
+        **style(index),
       )
   first.set_ylim(0.7, 1)
   first.set_title('(a) test accuracy', loc='left')
@@ -170,7 +170,7 @@ def fig_1(section: Section, out: Path, name: str) -> None:
   for axes in all_axes:
     axes.grid(alpha=0.3)
     axes.set_xlabel('steps')
-  _save(figure, out, name)
+  save(figure, out, name)
 
 
 def typical_unit(run: Run) -> int:
@@ -210,8 +210,8 @@ def rates(section: Section, out: Path, name: str) -> None:
     groups = section.settings_of(variant)
     x = [g.runs[0].config['optim']['learning_rate'] for g in groups]
     best = [[run.best() or 0.0 for run in group.runs] for group in groups]
-    style = _style(index)
-    _draw_spread(axes, x, best, style, _plain_text(paper.label(variant)))
+    label = plain_text(paper.label(variant))
+    draw_spread(axes, x, best, style(index), label)
   axes.axhline(section.runs[0].chance, color='#999', lw=0.8, ls=':')
   axes.set_xscale('log')
   ticks = sorted({r.config['optim']['learning_rate'] for r in section.runs})
@@ -221,133 +221,10 @@ def rates(section: Section, out: Path, name: str) -> None:
   axes.set_title('Best accuracy; dotted: chance', loc='left')
   axes.grid(alpha=0.3)
   axes.legend(frameon=False)
-  _save(figure, out, name)
+  save(figure, out, name)
 
 
-# How the points of trials that came to nothing are marked.
-_ENDINGS: Mapping[str, Mapping[str, Any]] = {
-  'diverged': {'marker': 'x', 'ms': 10, 'mew': 2},
-  comparison_lib.BELOW: {'marker': 's', 'ms': 10, 'mfc': 'none'},
-}
-
-
-def sweep(comparison: Comparison, out: Path, name: str) -> None:
-  """Accuracy, and steps to the target, over what varies; a line a net."""
-  figure, (above, below) = plt.subplots(
-    2, 1, figsize=(9, 9), layout='constrained', sharex=True
-  )
-  values = comparison.sweep.axis(comparison.sweep.x).values
-  if comparison.is_numeric:
-    places = {value: float(value) for value in values}
-  else:
-    places = {value: float(place) for place, value in enumerate(values)}
-  _sweep_accuracies(above, comparison, places)
-  _sweep_steps(below, comparison, places)
-  below.set_xlabel(comparison.sweep.x)
-  if comparison.is_numeric:
-    below.set_xscale('log')
-  below.set_xticks(
-    list(places.values()),
-    [value if isinstance(value, str) else f'{value:g}' for value in places],
-    rotation=0 if comparison.is_numeric else 60,
-  )
-  below.minorticks_off()
-  for axes in (above, below):
-    axes.grid(alpha=0.3)
-  if comparison.sweep.lines:
-    figure.legend(
-      *above.get_legend_handles_labels(),
-      loc='outside lower center',
-      ncols=3,
-      frameon=False,
-    )
-  _save(figure, out, name)
-
-
-def _sweep_accuracies(
-  axes: Any, comparison: Comparison, places: Mapping[Any, float]
-) -> None:
-  for index, (line, settings) in enumerate(comparison.lines().items()):
-    style = _style(index)
-    # Broken where one of them was never evaluated, or has not ended.
-    _draw_spread(
-      axes,
-      [places[setting.x] for setting in settings],
-      [
-        [
-          r.best if r.best is not None and r.ended else np.nan
-          for r in setting.results
-        ]
-        for setting in settings
-      ],
-      style,
-      _plain_text(comparison.label(line)),
-      joined=comparison.is_numeric,
-    )
-    for setting in settings:
-      for result in setting.results:
-        ending = comparison_lib.state(result).partition(' at step')[0]
-        if ending in _ENDINGS:
-          axes.plot(
-            places[setting.x],
-            result.best or 0.0,
-            color=style['color'],
-            clip_on=False,
-            **_ENDINGS[ending],
-          )
-  if comparison.is_numeric:
-    axes.axhline(comparison.chance, color='#999', lw=0.8, ls=':')
-    axes.set_ylim(0, 1)
-  axes.set_title(
-    f'Best accuracy on {comparison.eval_split} images; '
-    + ('dotted: chance; ' if comparison.is_numeric else '')
-    + f'x: diverged; square: {comparison_lib.BELOW}',
-    loc='left',
-    fontsize=10,
-  )
-
-
-def _sweep_steps(
-  axes: Any, comparison: Comparison, places: Mapping[Any, float]
-) -> None:
-  for index, (line, settings) in enumerate(comparison.lines().items()):
-    style = _style(index)
-    reached = [
-      (places[setting.x], [s for s in steps if s is not None])
-      for setting in settings
-      for steps in [setting.steps_to_target().values]
-      if None not in steps
-    ]
-    _draw_spread(
-      axes,
-      [place for place, _ in reached],
-      [steps for _, steps in reached],
-      style,
-      _plain_text(comparison.label(line)),
-      joined=comparison.is_numeric,
-    )
-    for setting in settings:
-      ended = all(result.ended for result in setting.results)
-      if ended and None in setting.steps_to_target().values:
-        axes.plot(
-          places[setting.x],
-          # Of several lines, below one another.
-          0.97 - 0.04 * index,
-          marker='^',
-          mfc='none',
-          color=style['color'],
-          transform=axes.get_xaxis_transform(),
-        )
-  axes.set_ylim(bottom=0)
-  axes.set_title(
-    'Steps of 32 images to the best of the first setting; triangle: not all '
-    'get there',
-    loc='left',
-    fontsize=10,
-  )
-
-
-def _draw_spread(
+def draw_spread(
   axes: Any,
   x: Sequence[float],
   values: Sequence[Sequence[float]],
