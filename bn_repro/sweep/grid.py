@@ -80,8 +80,15 @@ def load(
 
 
 def _sweep_errors(sweep: Sweep) -> list[str]:
-  """Returns what is wrong with the fields of a sweep's file."""
-  errors = []
+  """Returns a line for each mistake in the fields of a sweep's file."""
+  types = {'axes': dict, 'x': str, 'repeat': str, 'defaults': dict}
+  errors = [
+    f'{field}: must be a {field_type.__name__}.'
+    for field, field_type in types.items()
+    if not isinstance(getattr(sweep, field), field_type)
+  ]
+  if errors:
+    return errors
   for field in ('x', 'repeat'):
     if getattr(sweep, field) not in sweep.axes:
       errors.append(
@@ -103,15 +110,17 @@ def _sweep_errors(sweep: Sweep) -> list[str]:
 
 
 def _axis_errors(name: str, values: Sequence[Any]) -> list[str]:
-  """Returns what is wrong with an axis of a file or a command line."""
+  """Returns a line for each mistake in an axis of a file or command line."""
   if not _PLAIN.fullmatch(name):
     return [f'axis {name}: use letters, digits and _ in its name.']
+  if not isinstance(values, tuple):
+    return [f'axis {name}: must be a tuple of values.']
   if not values:
     return [f'axis {name}: has no values.']
   return [
     f'axis {name}: {value!r} becomes a part of file names. Use a number, or '
     'letters, digits and ._+-'
-    for value in dict.fromkeys(map(_to_python, values))
+    for value in map(_to_python, values)
     if isinstance(value, bool)
     or not isinstance(value, Value)
     or not _PLAIN.fullmatch(to_text(value).removeprefix('-'))

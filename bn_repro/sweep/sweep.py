@@ -79,11 +79,11 @@ class Sweep:
     trials: one for each combination of values; `grid.load` fills them in.
   """
 
-  axes: Mapping[str, tuple[Value, ...]]
+  axes: dict[str, tuple[Value, ...]]
   trial: Callable[..., ConfigDict]
   x: str
   repeat: str
-  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
   retries: int = 1
   trials: tuple[Trial, ...] = ()
 
