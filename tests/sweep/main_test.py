@@ -5,6 +5,7 @@ import csv
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,21 +21,23 @@ TIMEOUT = 600
 
 # Four runs of 200 steps of the MNIST network, which compiles once in a second.
 SWEEP = """
-from ml_collections import ConfigDict
+from bn_repro.sweep.sweep import Sweep
 from configs.sweeps import lr_multipliers
 
-def get_config(mode):
-  sweep = lr_multipliers.get_config(mode)
-  sweep.config = f'configs/mnist.py:{mode}'
-  sweep.overrides = (
-    'total_steps=200', 'steps_per_call=10', 'log_every=50', 'eval_every=50',
-    'checkpoint_every=50', 'data.distorted_copies=0', 'data.holdout=500',
-    'eval_split=validation', 'model.init_std=0.1',
+def get_sweep(mode):
+  return Sweep(
+    axes={
+      'variant': ('mnist', 'bn_mnist'), 'multiplier': (1, 10), 'seed': (0,),
+    },
+    trial=lr_multipliers.trial,
+    x='multiplier',
+    repeat='seed',
+    defaults={
+      'total_steps': 200, 'steps_per_call': 10, 'log_every': 50,
+      'eval_every': 50, 'checkpoint_every': 50, 'data.distorted_copies': 0,
+      'data.holdout': 500, 'eval_split': 'validation', 'model.init_std': 0.1,
+    },
   )
-  sweep.axes.variant.values = ('mnist', 'bn_mnist')
-  sweep.axes.multiplier.values = (1, 10)
-  sweep.axes.seed.values = (0,)
-  return sweep
 """
 NAMES = [
   'mnist_multiplier1_seed0',
@@ -174,7 +177,7 @@ def test_again_it_does_nothing(file, left_alone):
   }
   code, out = run(file, workdir)
   assert code == 0
-  assert '4 trials, 0 of them left' in out
+  assert '4 trials, 0 remaining' in out
   assert 'Best on validation images: ' in out
   for path, time_of in before.items():
     assert path.stat().st_mtime_ns == time_of
@@ -221,8 +224,8 @@ def test_ctrl_c(file, left_alone, tmp_path):
   process.send_signal(signal.SIGINT)
   out, _ = process.communicate(timeout=TIMEOUT)
   assert process.returncode == 75, out
-  assert 'stopping: the running trials save' in out
-  assert out.endswith('stopped; the same command goes on\n')
+  assert 'stopping: the running trials are saving' in out
+  assert out.endswith('stopped; the same command resumes\n')
   statuses = {
     json.loads(path.read_text())['status']
     for path in workdir.glob('*/status.json')
@@ -244,7 +247,7 @@ def test_one_trial_of_it(file, left_alone, tmp_path):
   assert code == 0
   assert 'Not ended: 3 of 4 trials' in out
   code, out = run(file, workdir)
-  assert '4 trials, 3 of them left' in out
+  assert '4 trials, 3 remaining' in out
   assert content(workdir) == content(left_alone[0])
 
 
@@ -269,8 +272,8 @@ def test_trials_can_be_added(file, left_alone, capsys):
     (['--trial=nobody'], '--trial=nobody: no such trial'),
     # As of a variable that is not set.
     (['--trial='], '--trial=: no such trial'),
-    (['--config.total_steps=100'], 'total_steps is 200 there, and 100 here'),
-    (['--config.eval_every=100'], 'eval_every is 50 there, and 100 here'),
+    (['--config.total_steps=100'], 'holds a run with total_steps=200, not 100'),
+    (['--config.eval_every=100'], 'holds a run with eval_every=50, not 100'),
     (['--jobs=0'], "argument --jobs: '0' is not a whole number of at least 1"),
   ],
 )
@@ -331,12 +334,31 @@ def test_nobody_reads_what_it_says(file, left_alone, tmp_path):
   assert content(workdir) == content(left_alone[0])
 
 
-def test_a_damaged_list_of_trials(file, tmp_path, capsys):
+@pytest.mark.parametrize(
+  'content', ['{"a": 1}', '[]', '{"search": "optuna", "trials": {}}']
+)
+def test_an_unknown_list_of_trials(content, file, tmp_path, capsys):
+  """Damaged, or of the search that an earlier version had."""
   workdir = tmp_path / 'sweep'
   workdir.mkdir()
-  (workdir / 'sweep.json').write_text('{"a": 1}')
+  (workdir / 'sweep.json').write_text(content)
   assert read_only(file, workdir) == 1
-  assert 'sweep.json: is not of this version' in capsys.readouterr().err
+  assert 'was not written by this version' in capsys.readouterr().err
+
+
+def test_a_directory_of_an_earlier_version(file, left_alone, tmp_path, capsys):
+  """Its `sweep.json` had more fields; it can still be compared."""
+  workdir = tmp_path / 'sweep'
+  shutil.copytree(left_alone[0], workdir)
+  trials = {
+    name: {'values': {}, 'config_digest': 'a digest of the config'}
+    for name in NAMES
+  }
+  saved = {'search': '', 'x': 'multiplier', 'repeat': 'seed', 'trials': trials}
+  (workdir / 'sweep.json').write_text(json.dumps(saved))
+  (workdir / 'trials.csv').unlink()
+  assert read_only(file, workdir, '--compare') == 0
+  assert content(workdir) == content(left_alone[0])
 
 
 def test_a_file_in_the_place_of_a_trial(file, tmp_path, capsys):

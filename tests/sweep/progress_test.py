@@ -8,7 +8,7 @@ import pytest
 
 from bn_repro.sweep import progress as progress_lib
 from bn_repro.sweep.progress import SweepProgress
-from bn_repro.sweep.runner import Trial
+from bn_repro.sweep.runner import TrialProcess
 
 
 class Terminal(io.StringIO):
@@ -34,7 +34,9 @@ def clock(monkeypatch):
 
 def create(tmp_path, number):
   return [
-    Trial(f't{i}', tmp_path / f't{i}', ['true'], images=3200, total_steps=100)
+    TrialProcess(
+      f't{i}', tmp_path / f't{i}', ['true'], images=3200, total_steps=100
+    )
     for i in range(number)
   ]
 
@@ -53,7 +55,7 @@ def test_lines(tmp_path, clock, capsys):
   progress = SweepProgress(many, jobs=1)
   first.state = 'running'
   progress.started(first)
-  assert 't0: runs, from step 0' in capsys.readouterr().out
+  assert 't0: running from step 0' in capsys.readouterr().out
   write(
     first,
     (50, 'train', 0.9),
@@ -77,8 +79,7 @@ def test_lines(tmp_path, clock, capsys):
   )
   progress.close()
   assert capsys.readouterr().out == (
-    "1:40 of wall time; the trials' own 1:40 over 1 at a time: 1.00 times as "
-    'long\n'
+    'Wall 1:40; trials 1:40 in total; overhead 0 %\n'
   )
 
 
@@ -99,7 +100,7 @@ def test_endings(tmp_path, clock, capsys):
   progress = SweepProgress([again, failed, diverged], jobs=2)
   failed.log.write_text('error: no data\n')
   for trial, state, code, expected in (
-    (again, 'waiting', -9, 't0: exit code -9, is started again'),
+    (again, 'waiting', -9, 't0: exit code -9, will be restarted'),
     (failed, 'failed', 1, 'see ' + str(failed.log) + ': error: no data'),
     (diverged, 'diverged', 3, 't2: diverged, 0:00'),
   ):

@@ -13,7 +13,7 @@ import pytest
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.sweep import runner as runner_lib
-from bn_repro.sweep.runner import Trial
+from bn_repro.sweep.runner import TrialProcess
 
 # What a trial's script may use: how often it has been started, where it writes.
 PRELUDE = """
@@ -59,7 +59,7 @@ class Asked:
 @pytest.fixture
 def create(tmp_path):
   def one(name, script):
-    return Trial(
+    return TrialProcess(
       name=name,
       workdir=tmp_path / name,
       command=[
@@ -131,7 +131,7 @@ def test_a_trial_that_cannot_start(create, tmp_path):
   finished, _ = run([bad, good])
   assert finished
   assert (bad.state, good.state) == ('failed', 'done')
-  assert runner_lib.last_words(bad) == f'see {bad.log}: error: no such data'
+  assert runner_lib.failure_reason(bad) == f'see {bad.log}: error: no such data'
 
 
 def test_a_trial_whose_process_cannot_be_started(create):
@@ -140,7 +140,7 @@ def test_a_trial_whose_process_cannot_be_started(create):
   finished, told = run([bad, good], jobs=1)
   assert finished
   assert (bad.state, good.state) == ('failed', 'done')
-  assert 'Is a directory' in runner_lib.last_words(bad)
+  assert 'Is a directory' in runner_lib.failure_reason(bad)
   assert ('start', 'bad') not in told.events
 
 
@@ -180,19 +180,19 @@ def test_stopping(create):
   assert not many[2].workdir.exists()
 
 
-def test_a_workdir_that_is_taken_is_waited_for(create, tmp_path):
+def test_a_workdir_that_is_locked_is_waited_for(create, tmp_path):
   """By another process; the others go first."""
   taken, free = create('taken', 'exit 0'), create('free', 'exit 0')
   holder = workdir_lib.Workdir(str(taken.workdir))
   holder.claim()
-  assert runner_lib.is_taken(taken.workdir)
+  assert runner_lib.is_locked(taken.workdir)
   timer = threading.Timer(1, holder.release)
   timer.start()
   _, told = run([taken, free], jobs=1)
   begun = [event[1] for event in told.events if event[0] == 'start']
   assert begun == ['free', 'taken']
   assert taken.state == workdir_lib.Status.DONE
-  assert not runner_lib.is_taken(taken.workdir)
+  assert not runner_lib.is_locked(taken.workdir)
   assert told.events.count('elsewhere taken') == 1
 
 
@@ -200,17 +200,17 @@ def test_a_lock_that_cannot_be_opened_is_no_reason_to_wait(create):
   """Training will complain of it."""
   trial = create('trial', 'exit 1')
   (trial.workdir / 'lock').mkdir(parents=True)
-  assert not runner_lib.is_taken(trial.workdir)
+  assert not runner_lib.is_locked(trial.workdir)
 
 
 RUNNER = """
 import sys
-from bn_repro.sweep import runner as trials
+from bn_repro.sweep import runner
 from bn_repro.runtime.preemption import Preemption
 from pathlib import Path
 script, folder = sys.argv[1], Path(sys.argv[2])
-trial = trials.Trial('t', folder, ['bash', '-c', script], 1, 1)
-trials.Runner([trial], [{}], 0, trials.Progress()).run(Preemption())
+trial = runner.TrialProcess('t', folder, ['bash', '-c', script], 1, 1)
+runner.Runner([trial], [{}], 0, runner.Progress()).run(Preemption())
 """
 
 
@@ -291,13 +291,14 @@ def test_memory_does_not_grow_with_trials(tmp_path):
   script = """
 import resource, sys
 from pathlib import Path
-from bn_repro.sweep import runner as trials
+from bn_repro.sweep import runner
 from bn_repro.runtime.preemption import Preemption
 number, folder = int(sys.argv[1]), Path(sys.argv[2])
 many = [
-  trials.Trial(f't{i}', folder / f't{i}', ['true'], 1, 1) for i in range(number)
+  runner.TrialProcess(f't{i}', folder / f't{i}', ['true'], 1, 1)
+  for i in range(number)
 ]
-trials.Runner(many, [{}] * 20, 0, trials.Progress()).run(Preemption())
+runner.Runner(many, [{}] * 20, 0, runner.Progress()).run(Preemption())
 assert {trial.state for trial in many} == {'done'}
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
