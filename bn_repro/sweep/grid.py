@@ -123,7 +123,7 @@ def _axis_errors(name: str, values: Sequence[Any]) -> list[str]:
     for value in map(_to_python, values)
     if isinstance(value, bool)
     or not isinstance(value, Value)
-    or not _PLAIN.fullmatch(to_text(value).removeprefix('-'))
+    or (isinstance(value, str) and not _PLAIN.fullmatch(value))
   ]
 
 
@@ -275,7 +275,7 @@ class _Base:
   """The argument `base` of `Sweep.trial`, for one trial.
 
   Attributes:
-    errors: what is wrong with the overrides.
+    errors: a line for each mistake in the overrides.
   """
 
   def __init__(
@@ -286,7 +286,7 @@ class _Base:
     Args:
       spec: value of `--config` with a mode, or only ':' and a mode.
       overrides: assignments to fields of each config.
-      changed: fields to give another value, whatever it is.
+      changed: fields to set to an arbitrary other value.
     """
     self.errors: list[str] = []
     self._spec = spec
@@ -309,7 +309,7 @@ class _Base:
       config = config_lib.override(config, self._overrides)
     except UserError as error:
       self.errors += error.problems
-      # Without the overrides: the trial may have other errors to report.
+      # Continues without the overrides, to report the errors of the trial too.
       config = config.copy_and_resolve_references()
     for key in self._changed:
       value = config_lib.flatten(config).get(key)
@@ -350,7 +350,7 @@ class _Expander:
     self._make_config = make_config
     self._spec = spec
     self._overrides = [*defaults, *overrides]
-    self._keys = [override.partition('=')[0] for override in overrides]
+    self._keys = list(dict.fromkeys(o.partition('=')[0] for o in overrides))
     self._num_train_examples: dict[str, int] = {}
 
   def trial(self, name: str, values: Mapping[str, Value]) -> Trial:
@@ -404,8 +404,8 @@ class _Expander:
   ) -> list[str]:
     """Returns a line for each override that the trial's config ignores.
 
-    A field that comes out the same from a base with another value is one that
-    `trial` sets.
+    Changes the overridden fields of the base. A field that nevertheless has the
+    same value in the trial is set by `trial`, whatever the override.
     """
     if not self._keys:
       return []
@@ -413,7 +413,7 @@ class _Expander:
     try:
       others = config_lib.flatten(self._call(base, values))
     except UserError:
-      # `trial` computes with the field.
+      # `trial` refuses the changed value, so it depends on the field.
       return []
     return [
       f'--config.{key}: the sweep sets this field. Use '

@@ -270,7 +270,7 @@ def _start(
 def _end_with_parent() -> None:
   """Asks the kernel to send SIGTERM to this process when its parent dies.
 
-  On other systems than Linux it continues, and the next runner waits for it.
+  On systems other than Linux it continues, and the next runner waits for it.
   """
   if sys.platform == 'linux':
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -315,7 +315,7 @@ def _gpus() -> list[str]:
   """Indices of the NVIDIA GPUs that this process may use."""
   named = os.environ.get('CUDA_VISIBLE_DEVICES')
   if named is not None:
-    # -1 hides all.
+    # -1 hides all GPUs.
     return [gpu for gpu in named.split(',') if gpu and gpu != '-1']
   found = [
     path.name.removeprefix('nvidia') for path in Path('/dev').glob('nvidia*')
