@@ -224,9 +224,7 @@ def expand(
     except UserError as error:
       for problem in error.problems:
         failed.setdefault(problem, []).append(name)
-  for problem, (first, *others) in failed.items():
-    more = f' and {len(others)} more' if others else ''
-    problems.append(f'{problem} (trial {first}{more})')
+  problems += _with_trials(failed)
   problems += _duplicates(trials)
   if trials and config_spec not in {'', *(t.config_spec for t in trials)}:
     problems.append(
@@ -237,6 +235,15 @@ def expand(
   if problems:
     raise UserError(*problems)
   return tuple(trials)
+
+
+def _with_trials(failed: Mapping[str, Sequence[str]]) -> list[str]:
+  """Returns a line for each problem, with the names of its trials."""
+  lines = []
+  for problem, (first, *others) in failed.items():
+    more = f' and {len(others)} more' if others else ''
+    lines.append(f'{problem} (trial {first}{more})')
+  return lines
 
 
 def _combinations(
