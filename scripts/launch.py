@@ -123,7 +123,7 @@ def create_job(
     )
   if flags.sweep:
     sweep = grid.load(flags.sweep, axes, flags.config or '', overrides)
-    configs = [trial.config() for trial in sweep.trials]
+    configs = [trial.config for trial in sweep.trials]
     command = (
       *('python', '-m', 'bn_repro.sweep'),
       _in_repository('--sweep', flags.sweep, config_lib.CONFIGS / 'sweeps'),
