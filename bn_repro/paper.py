@@ -1,21 +1,22 @@
-"""What the paper reports of each config (Fig. 1, Fig. 3, section 4.2.2)."""
+"""Results that the paper reports, by config (Fig. 1, Fig. 3, section 4.2.2)."""
 
 from collections.abc import Mapping
 import dataclasses
 
-# Images in a step of one replica. The paper's rates and steps are for it.
+# Batch size of one replica (section 4.2). The paper's learning rates and steps
+# refer to it.
 BATCH_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class PaperRow:
-  """What the paper reports of a variant.
+  """Results that the paper reports for a variant.
 
   Attributes:
-    label: the paper's name for it.
-    learning_rate: initial rate; None where it is not given.
-    steps: millions of steps to 72.2 %; None where it is not reached.
-    accuracy: the best, in percent, or what the text says instead.
+    label: the paper's name of the variant, or ours if it has none.
+    learning_rate: initial learning rate; None if not given.
+    steps: millions of steps to 72.2 %; None if never reached.
+    accuracy: best accuracy in percent, or the paper's words instead.
   """
 
   label: str
@@ -24,7 +25,7 @@ class PaperRow:
   accuracy: str
 
 
-# Millions of steps that Inception takes to its best, the 72.2 %.
+# Millions of steps that Inception needs to reach its best accuracy, 72.2 %.
 INCEPTION_STEPS = 31.0
 
 PAPER: Mapping[str, PaperRow] = {
@@ -41,12 +42,12 @@ PAPER: Mapping[str, PaperRow] = {
   'bn_mnist': PaperRow('With BN', None, None, 'higher'),
 }
 
-# Networks of section 4.2, in the order of its figures.
+# Variants of section 4.2, in the order of Fig. 3; then the controls.
 FIG_3 = tuple(name for name in PAPER if not name.endswith('mnist'))
-# Those of Fig. 1.
+# Variants of Fig. 1.
 FIG_1 = ('mnist', 'bn_mnist')
 
 
 def label(variant: str) -> str:
-  """The paper's name of a variant, or its own."""
+  """Name of a variant for readers; the name of its config if unknown."""
   return PAPER[variant].label if variant in PAPER else variant

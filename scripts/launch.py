@@ -159,7 +159,7 @@ def _load_configs(
   """Returns the config, or those of all trials of the sweep."""
   if flags.sweep:
     sweep = grid.load(flags.sweep, axes, flags.config or '', overrides)
-    return [trial.config() for trial in sweep.trials]
+    return [trial.config for trial in sweep.trials]
   if flags.config:
     return [config_lib.load(flags.config, overrides)]
   raise UserError('nothing to train. Give --config or --sweep.')

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prepares ImageNet as ArrayRecord from its two archives. This alone needs
-# TensorFlow, so that it makes an environment of its own, .venv-prepare.
+# Prepares ImageNet as ArrayRecord from its two archives. Only this needs
+# TensorFlow, so it makes a separate environment, .venv-prepare.
 #
 #   bash scripts/prepare_imagenet.sh --help
 set -euo pipefail

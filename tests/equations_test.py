@@ -1,4 +1,4 @@
-"""The paper's sections 2 to 3.4, an equation or a claim a test."""
+"""Sections 2 to 3.4 of the paper: a test for each equation or claim."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ from bn_repro.models import batch_norm as bn
 
 pytestmark = pytest.mark.usefixtures('x64')
 
-# 4 x 2, epsilon 1e-5: agrees with PyTorch's autograd to 4e-16.
+# A batch of 4 examples with 2 features, and epsilon 1e-5. The expected values
+# agree with PyTorch's autograd to 4e-16.
 X = np.array([[1, -2], [2, 0], [4, 2], [5, 8]], np.float64)
 DY = np.array([[1, 0], [0, 2], [-1, 1], [0.5, -1]], np.float64)
 GAMMA, BETA = np.array([1.5, -0.5]), np.array([0.25, 1.0])
@@ -32,7 +33,7 @@ IMAGES = bn.Settings(bn.Sharing((0, 1, 2)), 1e-5)
 
 
 def transform(x, gamma=1.0, beta=0.0, settings=COLUMNS):
-  """Algorithm 1 about the pivot 0: y, mu, var."""
+  """Algorithm 1 with pivot 0; returns y, mean, variance and count."""
   shape = [
     1 if axis in settings.sharing.axes else n for axis, n in enumerate(x.shape)
   ]
@@ -40,7 +41,7 @@ def transform(x, gamma=1.0, beta=0.0, settings=COLUMNS):
     jnp.broadcast_to(jnp.asarray(v, jnp.float64), shape) for v in (gamma, beta)
   )
   return bn.batch_norm(
-    jnp.asarray(x), gamma, beta, jnp.zeros(shape), None, None, settings
+    jnp.asarray(x), gamma, beta, jnp.zeros(shape), None, settings
   )
 
 
@@ -68,7 +69,7 @@ def test_backward_pass_golden_vector():
 
 
 def test_backward_pass_six_equations():
-  """The gradients as the paper prints them, in NumPy."""
+  """The gradients as printed in the paper, computed with NumPy."""
   x, dy = random(7, 3), random(7, 3, seed=1)
   gamma, m, eps = random(3, seed=2), 7, 1e-5
   mu, var = x.mean(0), x.var(0)
@@ -116,7 +117,7 @@ def test_gamma_and_beta_can_restore_the_identity():
 
 
 def test_section_2_bias_drifts_if_gradients_ignore_the_mean():
-  """B grows without bound while the loss does not change."""
+  """The bias grows without bound while the loss does not change."""
   u = jnp.asarray(random(30))
   target = jnp.asarray(random(30, seed=1)) + 3
 
@@ -151,7 +152,7 @@ def layer(**kwargs):
 
 
 def trained(x, **kwargs):
-  """Variables of a layer that has seen one batch, with momentum 0.9."""
+  """Variables of a layer after one training batch, with momentum 0.9."""
   module = layer(momentum=0.9, use_running_average=False, **kwargs)
   variables = module.init(jax.random.key(0), x)
   _, updated = module.apply(variables, x, mutable=['batch_stats'])
@@ -169,7 +170,7 @@ def test_algorithm_2_moving_average_of_the_unbiased_variance():
 
 
 def test_section_3_2_convolutions_share_over_locations():
-  """M' = m * p * q, and one mean and variance a feature map."""
+  """Each feature map has one mean and variance, over m' = m * p * q values."""
   x = random(2, 3, 5, 4)
   variables = trained(jnp.asarray(x))
   m = 2 * 3 * 5
@@ -227,7 +228,7 @@ def test_section_3_2_bias_before_batch_norm_is_cancelled():
 
 @pytest.mark.parametrize('a', [1e-2, 1.0, 37.0])
 def test_section_3_3_scale_invariance(a):
-  """BN((aW)u) = BN(Wu); d/du unchanged; d/d(aW) is 1/a of d/dW."""
+  """BN((aW)u) = BN(Wu); d/du is equal, and d/d(aW) = d/dW / a."""
   u, w = jnp.asarray(random(16, 5)), jnp.asarray(random(5, 3, seed=1))
   dy = jnp.asarray(random(16, 3, seed=2))
   settings = COLUMNS._replace(epsilon=0.0)

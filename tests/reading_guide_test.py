@@ -1,4 +1,4 @@
-"""Every name in the reading guide exists, and no equation's test is missing."""
+"""The reading guide names what exists, and every test of an equation."""
 
 import ast
 import functools
@@ -18,7 +18,7 @@ def tree(path):
 
 
 def defined(body, prefix=''):
-  """Functions, classes and variables, with `Class.` before those in one."""
+  """Names of functions, classes and variables; members as `Class.member`."""
   for node in body:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
       yield prefix + node.name
@@ -38,7 +38,7 @@ def definitions(path):
 
 @functools.cache
 def fields():
-  """Dotted names of the config's fields, without its sub-trees."""
+  """Dotted names of the config's fields, without those of sub-configs."""
   assigned = (
     (ast.unparse(node.targets[0]), ast.unparse(node.value))
     for node in ast.walk(tree('configs/inception.py'))
@@ -52,7 +52,7 @@ def fields():
 
 
 def names(text):
-  """The code spans, `:name` with the file before it in its cell."""
+  """The code spans; a `:name` is completed by the last file in its cell."""
   for block in re.split(r'\n\n|\|', text):
     path = ''
     for span in re.findall(r'`([^`]+)`', block):
@@ -101,13 +101,13 @@ def test_every_equation_is_in_the_guide():
       '`bn_repro/models/batch_norm.py:batch_mean`',
       ['bn_repro/models/batch_norm.py:batch_mean'],
     ),
-    # A method is one of its class.
+    # A method needs its class.
     (
       '`bn_repro/models/batch_norm.py:total`',
       ['bn_repro/models/batch_norm.py:total'],
     ),
     ('`tests/tpu/collectives.txt:table`', ['tests/tpu/collectives.txt:table']),
-    # Each cell names its file again.
+    # A file holds only for the rest of its cell.
     ('`bn_repro/models/mlp.py:Mlp` | `:PROBE`', [':PROBE']),
     ('`bn.momenta`, `bn`, `batch_norm`', ['bn.momenta', 'bn', 'batch_norm']),
   ],

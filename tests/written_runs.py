@@ -1,46 +1,71 @@
-"""Workdirs written by hand, with numbers that can be worked out."""
+"""Workdirs written by hand, whose results follow by arithmetic."""
 
 import json
 
 from bn_repro import config as config_lib
+from bn_repro.report import runs as runs_lib
 
 
-def write_run(
-  folder, variant, accuracies, *overrides, mode='mini', every=10, **status
-):
-  """A run evaluated every 10 steps, its moving averages always at 0.1."""
+def write_run(folder, variant, accuracies, *overrides, **status):
+  """Writes a run that was evaluated every 10 steps.
+
+  `accuracies` are with population statistics; with moving averages all are 0.1.
+  """
   folder.mkdir(parents=True)
   base = variant if variant in ('mnist', 'bn_mnist') else 'inception'
-  config = config_lib.load(f'configs/{base}.py:{mode}', overrides)
+  config = config_lib.load(f'configs/{base}.py:mini', overrides)
   (folder / 'config.json').write_text(config_lib.to_json(config))
   facts = {
-    'config_file': f'configs/{variant}.py:{mode}',
+    'config_file': f'configs/{variant}.py:mini',
+    'num_classes': 10,
     'applied_learning_rate': (
       config.optim.learning_rate * config.batch_size / 32
     ),
   }
   (folder / 'run.json').write_text(json.dumps(facts))
-  last = every * len(accuracies)
+  last = 10 * len(accuracies)
   status = {'status': 'done', 'step': last, 'reason': '', **status}
   (folder / 'status.json').write_text(json.dumps(status))
-  with (folder / 'metrics.jsonl').open('w') as file:
-    for number, accuracy in enumerate(accuracies, start=1):
-      for form, value in (('moving', 0.1), ('population', accuracy)):
-        line = {
-          'step': every * number,
-          'split': config.eval_split,
-          'statistics': form,
-          'loss': 1.0,
-          'accuracy': value,
-        }
-        file.write(json.dumps(line) + '\n')
+  lines = [
+    {
+      'step': 10 * number,
+      'split': config.eval_split,
+      'statistics': statistics,
+      'loss': 1.0,
+      'accuracy': value,
+    }
+    for number, accuracy in enumerate(accuracies, start=1)
+    for statistics, value in (('moving', 0.1), ('population', accuracy))
+  ]
+  write_lines(folder, lines)
+
+
+def write_lines(folder, lines):
+  text = ''.join(json.dumps(line) + '\n' for line in lines)
+  (folder / 'metrics.jsonl').write_text(text)
 
 
 def add_percentiles(folder, percentiles):
-  """Puts (evaluations, 3, units) into the lines with population statistics."""
-  path = folder / 'metrics.jsonl'
-  lines = [json.loads(line) for line in path.read_text().splitlines()]
-  quoted = [line for line in lines if line['statistics'] == 'population']
-  for line, values in zip(quoted, percentiles, strict=True):
+  """Adds (evaluations, 3, units) to the lines with population statistics."""
+  text = (folder / 'metrics.jsonl').read_text()
+  lines = [json.loads(line) for line in text.splitlines()]
+  evaluations = [line for line in lines if line['statistics'] == 'population']
+  for line, values in zip(evaluations, percentiles, strict=True):
     line['percentiles'] = {'last_hidden_input': values}
-  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  write_lines(folder, lines)
+
+
+def read_sections(folder):
+  """The sections of the runs in a folder, all of them readable."""
+  runs, problems = runs_lib.read_runs([str(folder)])
+  assert problems == []
+  sections, problems = runs_lib.sections(runs)
+  assert problems == []
+  return sections
+
+
+def read_one(folder):
+  """The only run in a folder."""
+  ((run,), problems) = runs_lib.read_runs([str(folder)])
+  assert problems == []
+  return run

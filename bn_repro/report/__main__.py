@@ -1,7 +1,50 @@
-"""`python -m bn_repro.report`."""
+"""Compares runs with the paper: a page of figures and tables.
 
+python -m bn_repro.report --runs=runs/quickstart --out=runs/report
+
+Writes index.html, its figures, and ledger.md: the paper's claims, and whether
+each one holds for these runs. Each folder of workdirs becomes a section of the
+page, or several sections if its runs differ in network or data set. Runs that
+differ only in their seeds share a row, with median and range.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
 import sys
 
+from bn_repro import cli
+from bn_repro.errors import UserError
 from bn_repro.report import page
 
-sys.exit(page.main())
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
+  parser = cli.Parser(
+    prog='python -m bn_repro.report',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    '--runs',
+    action='append',
+    required=True,
+    metavar='DIR',
+    help='workdir, or folder of workdirs; may be repeated',
+  )
+  parser.add_argument(
+    '--out', required=True, metavar='DIR', help='folder for the page'
+  )
+  try:
+    flags = parser.parse_args(argv)
+    problems = page.write_report(flags.runs, Path(flags.out))
+  except UserError as error:
+    return cli.report_errors(error.problems)
+  for problem in problems:
+    print(f'warning: {problem}', file=sys.stderr)
+  print(f'wrote {Path(flags.out).resolve() / "index.html"}')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,11 +1,11 @@
-"""The paper's claims, one by one, each held against the runs there are.
+"""The paper's claims, each checked against runs.
 
-A claim is measured for each seed by itself, on nets that start from the same
-weights, and holds if it does for every seed. What the paper calls the maximum
-is `Run.best` here.
+A claim is measured separately for each seed, on networks with the same initial
+weights, and holds if it holds for every seed. The maximum accuracy that the
+paper speaks of is `Run.best` here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import math
 from typing import NamedTuple
@@ -15,31 +15,34 @@ import numpy as np
 from bn_repro.report.runs import Run, Section, Spread
 from bn_repro.runtime import workdir
 
+# Verdicts.
 HOLDS = 'holds'
 FAILS = 'does not hold here'
 NOT_RUN = 'not run'
-SEVERAL = 'several settings'
+AMBIGUOUS = 'several settings'
 
-# Section 4.1 gives none; 90 % is our choice.
+# Accuracy to reach in Fig. 1, for which section 4.1 gives no number (our
+# choice).
 FIG_1_TARGET = 0.9
 FIG_1_PROBE = 'last_hidden_input'
-# "Ends": over so many of the 200 evaluations of Fig. 1 (our choice).
+# Number of evaluations, of 200, that count as the end of Fig. 1 (our choice).
 FIG_1_LAST = 20
 
 
-class Found(NamedTuple):
-  """What the runs of one seed say of a claim.
+class Measurement(NamedTuple):
+  """A claim measured on the runs of one seed.
 
   Attributes:
-    holds: whether it does.
-    value: the figure; None where a net never gets there.
-    is_bound: the figure is at least `value`: a net ran out of steps or rates.
-    note: words to go with it.
+    holds: whether the claim holds.
+    value: measured value; None if a network never reaches the target.
+    is_lower_bound: whether the true value may be larger, because a run or a
+      sweep is too short to tell.
+    note: remark to add to the value.
   """
 
   holds: bool
   value: float | None
-  is_bound: bool = False
+  is_lower_bound: bool = False
   note: str = ''
 
 
@@ -48,19 +51,19 @@ class Row:
   """A row of the ledger.
 
   Attributes:
-    claim: in words.
-    verdict: one of those above.
-    ours: our figure, with the range over seeds.
-    paper: the paper's figure.
-    where: the section of the runs.
-    seeds: which.
+    claim: text of the claim.
+    verdict: one of the verdicts above.
+    ours: measured value, with the range over seeds.
+    paper: the paper's value.
+    section: title of the section of the runs.
+    seeds: seeds of the runs.
   """
 
   claim: str
   verdict: str
   ours: str
   paper: str
-  where: str
+  section: str
   seeds: str
 
 
@@ -69,89 +72,92 @@ class Claim:
   """A claim of the paper.
 
   Attributes:
-    text: in words.
-    paper: the paper's figure.
-    needs: variants that it is about.
-    measure: from the runs of one seed by variant, each in rising rates.
-    show: writes a measured value.
-    unit: follows the values.
-    num_settings: how many settings of each variant it takes; 1 takes sections
-      with exactly one, more takes sweeps of at least so many.
+    text: the claim, as a sentence.
+    paper: the paper's value.
+    variants: variants that the claim compares.
+    measure: function of the runs of one seed, with an argument for each
+      variant: its run, or for a sweep the list of its runs.
+    show: formats a measured value.
+    unit: text after the values.
+    min_settings: minimum number of settings of each variant; more than 1 for
+      a claim about sweeps.
   """
 
   text: str
   paper: str
-  needs: tuple[str, ...]
-  measure: Callable[[Mapping[str, Sequence[Run]]], Found]
+  variants: tuple[str, ...]
+  measure: Callable[..., Measurement]
   show: Callable[[float], str]
   unit: str = ''
-  num_settings: int = 1
+  min_settings: int = 1
 
-  def rows(self, section: Section) -> list[Row]:
-    """The claim, held against a section; empty if it is not about its runs."""
-    counts = [len(section.settings_of(variant)) for variant in self.needs]
-    if min(counts) < self.num_settings:
-      return []
-    if self.num_settings == 1 and max(counts) > 1:
-      return [self._row(SEVERAL, '', section.title, ())]
-    return [self._held_against(section)]
-
-  def _row(
-    self, verdict: str, ours: str, where: str, seeds: Sequence[int]
+  def row(
+    self,
+    verdict: str,
+    ours: str = '',
+    section: str = '',
+    seeds: Sequence[int] = (),
   ) -> Row:
+    """The claim's row in the ledger."""
     names = ', '.join(map(str, seeds))
-    return Row(self.text, verdict, ours, self.paper, where, names)
+    return Row(self.text, verdict, ours, self.paper, section, names)
 
-  def _held_against(self, section: Section) -> Row:
-    by_seed: dict[int, dict[str, list[Run]]] = {}
-    for variant in self.needs:
-      for group in section.settings_of(variant):
-        for run in group.runs:
-          of_seed = by_seed.setdefault(run.config['seed'], {})
-          of_seed.setdefault(variant, []).append(run)
-    left_out, found = [], {}
-    for seed, runs in sorted(by_seed.items()):
+  def judge(self, section: Section) -> Row | None:
+    """Checks the claim; None if the section lacks settings that it needs."""
+    counts = [len(section.settings_of(variant)) for variant in self.variants]
+    if min(counts) < self.min_settings:
+      return None
+    if self.min_settings == 1 and max(counts) > 1:
+      return self.row(AMBIGUOUS, section=section.title)
+    excluded, measured = [], {}
+    for seed, runs in section.by_seed(*self.variants).items():
       reason = self._incomplete(runs)
       if reason:
-        left_out.append(f'seed {seed} is left out: {reason}')
+        excluded.append(f'seed {seed} excluded: {reason}')
       else:
-        ordered = {variant: runs[variant] for variant in self.needs}
-        found[seed] = self.measure(ordered)
-    if not found:
-      return self._row(NOT_RUN, '; '.join(left_out), section.title, ())
-    count = sum(one.holds for one in found.values())
-    parts = [self._figure(list(found.values()))]
-    if 0 < count < len(found):
-      parts.append(f'for {count} of {len(found)} seeds')
-    verdict = HOLDS if count == len(found) else FAILS
-    ours = '; '.join([*parts, *left_out])
-    return self._row(verdict, ours, section.title, list(found))
+        measured[seed] = self._measure(runs)
+    if not measured:
+      return self.row(NOT_RUN, '; '.join(excluded), section.title)
+    parts = [self._value(list(measured.values()))]
+    count = sum(one.holds for one in measured.values())
+    if 0 < count < len(measured):
+      parts.append(f'holds for {count} of {len(measured)} seeds')
+    verdict = HOLDS if count == len(measured) else FAILS
+    ours = '; '.join([*parts, *excluded])
+    return self.row(verdict, ours, section.title, list(measured))
 
-  def _incomplete(self, runs: Mapping[str, Sequence[Run]]) -> str | None:
+  def _incomplete(self, runs: Sequence[Sequence[Run]]) -> str | None:
     """Why the runs of a seed cannot be judged; None if they can."""
-    for variant in self.needs:
-      if variant not in runs:
-        return f'no {variant}'
-      for run in runs[variant]:
+    for variant, of_variant in zip(self.variants, runs, strict=True):
+      if not of_variant:
+        return f'no run of {variant}'
+      for run in of_variant:
         if not run.ended:
           return f'{run.name} is {run.status.get("status", "not started")}'
     return None
 
-  def _figure(self, found: Sequence[Found]) -> str:
-    values = Spread([one.value for one in found], never=-math.inf)
-    bound = 'at least ' if any(one.is_bound for one in found) else ''
-    figure = f'{bound}{values.show(self.show)} {self.unit}'.strip()
-    notes = dict.fromkeys(one.note for one in found if one.note)
-    return '; '.join([figure, *notes])
+  def _measure(self, runs: Sequence[Sequence[Run]]) -> Measurement:
+    if self.min_settings > 1:
+      return self.measure(*runs)
+    return self.measure(*(run for (run,) in runs))
+
+  def _value(self, measured: Sequence[Measurement]) -> str:
+    values = [one.value for one in measured]
+    bound = 'at least ' if any(one.is_lower_bound for one in measured) else ''
+    text = bound + Spread(values, never=-math.inf).show(self.show)
+    if self.unit and any(value is not None for value in values):
+      text += f' {self.unit}'
+    notes = dict.fromkeys(one.note for one in measured if one.note)
+    return '; '.join([text, *notes])
 
 
 def percent(value: float) -> str:
-  """A share in percent, with one decimal."""
+  """Formats a fraction as a percentage with one decimal."""
   return f'{100 * value:.1f} %'
 
 
 def times(value: float) -> str:
-  """A factor."""
+  """Formats a factor."""
   return f'{value:.3g}x'
 
 
@@ -159,10 +165,23 @@ def _points(value: float) -> str:
   return f'{100 * value:+.1f} points'
 
 
-def speed_up(plain: Run, other: Run) -> float | None:
-  """How many times fewer steps a net needs to the best of one without BN.
+def learns(run: Run) -> bool:
+  """Whether the best accuracy is at least twice chance (our choice)."""
+  return (run.best() or 0.0) >= 2 * run.chance
 
-  None if it never gets there, or the net without BN has not learnt.
+
+def speed_up(plain: Run, other: Run) -> float | None:
+  """Factor by which a network needs fewer steps than one without BN.
+
+  Steps are counted up to the best accuracy of the network without BN.
+
+  Args:
+    plain: run of the network without BN.
+    other: run of the other network.
+
+  Returns:
+    The factor; None if `other` never reaches that accuracy, or if `plain` does
+    not learn.
   """
   target = plain.best()
   if target is None or not learns(plain):
@@ -171,241 +190,238 @@ def speed_up(plain: Run, other: Run) -> float | None:
   return ours / theirs if ours and theirs else None
 
 
-def _faster(factor: float) -> Callable[..., Found]:
-  def measure(runs: Mapping[str, Sequence[Run]]) -> Found:
-    (plain,), (other,) = runs.values()
+def _faster(factor: float) -> Callable[[Run, Run], Measurement]:
+  """The speed-up exceeds a factor."""
+
+  def measure(plain: Run, other: Run) -> Measurement:
     value = speed_up(plain, other)
-    return Found(value is not None and value > factor, value)
+    return Measurement(value is not None and value > factor, value)
 
   return measure
 
 
-def _faster_still(runs: Mapping[str, Sequence[Run]]) -> Found:
-  """The third net needs fewer steps than the second, in units of the first."""
-  (plain,), (first,), (second,) = runs.values()
+def _faster_than(plain: Run, first: Run, second: Run) -> Measurement:
+  """`second` has a larger speed-up than `first`."""
   before, after = speed_up(plain, first), speed_up(plain, second)
-  return Found(after is not None and after > (before or 0.0), after)
+  return Measurement(after is not None and after > (before or 0.0), after)
 
 
-def _slower_at_first(runs: Mapping[str, Sequence[Run]]) -> Found:
-  """The third net needs more steps than the second, and gets there."""
-  (plain,), (first,), (second,) = runs.values()
+def _slower_than(plain: Run, first: Run, second: Run) -> Measurement:
+  """`second` has a smaller speed-up than `first`, but has one."""
   before, after = speed_up(plain, first), speed_up(plain, second)
-  return Found(bool(before and after and after < before), after)
+  return Measurement(bool(before and after and after < before), after)
 
 
-def _above_all(runs: Mapping[str, Sequence[Run]]) -> Found:
-  """The first net's best is above that of all others, by how much."""
-  first, *others = [run.best() or 0.0 for (run,) in runs.values()]
-  return Found(first > max(others), first - max(others))
+def _highest(first: Run, *others: Run) -> Measurement:
+  """`first` has a higher best accuracy than all others."""
+  margin = (first.best() or 0.0) - max(run.best() or 0.0 for run in others)
+  return Measurement(margin > 0, margin)
 
 
-def _trains_below(runs: Mapping[str, Sequence[Run]]) -> Found:
-  """The first net learns, and stays below the second, by how much."""
-  (first,), (second,) = runs.values()
-  ours, theirs = first.best() or 0.0, second.best() or 0.0
-  return Found(learns(first) and ours < theirs, ours - theirs)
+def _learns_below(first: Run, second: Run) -> Measurement:
+  """`first` learns, but its best accuracy is lower than that of `second`."""
+  margin = (first.best() or 0.0) - (second.best() or 0.0)
+  return Measurement(learns(first) and margin < 0, margin)
 
 
-def learns(run: Run) -> bool:
-  """Whether a run leaves chance: twice chance is still no learning."""
-  return (run.best() or 0.0) >= 2 * run.chance
-
-
-def _at_chance(runs: Mapping[str, Sequence[Run]]) -> Found:
-  ((run,),) = runs.values()
+def _at_chance(run: Run) -> Measurement:
+  """The network does not learn."""
   status = run.status.get('status')
   note = '' if status == workdir.Status.DONE else f'{status} at step {run.step}'
-  return Found(not learns(run), run.best() or 0.0, note=note)
+  return Measurement(not learns(run), run.best() or 0.0, note=note)
 
 
-def _wider_range(runs: Mapping[str, Sequence[Run]]) -> Found:
-  """The highest rate at which the second learns, over that of the first."""
-  plain, other = (_by_rate(of_variant) for of_variant in runs.values())
-  rates = sorted(plain.keys() & other.keys())
-  limits = [
-    highest_rate([net[rate] for rate in rates]) for net in (plain, other)
-  ]
-  without, with_bn = limits
+def _wider_range(
+  plain_runs: Sequence[Run], bn_runs: Sequence[Run]
+) -> Measurement:
+  """With BN, the highest learning rate at which the network learns is higher.
+
+  Only learning rates that both networks were trained at count.
+  """
+  shared = {run.learning_rate for run in plain_runs} & {
+    run.learning_rate for run in bn_runs
+  }
+  without, with_bn = (
+    highest_rate([run for run in runs if run.learning_rate in shared])
+    for runs in (plain_runs, bn_runs)
+  )
   if with_bn is None or without is None:
-    return Found(bool(with_bn), None, note='one of them learns at no rate')
-  return Found(
+    note = 'one of the networks learns at no learning rate'
+    return Measurement(with_bn is not None, None, note=note)
+  return Measurement(
     with_bn > without,
     with_bn / without,
-    is_bound=with_bn == rates[-1],
-    note=f'up to {with_bn:g} against {without:g}',
+    is_lower_bound=with_bn == max(shared),
+    note=f'up to {with_bn:g}, against {without:g}',
   )
-
-
-def _by_rate(runs: Sequence[Run]) -> dict[float, Run]:
-  return {run.config['optim']['learning_rate']: run for run in runs}
 
 
 def highest_rate(runs: Sequence[Run]) -> float | None:
-  """The highest rate such that a net learns at it and all lower ones."""
+  """Highest learning rate such that all runs up to it learn.
+
+  None if the run with the lowest learning rate does not learn.
+  """
   highest = None
-  for rate, run in sorted(_by_rate(runs).items()):
+  for run in sorted(runs, key=lambda run: run.learning_rate):
     if not learns(run):
       break
-    highest = rate
+    highest = run.learning_rate
   return highest
 
 
-def _sooner(runs: Mapping[str, Sequence[Run]]) -> Found:
-  (plain,), (other,) = runs.values()
+def _reaches_target_sooner(plain: Run, other: Run) -> Measurement:
+  """`other` reaches the target of Fig. 1 in fewer steps than `plain`."""
   ours, theirs = (run.steps_to(FIG_1_TARGET) for run in (plain, other))
   if theirs is None:
-    return Found(holds=False, value=None)
+    return Measurement(holds=False, value=None)
   if ours is None:
-    # It needs more than all the steps that it was given.
+    # It needs more than all the steps of its config.
     ours = plain.config['total_steps'] * plain.equivalent
-    return Found(holds=True, value=ours / theirs, is_bound=True)
-  return Found(ours > theirs, ours / theirs)
+    return Measurement(holds=True, value=ours / theirs, is_lower_bound=True)
+  return Measurement(ours > theirs, ours / theirs)
 
 
-def _ends_higher(runs: Mapping[str, Sequence[Run]]) -> Found:
-  (plain,), (other,) = runs.values()
-  ours, theirs = plain.last(FIG_1_LAST), other.last(FIG_1_LAST)
-  value = (theirs or 0.0) - (ours or 0.0)
-  return Found(value > 0, value)
+def _ends_higher(plain: Run, other: Run) -> Measurement:
+  """`other` has a higher accuracy than `plain` at the end of Fig. 1."""
+  margin = (other.last(FIG_1_LAST) or 0.0) - (plain.last(FIG_1_LAST) or 0.0)
+  return Measurement(margin > 0, margin)
 
 
-def travels(percentiles: np.ndarray) -> np.ndarray:
-  """How far what each sigmoid receives moves in training.
+def drifts(percentiles: np.ndarray) -> np.ndarray:
+  """How far the inputs of sigmoids drift in training (our measure).
 
-  The range over training of its median over test images, divided by the width
-  between its 15th and 85th percentile at the end.
+  The drift of a unit is the range of its median input over training, divided
+  by the distance between its 15th and 85th percentile at the end.
 
   Args:
-    percentiles: (evaluations, 3, units).
+    percentiles: 15th, 50th and 85th percentile over test images,
+      (evaluations, 3, units).
 
   Returns:
-    (units,); infinite where the width is 0.
+    Drifts, (units,); infinite where the distance is 0.
   """
   low, middle, high = np.moveaxis(percentiles, 1, 0)
-  distance, width = np.ptp(middle, axis=0), high[-1] - low[-1]
+  movement, width = np.ptp(middle, axis=0), high[-1] - low[-1]
   return np.divide(
-    distance, width, out=np.full(len(width), np.inf), where=width > 0
+    movement, width, out=np.full(len(width), np.inf), where=width > 0
   )
 
 
-def travel(run: Run) -> float | None:
-  """The median over units of `travels`; None if the run has no probes."""
+def drift(run: Run) -> float | None:
+  """Median over units of `drifts`; None if the run records no percentiles."""
   percentiles = run.percentiles(FIG_1_PROBE)
-  return None if percentiles is None else float(np.median(travels(percentiles)))
+  return None if percentiles is None else float(np.median(drifts(percentiles)))
 
 
-def _more_stable(runs: Mapping[str, Sequence[Run]]) -> Found:
-  (plain,), (other,) = runs.values()
-  ours, theirs = travel(plain), travel(other)
+def _more_stable(plain: Run, other: Run) -> Measurement:
+  """`other` drifts less than `plain`."""
+  ours, theirs = drift(plain), drift(other)
   if not ours or theirs is None:
-    return Found(holds=False, value=None)
-  return Found(theirs < ours, theirs / ours if math.isfinite(theirs) else None)
+    return Measurement(holds=False, value=None)
+  ratio = theirs / ours if math.isfinite(theirs) else None
+  return Measurement(theirs < ours, ratio)
 
 
 CLAIMS: Sequence[Claim] = (
   Claim(
-    'Fig. 1a: with BN the MNIST net reaches 90 % in fewer steps.',
+    'Fig. 1a: with BN, the MNIST network reaches 90 % in fewer steps.',
     'faster',
     ('mnist', 'bn_mnist'),
-    _sooner,
+    _reaches_target_sooner,
     times,
-    'fewer',
+    'fewer steps',
   ),
   Claim(
-    'Fig. 1a: with BN it ends higher.',
+    'Fig. 1a: with BN, the MNIST network ends at a higher accuracy.',
     'higher',
     ('mnist', 'bn_mnist'),
     _ends_higher,
     _points,
   ),
   Claim(
-    'Fig. 1b, c: with BN what the last sigmoids receive moves less.',
+    'Fig. 1b, c: with BN, the inputs of the last sigmoids drift less.',
     'more stable',
     ('mnist', 'bn_mnist'),
     _more_stable,
     times,
-    'the travel over width',
+    'the drift without BN',
   ),
   Claim(
-    'BN-Baseline needs less than half of the steps of Inception.',
-    '2.3x fewer (13.3M against 31M)',
+    'BN-Baseline matches Inception in less than half the steps.',
+    '2.3x fewer steps (13.3M against 31M)',
     ('inception', 'bn_baseline'),
     _faster(2),
     times,
-    'fewer',
+    'fewer steps than Inception',
   ),
   Claim(
-    'BN-x5 needs fewer steps still.',
-    '14.8x fewer (2.1M)',
+    'BN-x5 matches Inception in fewer steps than BN-Baseline.',
+    '14.8x fewer steps (2.1M)',
     ('inception', 'bn_baseline', 'bn_x5'),
-    _faster_still,
+    _faster_than,
     times,
-    'fewer',
+    'fewer steps than Inception',
   ),
   Claim(
-    'BN-x30 is slower than BN-x5 at first.',
-    '11.5x fewer (2.7M)',
+    'BN-x30 is slower at first: it matches Inception later than BN-x5.',
+    '11.5x fewer steps (2.7M)',
     ('inception', 'bn_x5', 'bn_x30'),
-    _slower_at_first,
+    _slower_than,
     times,
-    'fewer',
+    'fewer steps than Inception',
   ),
   Claim(
-    'BN-x30 gets highest of the nets with ReLU.',
-    '74.8 % against 73.0 (BN-x5): +1.8 points',
+    'BN-x30 reaches the highest accuracy of the networks with ReLU.',
+    '74.8 % against 73.0 % (BN-x5): +1.8 points',
     ('bn_x30', 'bn_x5', 'bn_baseline', 'inception'),
-    _above_all,
+    _highest,
     _points,
   ),
   Claim(
-    'BN-x5-Sigmoid trains, and stays below BN-x5.',
-    '69.8 % against 73.0: -3.2 points',
+    'BN-x5-Sigmoid learns, but its accuracy is lower than that of BN-x5.',
+    '69.8 % against 73.0 %: -3.2 points',
     ('bn_x5_sigmoid', 'bn_x5'),
-    _trains_below,
+    _learns_below,
     _points,
   ),
   Claim(
-    'With the sigmoid and without BN the net stays at chance.',
-    '0.1 %, chance of 1,000 classes',
+    'Without BN, the network with sigmoids stays at chance.',
+    '0.1 %, chance for 1,000 classes',
     ('inception_sigmoid',),
     _at_chance,
     percent,
   ),
   Claim(
-    'At 5 times its rate the net without BN does not train.',
+    'Without BN, the network does not train at 5 times its learning rate.',
     'machine infinity',
     ('inception_x5',),
     _at_chance,
     percent,
   ),
   Claim(
-    'With BN the net trains at rates at which it does not without.',
-    'at x30, against not at x5',
+    'With BN, the network trains at learning rates that are too high without.',
+    'at x30 with BN; not at x5 without',
     ('inception', 'bn_baseline'),
     _wider_range,
     times,
-    'the highest rate without',
-    num_settings=3,
+    'the highest learning rate without BN',
+    min_settings=3,
   ),
 )
 
 
 def ledger(sections: Sequence[Section]) -> list[Row]:
-  """Each claim in each section that has its runs, or as not run."""
+  """Rows of each claim: one for each section with its runs, or 'not run'."""
   rows = []
   for claim in CLAIMS:
-    found = [row for section in sections for row in claim.rows(section)]
-    judged = [row for row in found if row.verdict != SEVERAL]
-    not_run = Row(claim.text, NOT_RUN, '', claim.paper, '', '')
-    rows += judged or found or [not_run]
+    found = [row for section in sections if (row := claim.judge(section))]
+    judged = [row for row in found if row.verdict != AMBIGUOUS]
+    rows += judged or found or [claim.row(NOT_RUN)]
   return rows
-
-
-HEADS = tuple(field.name for field in dataclasses.fields(Row))
 
 
 def markdown(rows: Sequence[Row]) -> str:
   """The ledger as a Markdown table."""
-  lines = [HEADS, ('---',) * len(HEADS), *map(dataclasses.astuple, rows)]
+  headings = [field.name for field in dataclasses.fields(Row)]
+  lines = [headings, ['---'] * len(headings), *map(dataclasses.astuple, rows)]
   return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)

@@ -1,4 +1,4 @@
-"""The pictures of the report. The only module that imports Matplotlib."""
+"""The figures of the report, and the drawing that other figures share."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -14,11 +14,9 @@ import numpy as np
 
 from bn_repro import paper
 from bn_repro.report import claims, runs
-from bn_repro.report.runs import Group, Run, Section
-from bn_repro.sweep import comparison as comparison_lib
-from bn_repro.sweep.comparison import Comparison
+from bn_repro.report.runs import Run, Section
 
-# Okabe and Ito's colours, which colour-blind people can tell apart.
+# The palette of Okabe and Ito, distinguishable with colour blindness.
 COLOURS = (
   '#000000',
   '#0072b2',
@@ -29,46 +27,76 @@ COLOURS = (
   '#e69f00',
   '#56b4e9',
 )
-# Images side by side in a contact sheet.
+LINE_STYLES = ('-', '--', '-', '-.', '--', '-.', ':', '-')
+
+# Images in a row of a contact sheet.
 _SHEET_COLUMNS = 8
-
-STYLES = ('-', '--', '-', '-.', '--', '-.', ':', '-')
-
-
-def group_label(section: Section, group: Group) -> str:
-  """Name of a group's variant, and what tells it from others of that name."""
-  varies = section.what_varies(group)
-  name = paper.label(group.variant)
-  return f'{name}, {varies}' if varies else name
+# Most points of a training loss to draw.
+_MAX_POINTS = 60
 
 
-def _plain_text(text: str) -> str:
-  """Text that Matplotlib does not take for mathematics."""
-  return text.replace('$', r'\$')
-
-
-def _style(index: int) -> dict[str, Any]:
+def style(index: int) -> dict[str, Any]:
+  """Colour and line style of the line number `index`."""
   return {
     'color': COLOURS[index % len(COLOURS)],
-    'linestyle': STYLES[index % len(STYLES)],
+    'linestyle': LINE_STYLES[index % len(LINE_STYLES)],
   }
 
 
-def _save(figure: Any, out: Path, name: str) -> None:
+def plain_text(text: str) -> str:
+  """Escapes dollar signs, so that Matplotlib does not parse mathematics."""
+  return text.replace('$', r'\$')
+
+
+def save(figure: Any, out: Path, name: str) -> None:
+  """Writes a figure as SVG and PNG into the folder `out`, and closes it."""
   for suffix in ('svg', 'png'):
     figure.savefig(out / f'{name}.{suffix}', dpi=150)
   plt.close(figure)
+
+
+def draw_spread(
+  axes: Any,
+  x: Sequence[float],
+  values: Sequence[Sequence[float]],
+  style: Mapping[str, Any],
+  label: str,
+  *,
+  joined: bool = True,
+) -> None:
+  """Draws lower medians and ranges of several values at each place.
+
+  Args:
+    axes: axes to draw on.
+    x: places.
+    values: values at each place; a place with a NaN is left out.
+    style: from `style`.
+    label: entry of the legend.
+    joined: whether to join the places, by a line in a band, or to draw points
+      on bars, for places without an order.
+  """
+  low, high = [np.min(v) for v in values], [np.max(v) for v in values]
+  medians = [
+    np.nan if np.isnan(v).any() else runs.lower_median(v) for v in values
+  ]
+  colour = style['color']
+  if joined:
+    axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
+    axes.plot(x, medians, marker='o', ms=4, label=label, **style)
+  else:
+    axes.vlines(x, low, high, color=colour, lw=2, alpha=0.4)
+    axes.plot(x, medians, 'o', ms=5, color=colour, label=label)
 
 
 def contact_sheet(
   rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]],
   path: Path,
 ) -> None:
-  """Images with a line below each, under headings.
+  """Writes a PNG of captioned images under headings.
 
   Args:
-    rows: heading, images (uint8, (height, width, 1 or 3)) and their lines.
-    path: of a PNG.
+    rows: heading, images (uint8, (height, width, 1 or 3)) and captions.
+    path: path of the PNG.
   """
   lines = [math.ceil(len(images) / _SHEET_COLUMNS) for _, images, _ in rows]
   figure = plt.figure(
@@ -79,43 +107,43 @@ def contact_sheet(
   for part, line_count, (heading, images, captions) in zip(
     parts, lines, rows, strict=True
   ):
-    part.suptitle(_plain_text(heading), fontsize=11)
+    part.suptitle(plain_text(heading), fontsize=11)
     axes = part.subplots(line_count, _SHEET_COLUMNS, squeeze=False).ravel()
     for axis in axes:
       axis.set_axis_off()
     for axis, image, caption in zip(axes, images, captions, strict=False):
       axis.imshow(image, cmap='gray', vmin=0, vmax=255)
-      axis.set_title(_plain_text(caption), fontsize=7, y=-0.16)
+      axis.set_title(plain_text(caption), fontsize=7, y=-0.16)
   figure.savefig(path, dpi=100)
   plt.close(figure)
 
 
 def curves(section: Section, out: Path, name: str) -> None:
-  """Fig. 2: accuracy over steps, and below it the training loss."""
+  """Draws Fig. 2: accuracy over steps, and below it the training loss."""
   figure, (above, below) = plt.subplots(
     2, 1, figsize=(9, 9), layout='constrained', sharex=True
   )
   for index, group in enumerate(section.groups):
-    label = _plain_text(group_label(section, group))
+    label = plain_text(section.label(group))
     for number, run in enumerate(group.runs):
-      # One entry of the legend for all seeds.
-      named = {'label': label} if number == 0 else {}
-      style = {**_style(index), 'alpha': 1.0 if number == 0 else 0.45}
+      is_first = number == 0
+      line_style = {**style(index), 'alpha': 1.0 if is_first else 0.45}
       accuracy = [
-        (step, line['accuracy'])
-        for line in run.quoted_lines()
-        for step in [line['step'] * run.equivalent]
+        (line['step'] * run.equivalent, line['accuracy'])
+        for line in run.evaluations()
       ]
       if accuracy:
-        above.plot(*zip(*accuracy, strict=True), lw=1.6, **style, **named)
+        # The legend names the group once, not once for each seed.
+        named = {'label': label} if is_first else {}
+        above.plot(*zip(*accuracy, strict=True), lw=1.6, **line_style, **named)
       moving = run.curve(run.config['eval_split'], 'accuracy', 'moving')
-      if moving and number == 0:
-        faint = {**style, 'linestyle': ':', 'alpha': 0.6}
+      if moving and is_first:
+        faint = {**line_style, 'linestyle': ':', 'alpha': 0.6}
         above.plot(*zip(*moving, strict=True), lw=0.8, **faint)
       loss = run.curve('train', 'loss', None)
       if loss:
-        below.plot(*zip(*_smoothed(loss), strict=True), lw=1.2, **style)
-  above.set_title('Accuracy on the images evaluated', loc='left')
+        below.plot(*zip(*_smoothed(loss), strict=True), lw=1.2, **line_style)
+  above.set_title('Accuracy on the evaluation split', loc='left')
   below.set_title('Training loss', loc='left')
   below.set_yscale('log')
   below.set_xlabel('steps of 32 images')
@@ -123,45 +151,42 @@ def curves(section: Section, out: Path, name: str) -> None:
     axes.grid(alpha=0.3)
   if above.get_legend_handles_labels()[0]:
     figure.legend(loc='outside lower center', ncols=3, frameon=False)
-  _save(figure, out, name)
+  save(figure, out, name)
 
 
-def _smoothed(points: Sequence[tuple[float, float]]) -> Any:
-  """Means of neighbours, so that at most 60 points are drawn."""
-  width = math.ceil(len(points) / 60)
+def _smoothed(points: Sequence[runs.Point]) -> list[runs.Point]:
+  """Means of neighbouring points, at most `_MAX_POINTS` of them."""
+  width = math.ceil(len(points) / _MAX_POINTS)
   chunks = [points[i : i + width] for i in range(0, len(points), width)]
   return [tuple(np.mean(chunk, axis=0)) for chunk in chunks]
 
 
 def fig_1(section: Section, out: Path, name: str) -> None:
-  """Fig. 1: test accuracy, and what a typical last sigmoid receives."""
+  """Draws Fig. 1: test accuracy, and the inputs of a typical last sigmoid."""
   figure, all_axes = plt.subplots(1, 3, figsize=(12, 4.2), layout='constrained')
   first = all_axes[0]
   for index, group in enumerate(section.groups):
     for number, run in enumerate(group.runs):
-      lines = run.quoted_lines()
+      lines = run.evaluations()
       first.plot(
         [line['step'] for line in lines],
         [line['accuracy'] for line in lines],
         lw=1.4 if number == 0 else 0.9,
         alpha=1.0 if number == 0 else 0.4,
-        label=group_label(section, group) if number == 0 else None,
-        **_style(index),
+        label=section.label(group) if number == 0 else None,
+        **style(index),
       )
   first.set_ylim(0.7, 1)
   first.set_title('(a) test accuracy', loc='left')
   first.legend(frameon=False, loc='lower right')
   shown = [
-    (group, group.runs[0])
+    group
     for group in section.groups
     if group.runs[0].percentiles(claims.FIG_1_PROBE) is not None
   ][:2]
-  for axes, letter, (group, run) in zip(
-    all_axes[1:], 'bc', shown, strict=False
-  ):
-    _draw_unit(axes, run)
-    label = group_label(section, group)
-    axes.set_title(f'({letter}) {label}', loc='left')
+  for axes, letter, group in zip(all_axes[1:], 'bc', shown, strict=False):
+    _draw_unit(axes, group.runs[0])
+    axes.set_title(f'({letter}) {section.label(group)}', loc='left')
   limits = [axes.get_ylim() for axes in all_axes[1 : 1 + len(shown)]]
   for axes in all_axes[1:]:
     if limits:
@@ -170,25 +195,25 @@ def fig_1(section: Section, out: Path, name: str) -> None:
   for axes in all_axes:
     axes.grid(alpha=0.3)
     axes.set_xlabel('steps')
-  _save(figure, out, name)
+  save(figure, out, name)
 
 
 def typical_unit(run: Run) -> int:
-  """The unit that is drawn: of median travel, the lower one if there are two.
+  """The unit to draw: the one whose drift is the lower median over units.
 
-  The rule is ours; the paper says "a typical sigmoid".
+  The rule is our choice; the paper says "a typical sigmoid".
   """
   percentiles = run.percentiles(claims.FIG_1_PROBE)
   assert percentiles is not None
-  travels = claims.travels(percentiles)
-  return int(np.argsort(travels, kind='stable')[(len(travels) - 1) // 2])
+  drifts = claims.drifts(percentiles)
+  return int(np.argsort(drifts, kind='stable')[(len(drifts) - 1) // 2])
 
 
 def _draw_unit(axes: Any, run: Run) -> None:
   percentiles = run.percentiles(claims.FIG_1_PROBE)
   assert percentiles is not None
   unit = typical_unit(run)
-  steps = [line['step'] for line in run.quoted_lines()]
+  steps = [line['step'] for line in run.evaluations()]
   low, middle, high = percentiles[:, :, unit].T
   axes.fill_between(steps, low, high, color='#0072b2', alpha=0.15, lw=0)
   for values, width in ((low, 0.9), (middle, 1.6), (high, 0.9)):
@@ -203,190 +228,21 @@ def _draw_unit(axes: Any, run: Run) -> None:
 
 
 def rates(section: Section, out: Path, name: str) -> None:
-  """Best accuracy over the learning rate, with the range over seeds."""
+  """Draws the best accuracy over the learning rate, with ranges over seeds."""
   figure, axes = plt.subplots(figsize=(9, 4.8), layout='constrained')
-  variants = list(dict.fromkeys(group.variant for group in section.groups))
-  for index, variant in enumerate(variants):
+  for index, variant in enumerate(section.variants):
     groups = section.settings_of(variant)
-    x = [g.runs[0].config['optim']['learning_rate'] for g in groups]
+    x = [group.runs[0].learning_rate for group in groups]
     best = [[run.best() or 0.0 for run in group.runs] for group in groups]
-    style = _style(index)
-    _draw_spread(axes, x, best, style, _plain_text(paper.label(variant)))
+    label = plain_text(paper.label(variant))
+    draw_spread(axes, x, best, style(index), label)
   axes.axhline(section.runs[0].chance, color='#999', lw=0.8, ls=':')
   axes.set_xscale('log')
-  ticks = sorted({r.config['optim']['learning_rate'] for r in section.runs})
+  ticks = sorted({run.learning_rate for run in section.runs})
   axes.set_xticks(ticks, [f'{rate:g}' for rate in ticks])
   axes.minorticks_off()
-  axes.set_xlabel('learning rate at the start, at batch size 32')
-  axes.set_title('Best accuracy; dotted: chance', loc='left')
+  axes.set_xlabel('initial learning rate, for batch size 32')
+  axes.set_title('Best accuracy; dotted line: chance', loc='left')
   axes.grid(alpha=0.3)
   axes.legend(frameon=False)
-  _save(figure, out, name)
-
-
-# How the points of trials that came to nothing are marked.
-_ENDINGS: Mapping[str, Mapping[str, Any]] = {
-  'diverged': {'marker': 'x', 'ms': 10, 'mew': 2},
-  comparison_lib.BELOW: {'marker': 's', 'ms': 10, 'mfc': 'none'},
-  'pruned': {'marker': '^', 'ms': 9, 'mfc': 'none'},
-}
-
-
-def sweep(comparison: Comparison, out: Path, name: str) -> None:
-  """Accuracy, and steps to the target, over what varies; a line a net."""
-  number = 1 if comparison.searched else 2
-  figure, panels = plt.subplots(
-    number,
-    1,
-    figsize=(9, 4.5 * number),
-    layout='constrained',
-    sharex=True,
-    squeeze=False,
-  )
-  values = comparison.sweep.axis(comparison.sweep.x).values
-  if comparison.is_numeric:
-    places = {value: float(value) for value in values}
-  else:
-    places = {value: float(place) for place, value in enumerate(values)}
-  _sweep_accuracies(panels[0, 0], comparison, places)
-  if not comparison.searched:
-    _sweep_steps(panels[1, 0], comparison, places)
-  last = panels[-1, 0]
-  last.set_xlabel(comparison.sweep.x)
-  if comparison.is_numeric:
-    last.set_xscale('log')
-  if not comparison.searched:
-    last.set_xticks(
-      list(places.values()),
-      [value if isinstance(value, str) else f'{value:g}' for value in places],
-      rotation=0 if comparison.is_numeric else 60,
-    )
-    last.minorticks_off()
-  for axes in panels[:, 0]:
-    axes.grid(alpha=0.3)
-  if comparison.sweep.lines:
-    figure.legend(
-      *panels[0, 0].get_legend_handles_labels(),
-      loc='outside lower center',
-      ncols=3,
-      frameon=False,
-    )
-  _save(figure, out, name)
-
-
-def _sweep_accuracies(
-  axes: Any, comparison: Comparison, places: Mapping[Any, float]
-) -> None:
-  for index, (line, settings) in enumerate(comparison.lines().items()):
-    style = _style(index)
-    # Broken where one of them was never evaluated, or has not ended.
-    _draw_spread(
-      axes,
-      [places[setting.x] for setting in settings],
-      [
-        [
-          r.best
-          if r.best is not None and (r.ended or comparison.searched)
-          else np.nan
-          for r in setting.results
-        ]
-        for setting in settings
-      ],
-      style,
-      _plain_text(comparison.label(line)),
-      joined=comparison.is_numeric,
-    )
-    for setting in settings:
-      for result in setting.results:
-        ending = comparison_lib.state(result).partition(' at step')[0]
-        if ending in _ENDINGS:
-          axes.plot(
-            places[setting.x],
-            result.best or 0.0,
-            color=style['color'],
-            clip_on=False,
-            **_ENDINGS[ending],
-          )
-  if comparison.is_numeric:
-    axes.axhline(comparison.chance, color='#999', lw=0.8, ls=':')
-    axes.set_ylim(0, 1)
-  axes.set_title(
-    f'Best accuracy on {comparison.eval_split} images; '
-    + ('dotted: chance; ' if comparison.is_numeric else '')
-    + f'x: diverged; square: {comparison_lib.BELOW}'
-    + ('; triangle: ended early' if comparison.searched else ''),
-    loc='left',
-    fontsize=10,
-  )
-
-
-def _sweep_steps(
-  axes: Any, comparison: Comparison, places: Mapping[Any, float]
-) -> None:
-  for index, (line, settings) in enumerate(comparison.lines().items()):
-    style = _style(index)
-    reached = [
-      (places[setting.x], [s for s in steps if s is not None])
-      for setting in settings
-      for steps in [setting.steps_to_target().values]
-      if None not in steps
-    ]
-    _draw_spread(
-      axes,
-      [place for place, _ in reached],
-      [steps for _, steps in reached],
-      style,
-      _plain_text(comparison.label(line)),
-      joined=comparison.is_numeric,
-    )
-    for setting in settings:
-      ended = all(result.ended for result in setting.results)
-      if ended and None in setting.steps_to_target().values:
-        axes.plot(
-          places[setting.x],
-          # Of several lines, below one another.
-          0.97 - 0.04 * index,
-          marker='^',
-          mfc='none',
-          color=style['color'],
-          transform=axes.get_xaxis_transform(),
-        )
-  axes.set_ylim(bottom=0)
-  axes.set_title(
-    'Steps of 32 images to the best of the first setting; triangle: not all '
-    'get there',
-    loc='left',
-    fontsize=10,
-  )
-
-
-def _draw_spread(
-  axes: Any,
-  x: Sequence[float],
-  values: Sequence[Sequence[float]],
-  style: Mapping[str, Any],
-  label: str,
-  *,
-  joined: bool = True,
-) -> None:
-  """Medians and ranges: a line in a band, or points on bars.
-
-  Args:
-    axes: to draw on.
-    x: places.
-    values: at each of them; nothing is drawn where one is not a number.
-    style: of the line.
-    label: for the legend.
-    joined: whether there is something between the places.
-  """
-  low, high = [np.min(v) for v in values], [np.max(v) for v in values]
-  medians = [
-    np.nan if np.isnan(v).any() else runs.lower_median(v) for v in values
-  ]
-  colour = style['color']
-  if joined:
-    axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
-    axes.plot(x, medians, marker='o', ms=4, label=label, **style)
-  else:
-    axes.vlines(x, low, high, color=colour, lw=2, alpha=0.4)
-    axes.plot(x, medians, 'o', ms=5, color=colour, label=label)
+  save(figure, out, name)

@@ -1,27 +1,18 @@
-"""A page of curves and numbers beside the paper's, from what runs have written.
+"""The page of the report: the ledger, then figures and tables by section."""
 
-python -m bn_repro.report --runs=runs/quickstart --out=runs/report
-
-Runs of one folder, network and data set stand in one section. Those of one
-config that differ in their seeds alone are taken together.
-"""
-
-import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import html
 import math
 from pathlib import Path
 import re
-import sys
 
-from bn_repro import cli
+from bn_repro import paper
 from bn_repro.errors import UserError
-from bn_repro.paper import FIG_1, FIG_3, INCEPTION_STEPS, PAPER, label
 from bn_repro.report import claims
 from bn_repro.report import runs as runs_lib
-from bn_repro.report.claims import times
 from bn_repro.report.runs import WINDOW, Group, Run, Section, Spread
+from bn_repro.runtime import workdir
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -46,310 +37,325 @@ small {{ opacity: .75; overflow-wrap: anywhere; }}
 </body></html>
 """
 
+_LEDGER_NOTE = (
+  'Each claim is measured separately for each seed, and holds if it holds for '
+  'every seed. Values are medians over seeds, with the range in parentheses.'
+)
+_FIG_1_NOTE = (
+  "The paper's Fig. 1, on this data set. (b) and (c) show the input of one "
+  'sigmoid of the last hidden layer: the unit whose drift is the median over '
+  'units. The drift of a unit is the range of its median input over training, '
+  'divided by the distance between its 15th and 85th percentile at the end.'
+)
+_FIG_1_GRID_NOTE = (
+  'Accuracy in %, without BN → with BN: the mean of the last '
+  f'{WINDOW} evaluations, for each standard deviation of the initial weights '
+  '(rows) and each learning rate (columns). The paper gives neither, and '
+  'Fig. 1 depends on both.'
+)
+_CURVES_NOTE = (
+  "The paper's Fig. 2, on this data set. Thick lines are accuracies with "
+  'population statistics (Algorithm 2), thin dotted lines with moving '
+  'averages. Compare the shapes of the curves, not their levels: the paper '
+  'trains on ImageNet at full width.'
+)
+_FIG_3_NOTE = (
+  f'The best accuracy is the highest mean of {WINDOW} consecutive evaluations. '
+  "Steps count up to Inception's best accuracy with the same seed. Values are "
+  'medians over seeds, with the range in parentheses.'
+)
+
 _VERDICT_CLASSES = {claims.HOLDS: 'holds', claims.FAILS: 'fails'}
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  """An HTML table of plain text; verdicts get their colours."""
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+  """An HTML table of plain text by heading; verdicts are coloured."""
 
   def cell(text: str) -> str:
     kind = _VERDICT_CLASSES.get(text)
-    escaped = html.escape(text)
-    return (
-      f'<td class="{kind}">{escaped}</td>' if kind else f'<td>{escaped}</td>'
-    )
+    opening = f'<td class="{kind}">' if kind else '<td>'
+    return f'{opening}{html.escape(text)}</td>'
 
-  head = ''.join(f'<th>{html.escape(h)}</th>' for h in heads)
-  body = ''.join(f'<tr>{"".join(map(cell, row))}</tr>' for row in rows)
+  head = ''.join(f'<th>{html.escape(heading)}</th>' for heading in rows[0])
+  body = ''.join(f'<tr>{"".join(map(cell, row.values()))}</tr>' for row in rows)
   return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _paragraph(text: str) -> str:
+  return f'<p>{html.escape(text, quote=False)}</p>'
+
+
+def _warning(text: str) -> str:
+  return f'<p class="fails">{html.escape(text, quote=False)}</p>'
 
 
 def _number(value: float) -> str:
   return f'{value:,.0f}'
 
 
-def _or_dash(value: float | None, show: str) -> str:
-  return '–' if value is None else show.format(value)
-
-
-def _status(run: Run) -> str:
-  status = run.status.get('status', 'not started')
-  if status == 'done':
-    return status
-  reason = run.status.get('reason', '')
-  return f'{status} at step {run.step}' + (f': {reason}' if reason else '')
-
-
-def _plain(section: Section) -> Group | None:
-  """The net without BN that targets come from, if there is exactly one."""
-  groups = section.settings_of('inception')
-  return groups[0] if len(groups) == 1 else None
-
-
-def _fig_3_row(section: Section, group: Group) -> list[str]:
-  paper = PAPER.get(group.variant)
-  plain = _plain(section)
-  by_seed = {run.config['seed']: run for run in plain.runs} if plain else {}
-  pairs = [(by_seed.get(run.config['seed']), run) for run in group.runs]
-  reached = Spread(
-    [
-      run.steps_to(target)
-      for without, run in pairs
-      if without and (target := without.best()) is not None
-    ]
-  )
-  faster = Spread(
-    [claims.speed_up(without, run) for without, run in pairs if without],
-    never=-math.inf,
-  )
-  paper_faster = None
-  if paper and paper.steps:
-    paper_faster = INCEPTION_STEPS / paper.steps
-  rates = dict.fromkeys(
-    run.facts.get('applied_learning_rate') for run in group.runs
-  )
-  varies = section.what_varies(group)
-  return [
-    label(group.variant) + (f', {varies}' if varies else ''),
-    _or_dash(paper.learning_rate if paper else None, '{:g}'),
-    ', '.join(_or_dash(rate, '{:g}') for rate in rates),
-    f'{paper.steps}M' if paper and paper.steps else '–',
-    reached.show(_number),
-    _or_dash(paper_faster, '{:.1f}x'),
-    faster.show(times),
-    paper.accuracy if paper else '–',
-    _shown(group.spread(Run.best)),
-    _shown(group.spread(Run.test_accuracy)),
-    str(len(group.runs)),
-    ', '.join(dict.fromkeys(_status(run) for run in group.runs)),
-  ]
-
-
-def _shown(spread: Spread) -> str:
-  """Percentages, or a dash where a run has none."""
+def _percentages(spread: Spread) -> str:
+  """A spread in percent; a dash if a run has no value."""
   if None in spread.values:
     return '–'
   return spread.show(lambda value: f'{100 * value:.1f}')
 
 
+def _or_dash(value: float | None, form: str) -> str:
+  return '–' if value is None else form.format(value)
+
+
+def _distinct(values: Iterable[object]) -> str:
+  return ', '.join(dict.fromkeys(str(value) for value in values))
+
+
+def _status(run: Run) -> str:
+  status = run.status.get('status', 'not started')
+  if status == workdir.Status.DONE:
+    return status
+  reason = run.status.get('reason')
+  return f'{status} at step {run.step}' + (f': {reason}' if reason else '')
+
+
+def _plain_run(section: Section, run: Run) -> Run | None:
+  """The run of Inception, without BN, with the same seed.
+
+  None if there is no such run, or if Inception has several settings.
+  """
+  groups = section.settings_of('inception')
+  runs = groups[0].runs if len(groups) == 1 else []
+  return next((plain for plain in runs if plain.seed == run.seed), None)
+
+
+def _fig_3_row(section: Section, group: Group) -> dict[str, str]:
+  unknown = paper.PaperRow(group.variant, None, None, '–')
+  theirs = paper.PAPER.get(group.variant, unknown)
+  paper_speed_up = theirs.steps and paper.INCEPTION_STEPS / theirs.steps
+  rates = (run.facts.get('applied_learning_rate') for run in group.runs)
+  pairs = [
+    (plain, run) for run in group.runs if (plain := _plain_run(section, run))
+  ]
+  reached = [
+    run.steps_to(target)
+    for plain, run in pairs
+    if (target := plain.best()) is not None
+  ]
+  speed_ups = [claims.speed_up(plain, run) for plain, run in pairs]
+  return {
+    'variant': section.label(group),
+    'learning rate, paper': _or_dash(theirs.learning_rate, '{:g}'),
+    'learning rate, ours': _distinct(_or_dash(rate, '{:g}') for rate in rates),
+    'steps to 72.2 %, paper': _or_dash(theirs.steps, '{}M'),
+    "steps to Inception's best, ours": Spread(reached).show(_number),
+    'speed-up, paper': _or_dash(paper_speed_up, '{:.1f}x'),
+    'speed-up, ours': Spread(speed_ups, never=-math.inf).show(claims.times),
+    'best accuracy, %, paper': theirs.accuracy,
+    'best accuracy, %, ours': _percentages(group.spread(Run.best)),
+    'test accuracy, %, ours': _percentages(group.spread(Run.test_accuracy)),
+    'runs': str(len(group.runs)),
+    'status': _distinct(map(_status, group.runs)),
+  }
+
+
 def fig_3(section: Section) -> str:
-  """The paper's Fig. 3 with our numbers beside its own, as HTML."""
-  heads = (
-    'variant',
-    'rate, paper',
-    'ours',
-    'steps to 72.2 %, paper',
-    "to Inception's best, ours",
-    'speed-up, paper',
-    'ours',
-    'best %, paper',
-    'ours',
-    'test %, ours',
-    'runs',
-    'status',
-  )
+  """The paper's Fig. 3 with our values beside the paper's, as HTML."""
   rows = [_fig_3_row(section, group) for group in section.groups]
   if not section.is_sweep:
-    there = {group.variant for group in section.groups}
     rows += [
-      [label(name), *['–'] * (len(heads) - 2), 'not run']
-      for name in FIG_3
-      if name not in there
+      dict.fromkeys(rows[0], '–')
+      | {'variant': paper.label(variant), 'status': 'not run'}
+      for variant in paper.FIG_3
+      if variant not in section.variants
     ]
-  return _table(heads, rows)
+  return _table(rows)
 
 
 def fig_1_table(section: Section) -> str:
   """What Fig. 1 shows, in numbers, as HTML."""
-  heads = (
-    'net',
-    'steps to 90 %',
-    f'mean of the last {claims.FIG_1_LAST} evaluations, %',
-    'travel of the median over width',
-    'runs',
-    'status',
+  last = claims.FIG_1_LAST
+
+  def steps_to_target(run: Run) -> float | None:
+    """In steps of the run's own batch size, as in the figure."""
+    steps = run.steps_to(claims.FIG_1_TARGET)
+    return steps and steps / run.equivalent
+
+  return _table(
+    [
+      {
+        'network': section.label(group),
+        f'steps to {100 * claims.FIG_1_TARGET:.0f} %': (
+          group.spread(steps_to_target).show(_number)
+        ),
+        f'accuracy, %, mean of the last {last} evaluations': _percentages(
+          group.spread(lambda run: run.last(last))
+        ),
+        'drift, median over units': (
+          group.spread(claims.drift).show('{:.2f}'.format)
+        ),
+        'runs': str(len(group.runs)),
+        'status': _distinct(map(_status, group.runs)),
+      }
+      for group in section.groups
+    ]
   )
-  rows = []
-  for group in section.groups:
-    varies = section.what_varies(group)
-    # Steps of this batch size, as the figure has them.
-    reached = [(run, run.steps_to(claims.FIG_1_TARGET)) for run in group.runs]
-    steps = [found and found / run.equivalent for run, found in reached]
-    rows.append(
-      [
-        label(group.variant) + (f', {varies}' if varies else ''),
-        Spread(steps).show(_number),
-        _shown(group.spread(lambda run: run.last(claims.FIG_1_LAST))),
-        group.spread(claims.travel).show('{:.2f}'.format),
-        str(len(group.runs)),
-        ', '.join(dict.fromkeys(_status(run) for run in group.runs)),
-      ]
-    )
-  return _table(heads, rows)
 
 
 def settings_table(section: Section) -> str:
-  """Last accuracy of both nets of Fig. 1 over initial weights and rates."""
+  """Accuracy of both networks of Fig. 1 by initial weights and learning rate.
+
+  The table is HTML.
+  """
   cells: dict[tuple[float, float], dict[str, str]] = {}
   for group in section.groups:
-    config = group.runs[0].config
-    rate = group.runs[0].facts.get('applied_learning_rate', math.nan)
-    key = (config['model']['init_std'], round(rate, 9))
-    cells.setdefault(key, {})[group.variant] = _shown(group.spread(Run.last))
-  stds = sorted({std for std, _ in cells})
-  rates = sorted({rate for _, rate in cells})
-  rows = [
-    [
-      f'{std:g}',
-      *(
-        ' → '.join(cells.get((std, rate), {}).get(v, '–') for v in FIG_1)
-        for rate in rates
-      ),
-    ]
-    for std in stds
-  ]
-  return _table(['std of W', *(f'rate {rate:g}' for rate in rates)], rows)
-
-
-def limits(section: Section) -> str:
-  """In a sweep of rates: the highest at which each net still learns."""
-  items = []
-  for variant in dict.fromkeys(group.variant for group in section.groups):
-    by_seed: dict[int, list[Run]] = {}
-    for group in section.settings_of(variant):
-      for run in group.runs:
-        by_seed.setdefault(run.config['seed'], []).append(run)
-    highest = Spread(
-      [claims.highest_rate(runs) for runs in by_seed.values()], never=-math.inf
+    run = group.runs[0]
+    rate = run.facts.get('applied_learning_rate', math.nan)
+    key = run.config['model']['init_std'], round(rate, 9)
+    cells.setdefault(key, {})[group.variant] = _percentages(
+      group.spread(Run.last)
     )
-    items.append(f'{label(variant)} {highest.show("{:g}".format)}')
+
+  def cell(std: float, rate: float) -> str:
+    values = cells.get((std, rate), {})
+    return ' → '.join(values.get(variant, '–') for variant in paper.FIG_1)
+
+  stds, rates = (sorted(set(values)) for values in zip(*cells, strict=True))
+  return _table(
+    [
+      {'std of W': f'{std:g}'}
+      | {f'rate {rate:g}': cell(std, rate) for rate in rates}
+      for std in stds
+    ]
+  )
+
+
+def highest_rates(section: Section) -> str:
+  """The highest learning rate at which each network of a sweep learns."""
+  items = []
+  for variant in section.variants:
+    by_seed = section.by_seed(variant).values()
+    rates = [claims.highest_rate(runs) for (runs,) in by_seed]
+    highest = Spread(rates, never=-math.inf).show('{:g}'.format)
+    items.append(f'{paper.label(variant)} {highest}')
   return (
-    '<p>Highest rate such that the net leaves chance at it and at all lower '
-    f'ones: {html.escape("; ".join(items))}.</p>'
+    'A network learns if its best accuracy is at least twice chance. Highest '
+    'learning rate such that it learns there and at all lower ones: '
+    f'{"; ".join(items)}.'
   )
 
 
 def _facts(section: Section) -> str:
-  """Where the numbers come from."""
+  """How the numbers of a section were computed, as HTML."""
   runs = section.runs
-
-  def all_of(values: Iterable[object]) -> str:
-    return ', '.join(dict.fromkeys(str(value) for value in values)) or '?'
-
-  count = all_of(
-    f'{run.facts.get("num_examples", {}).get("train", 0):,}' for run in runs
+  facts = [run.facts for run in runs]
+  examples = _distinct(
+    f'{fact.get("num_examples", {}).get("train", 0):,}' for fact in facts
   )
-  versions = all_of(
+  devices = _distinct(
+    f'{len(names)} {_distinct(names) or "?"}'
+    for fact in facts
+    for names in [fact.get('devices', [])]
+  )
+  started = sorted(fact.get('started', '?') for fact in facts)
+  versions = _distinct(
     f'{name} {version}'
-    for run in runs
-    for name, version in run.facts.get('versions', {}).items()
+    for fact in facts
+    for name, version in fact.get('versions', {}).items()
   )
-  devices = all_of(
-    f'{len(names)} {all_of(names)}'
-    for run in runs
-    for names in [run.facts.get('devices', [])]
+  parts = (
+    f'{examples} training images of {section.data_name}',
+    f'{_distinct(f"{run.step:,}" for run in runs)} steps',
+    f'batch size {_distinct(run.config["batch_size"] for run in runs)}',
+    'network width '
+    + _distinct(f'{run.config["model"]["width"]:g}' for run in runs),
+    f'devices: {devices}',
+    f'started from {started[0]} to {started[-1]}',
+    f'revision {_distinct(fact.get("git_revision", "?") for fact in facts)}',
+    versions or '?',
   )
-  started = sorted(run.facts.get('started', '?') for run in runs)
-  steps = all_of(f'{run.step:,}' for run in runs)
-  batch_sizes = all_of(run.config['batch_size'] for run in runs)
-  widths = all_of(f'{run.config["model"]["width"]:g}' for run in runs)
-  revisions = all_of(run.facts.get('git_revision', '?') for run in runs)
-  text = (
-    f'{count} training images of {section.data_name}, {steps} steps of '
-    f'{batch_sizes}, network width {widths}; devices: {devices}; started '
-    f'{started[0]} to {started[-1]}; revision {revisions}; {versions}'
-  )
-  return f'<p><small>{html.escape(text)}</small></p>'
+  return f'<p><small>{html.escape("; ".join(parts))}</small></p>'
 
 
-def _image(name: str, what: str) -> str:
-  return f'<img src="{name}.svg" alt="{html.escape(what)}">'
+def _image(name: str, description: str) -> str:
+  return f'<img src="{name}.svg" alt="{html.escape(description)}">'
 
 
 def _section(section: Section, out: Path, name: str) -> str:
-  from bn_repro.report import figures  # Matplotlib takes a second.
+  """A section as HTML; draws its figure, if it has one, as `name`."""
+  from bn_repro.report import figures  # Importing Matplotlib takes a second.
 
   parts = [f'<h2>{html.escape(section.title)}</h2>']
-  not_shared = section.not_shared()
-  if not_shared and not section.is_sweep:
+  mismatches = section.mismatches()
+  if mismatches and not section.is_sweep:
+    fields = '; '.join(mismatches)
     parts.append(
-      '<p class="fails">Not the same for all of these runs: '
-      f'{html.escape("; ".join(not_shared))}.</p>'
+      _warning(f'These runs are not comparable: they differ in {fields}.')
     )
-  if _varies_in_fig_1_settings(section):
-    parts.append(
-      '<p>Accuracy without → with BN, % (the last evaluations), over the '
-      'standard deviation of the initial weights and the learning rate. The '
-      'paper gives neither, and Fig. 1 depends on both.</p>'
-      + settings_table(section)
-    )
+  if _is_fig_1_grid(section):
+    parts += [_paragraph(_FIG_1_GRID_NOTE), settings_table(section)]
   elif section.network == 'mlp':
     figures.fig_1(section, out, name)
-    parts.append(
-      _image(name, 'Test accuracy and inputs of a sigmoid over steps')
-      + "<p>The paper's Fig. 1 in these data. Drawn is the unit of the last "
-      'hidden layer whose median travels as far as that of the median unit; '
-      'travel is its range over training, width the distance from the 15th to '
-      'the 85th percentile at the end.</p>' + fig_1_table(section)
-    )
-  elif section.is_sweep and _rates(section) > 2:
+    parts += [
+      _image(name, 'Test accuracy and inputs of a sigmoid over steps'),
+      _paragraph(_FIG_1_NOTE),
+      fig_1_table(section),
+    ]
+  elif (
+    section.is_sweep and len({run.learning_rate for run in section.runs}) > 2
+  ):
     figures.rates(section, out, name)
-    parts.append(
-      _image(name, 'Best accuracy over the learning rate')
-      + limits(section)
-      + fig_3(section)
-    )
+    parts += [
+      _image(name, 'Best accuracy over the learning rate'),
+      _paragraph(highest_rates(section)),
+      fig_3(section),
+    ]
   else:
     figures.curves(section, out, name)
-    parts.append(
-      _image(name, 'Accuracy and training loss over steps')
-      + '<p>Thick: with population statistics (Algorithm 2). Dotted, thin: '
-      "with moving averages. The paper's Fig. 2 in these data; compare "
-      'shapes, not levels: the paper trains on ImageNet at full width.</p>'
-      + fig_3(section)
-      + f'<p>Best is the best mean of {WINDOW} evaluations in a row; steps are '
-      "counted to that of Inception, each seed's own. Median, and the range "
-      'over seeds.</p>'
-    )
+    parts += [
+      _image(name, 'Accuracy and training loss over steps'),
+      _paragraph(_CURVES_NOTE),
+      fig_3(section),
+      _paragraph(_FIG_3_NOTE),
+    ]
   return ''.join(parts) + _facts(section)
 
 
-def _varies_in_fig_1_settings(section: Section) -> bool:
-  """Whether the nets of Fig. 1 differ in their initial weights and rates."""
+def _is_fig_1_grid(section: Section) -> bool:
+  """Whether only initial weights and learning rates vary, in Fig. 1."""
   fields = {'model.init_std', 'optim.learning_rate'}
   return (
     section.network == 'mlp'
     and section.is_sweep
-    and all(section.varying(group) <= fields for group in section.groups)
+    and all(fields.issuperset(section.varying(g)) for g in section.groups)
   )
 
 
-def _rates(section: Section) -> int:
-  return len({run.config['optim']['learning_rate'] for run in section.runs})
-
-
 def write_report(folders: Sequence[str], out: Path) -> list[str]:
-  """Writes the page and its pictures; returns what could not be read.
+  """Writes the page, its figures and the ledger.
+
+  Args:
+    folders: paths of workdirs, or of folders of workdirs.
+    out: folder to write into.
+
+  Returns:
+    A message for each run that is left out.
 
   Raises:
-    UserError: if there is no run, or `out` cannot be written.
+    UserError: if there is no readable run, or `out` cannot be written.
   """
   runs, problems = runs_lib.read_runs(folders)
-  sections, repeated = runs_lib.sections(runs, list(PAPER))
+  sections, repeated = runs_lib.sections(runs)
   problems += repeated
   rows = claims.ledger(sections)
   try:
     out.mkdir(parents=True, exist_ok=True)
     parts = [
       "<h2>The paper's claims</h2>",
-      _table(claims.HEADS, map(dataclasses.astuple, rows)),
-      '<p>A claim is measured for each seed by itself, and holds if it does '
-      'for every seed. Median, and the range over seeds.</p>',
+      _table([dataclasses.asdict(row) for row in rows]),
+      _paragraph(_LEDGER_NOTE),
       *(
         _section(section, out, name)
-        for name, section in _file_names(sections).items()
+        for name, section in _by_file_name(sections).items()
       ),
-      *(f'<p class="fails">{html.escape(problem)}</p>' for problem in problems),
+      *map(_warning, problems),
     ]
     page = _PAGE.format(body=''.join(parts))
     (out / 'index.html').write_text(page, encoding='utf-8')
@@ -359,8 +365,8 @@ def write_report(folders: Sequence[str], out: Path) -> list[str]:
   return problems
 
 
-def _file_names(sections: Sequence[Section]) -> dict[str, Section]:
-  """The sections by names for their pictures, of their folders."""
+def _by_file_name(sections: Sequence[Section]) -> dict[str, Section]:
+  """The sections by distinct file names for their figures."""
   names: dict[str, Section] = {}
   for section in sections:
     stem = re.sub(r'\W+', '_', section.folder.name)
@@ -370,29 +376,3 @@ def _file_names(sections: Sequence[Section]) -> dict[str, Section]:
       name = f'{stem}_{number}'
     names[name] = section
   return names
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command; returns its exit code."""
-  parser = cli.Parser(
-    prog='python -m bn_repro.report',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument(
-    '--runs',
-    action='append',
-    required=True,
-    metavar='DIR',
-    help='a workdir, or a folder of workdirs; may be given several times',
-  )
-  parser.add_argument('--out', required=True, metavar='DIR')
-  try:
-    flags = parser.parse_args(argv)
-    problems = write_report(flags.runs, Path(flags.out))
-  except UserError as error:
-    return cli.report_errors(error.problems)
-  for problem in problems:
-    print(f'warning: {problem}', file=sys.stderr)
-  print(f'wrote {Path(flags.out).resolve() / "index.html"}')
-  return 0

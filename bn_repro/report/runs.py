@@ -1,4 +1,8 @@
-"""What runs have written, read back and put in order. Imports no JAX."""
+"""Runs read from their workdirs, and grouped for comparison.
+
+A `Group` holds the runs of one variant and setting, one for each seed. A
+`Section` holds the groups that can be compared with each other.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
@@ -15,40 +19,40 @@ from bn_repro import config_fields, paper
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
 
-# Forms of BN statistics in the order in which a run's results are quoted.
-PREFERRED = ('population', None, 'moving')
+# BN statistics of the evaluations to report, most preferred first. Networks
+# without BN have None.
+STATISTICS = ('population', None, 'moving')
 
-# A net's best is the best mean of so many evaluations in a row: single ones
-# are luck (our choice).
+# The best accuracy of a run is its highest mean over this many consecutive
+# evaluations, because a single evaluation is noisy (our choice).
 WINDOW = 5
 
-# Runs of one config that differ in nothing but these are runs of one setting.
-# How long a run is and where it is evaluated decides what is best in it.
+# Fields in which runs of one setting may differ. Best accuracies depend on the
+# length of a run and on how often it is evaluated, so these are not among them.
 INCIDENTAL = {'seed', *config_fields.CHANGEABLE} - {
   'total_steps',
   'total_epochs',
   'eval_every',
 }
 
-# What may differ between the variants; in the rest runs have to be alike to be
-# compared.
-OF_VARIANTS = ('data.shuffle', 'data.distortion', 'model.', 'bn.', 'optim.')
+# Prefixes of the fields in which compared variants may differ.
+VARIANT_FIELDS = ('data.shuffle', 'data.distortion', 'model.', 'bn.', 'optim.')
 
 Point = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run.
+  """A run.
 
   Attributes:
-    folder: the directory that its workdir stands in.
-    name: of its workdir.
-    variant: the config it was started from, such as 'bn_x5'.
-    config: the resolved config.
-    facts: `run.json`.
-    status: `status.json`.
-    lines: `metrics.jsonl`.
+    folder: directory that contains the workdir.
+    name: name of the workdir.
+    variant: name of the config file, such as 'bn_x5'.
+    config: content of `config.json`.
+    facts: content of `run.json`.
+    status: content of `status.json`.
+    lines: lines of `metrics.jsonl`.
   """
 
   folder: Path
@@ -61,103 +65,134 @@ class Run:
 
   @property
   def step(self) -> int:
-    """The last step that is known of."""
+    """Last recorded step."""
     steps = [line['step'] for line in self.lines]
     return max([self.status.get('step', 0), *steps])
 
   @property
   def equivalent(self) -> float:
-    """Steps on the paper's axis (images / 32) that one of this run's is."""
+    """Steps of 32 images, the paper's unit, in one step of this run."""
     return self.config['batch_size'] / paper.BATCH_SIZE
 
   @property
   def ended(self) -> bool:
-    """Whether it has come to its end, be it by diverging."""
+    """Whether the run is done or diverged."""
     return self.status.get('status') in workdir_lib.ENDED
 
   @property
-  def chance(self) -> float:
-    """Accuracy of guessing."""
-    return 1 / (1000 if self.config['data']['name'] == 'imagenet2012' else 10)
+  def seed(self) -> int:
+    """Seed of the config."""
+    return self.config['seed']
 
-  def fields(self) -> dict[str, Any]:
-    """The config by dotted name."""
-    return config_fields.flatten(ConfigDict(self.config))
+  @property
+  def learning_rate(self) -> float:
+    """Initial learning rate of the config, for batch size 32."""
+    return self.config['optim']['learning_rate']
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes of the data set.
+
+    The `run.json` of revision 3a68ec7 and before does not have it. There,
+    ImageNet and its stand-in have 1,000 classes, all other data sets 10.
+    """
+    is_imagenet = self.config['data']['name'].startswith('imagenet')
+    return self.facts.get('num_classes', 1000 if is_imagenet else 10)
+
+  @property
+  def chance(self) -> float:
+    """Accuracy of random guessing."""
+    return 1 / self.num_classes
 
   def setting(self) -> dict[str, Any]:
-    """The fields that are not `INCIDENTAL`."""
+    """Config fields by dotted name, without the `INCIDENTAL` ones."""
+    fields = config_fields.flatten(ConfigDict(self.config))
     return {
-      name: value
-      for name, value in self.fields().items()
-      if name not in INCIDENTAL
+      name: value for name, value in fields.items() if name not in INCIDENTAL
     }
 
-  def curve(self, split: str, metric: str, form: str | None) -> list[Point]:
-    """`metric` over equivalent steps (images seen / 32)."""
+  def curve(
+    self, split: str, metric: str, statistics: str | None
+  ) -> list[Point]:
+    """`metric` over steps of 32 images."""
     return [
       (line['step'] * self.equivalent, line[metric])
-      for line in self.lines
-      if line['split'] == split and line.get('statistics') == form
+      for line in self._lines_of(split, statistics)
     ]
 
-  def quoted_lines(self, split: str | None = None) -> list[Mapping[str, Any]]:
-    """Evaluations of a split, `eval_split` by default, in the form to quote."""
+  def evaluations(self, split: str | None = None) -> list[Mapping[str, Any]]:
+    """Evaluations with the most preferred of the available `STATISTICS`.
+
+    Args:
+      split: evaluated split; `eval_split` of the config if None.
+    """
     split = split or self.config['eval_split']
-    for form in PREFERRED:
-      lines = [
-        line
-        for line in self.lines
-        if line['split'] == split and line.get('statistics') == form
-      ]
-      if lines:
-        return lines
-    return []
+    available = (self._lines_of(split, form) for form in STATISTICS)
+    return next(filter(None, available), [])
+
+  def _lines_of(
+    self, split: str, statistics: str | None
+  ) -> list[Mapping[str, Any]]:
+    return [
+      line
+      for line in self.lines
+      if line['split'] == split and line.get('statistics') == statistics
+    ]
 
   def accuracies(self, split: str | None = None) -> list[float]:
-    """Accuracies of the `quoted_lines`."""
-    return [line['accuracy'] for line in self.quoted_lines(split)]
+    """Accuracies of the `evaluations`."""
+    return [line['accuracy'] for line in self.evaluations(split)]
 
   def best(self) -> float | None:
-    """The best mean of `WINDOW` successive evaluations, or of all if fewer."""
+    """Highest mean accuracy of `WINDOW` consecutive evaluations.
+
+    With fewer evaluations, their mean; without any, None.
+    """
     values = self.accuracies()
     windows = range(max(len(values) - WINDOW, 0) + 1)
-    # Rounded once: the mean of equal values is no larger than they are.
+    # fmean rounds once, so the mean of equal values does not exceed them.
     means = (statistics.fmean(values[i : i + WINDOW]) for i in windows)
     return max(means) if values else None
 
   def last(self, count: int = WINDOW) -> float | None:
-    """The mean of the last evaluations."""
+    """Mean accuracy of the last `count` evaluations; None without any."""
     values = self.accuracies()[-count:]
     return statistics.fmean(values) if values else None
 
   def test_accuracy(self) -> float | None:
-    """Accuracy on the test images, which are evaluated after the last step."""
+    """Test accuracy after the last step; None before the run has ended."""
     values = self.accuracies('test')
     return values[-1] if values and self.ended else None
 
   def steps_to(self, target: float) -> float | None:
-    """The first evaluated step with at least this accuracy, in steps of 32."""
-    for line in self.quoted_lines():
+    """Steps of 32 images to the first evaluation with accuracy `target`."""
+    for line in self.evaluations():
       if line['accuracy'] >= target:
         return line['step'] * self.equivalent
     return None
 
   def percentiles(self, probe: str) -> np.ndarray | None:
-    """Percentiles of a probe, (evaluations, percentiles, units)."""
-    lines = self.quoted_lines()
+    """Percentiles of a probe, (evaluations, percentiles, units).
+
+    None if the evaluations do not record any.
+    """
+    lines = self.evaluations()
     if not lines or 'percentiles' not in lines[0]:
       return None
     return np.array([line['percentiles'][probe] for line in lines])
 
 
 def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
-  """Reads every run in some folders, or folders of folders.
+  """Reads all runs in some folders.
+
+  Args:
+    folders: paths of workdirs, or of folders up to two levels above workdirs.
 
   Returns:
-    The runs, and a line for each one that could not be read.
+    The runs, and a message for each run that cannot be read.
 
   Raises:
-    UserError: if there is no run at all.
+    UserError: if there is no readable run.
   """
   runs, problems = [], []
   seen: set[Path] = set()
@@ -168,7 +203,10 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
       for path in sorted(Path(folder).glob(pattern))
     ]
     if not workdirs:
-      problems.append(f'--runs={folder}: no run there (no config.json).')
+      problems.append(
+        f'--runs={folder}: contains no run (no config.json). Name a workdir, '
+        'or a folder of workdirs.'
+      )
     for workdir in workdirs:
       if workdir.resolve() in seen:
         continue
@@ -176,7 +214,7 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
       try:
         runs.append(read_run(workdir))
       except KeyError as error:
-        problems.append(f'{workdir}: cannot be read (it has no {error}).')
+        problems.append(f'{workdir}: cannot be read ({error} is missing).')
       except (UserError, TypeError, AttributeError) as error:
         problems.append(f'{workdir}: cannot be read ({error}).')
   if not runs:
@@ -188,8 +226,8 @@ def read_run(workdir: Path) -> Run:
   """Reads a run.
 
   Raises:
-    UserError: if a file of it is damaged.
-    KeyError: if it lacks something.
+    UserError: if a file is damaged.
+    KeyError: if the config or a line of metrics lacks an entry.
   """
   facts = workdir_lib.read_json(workdir / 'run.json') or {}
   config_file = facts.get('config_file', workdir.name)
@@ -204,15 +242,16 @@ def read_run(workdir: Path) -> Run:
     status=workdir_lib.read_json(workdir / 'status.json') or {},
     lines=workdir_lib.read_metrics(workdir / 'metrics.jsonl'),
   )
-  # Read once here, so that a run that lacks something is named, not half shown.
+  # Access every entry once: an incomplete run must fail here, where the caller
+  # can name it, and not in the middle of a page.
   _ = run.setting(), run.best(), run.test_accuracy(), run.steps_to(0.0)
-  _ = run.config['data']['name'], run.config['model']['name']
+  _ = run.chance, run.config['model']['name']
   _ = run.curve('train', 'loss', None)
   return run
 
 
 def lower_median(values: Sequence[float]) -> float:
-  """The median, the lower one of two: a value that a run has."""
+  """Median; the lower of the two middle values if their number is even."""
   return sorted(values)[(len(values) - 1) // 2]
 
 
@@ -221,58 +260,53 @@ class Spread:
   """Values of several seeds.
 
   Attributes:
-    values: one a seed; None for a seed that never got there.
-    never: what None counts as: the longest time, or the smallest factor.
-    word: for it.
+    values: one value for each seed; None if the seed never reached the target.
+    never: infinity that ranks None: positive if lower values are better,
+      negative if higher values are better.
+    word: text shown for None.
   """
 
   values: Sequence[float | None]
   never: float = math.inf
   word: str = 'never'
 
-  @property
-  def _sorted(self) -> list[float]:
-    return sorted(self.never if v is None else v for v in self.values)
-
   def show(self, one: Callable[[float], str]) -> str:
-    """The median, and the range if there are several, as `one` writes them.
+    """Formats the lower median, with the range if there are several values.
 
-    The median is one that a seed has, the lower one of two.
+    Args:
+      one: formats a single value.
     """
-
-    def each(value: float) -> str:
-      return one(value) if math.isfinite(value) else self.word
-
     if not self.values:
       return '–'
-    ends = each(self._sorted[0]), each(self._sorted[-1])
-    middle = each(lower_median(self._sorted))
-    if len(self.values) == 1:
-      return middle
-    return f'{middle} ({ends[0]} to {ends[1]})'
+    ranked = sorted(self.never if v is None else v for v in self.values)
+    middle, low, high = (
+      one(value) if math.isfinite(value) else self.word
+      for value in (lower_median(ranked), ranked[0], ranked[-1])
+    )
+    return middle if len(ranked) == 1 else f'{middle} ({low} to {high})'
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Runs of one variant and setting, one a seed."""
+  """Runs of one variant and setting, one for each seed."""
 
   variant: str
   runs: Sequence[Run]
 
-  def spread(self, measure: Any) -> Spread:
-    """`measure(run)` of each run."""
+  def spread(self, measure: Callable[[Run], float | None]) -> Spread:
+    """The values of `measure(run)`."""
     return Spread([measure(run) for run in self.runs])
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """Runs that can be compared: of one folder, network and data set.
+  """Runs that can be compared: of one folder, data set and network.
 
   Attributes:
-    folder: the directory.
-    data_name: their data set.
-    network: `model.name` of their configs.
-    groups: in the order of the paper, unknown variants last.
+    folder: directory that contains the workdirs.
+    data_name: `data.name` of the configs.
+    network: `model.name` of the configs.
+    groups: groups in the order of `PAPER`, then of name and learning rate.
   """
 
   folder: Path
@@ -287,60 +321,79 @@ class Section:
 
   @property
   def title(self) -> str:
-    """Name of the folder, and of the data set if that says more."""
+    """Name of the folder, followed by the data set if the name differs."""
     name = self.folder.name
     return name if name == self.data_name else f'{name} ({self.data_name})'
+
+  @property
+  def variants(self) -> list[str]:
+    """The variants, in the order of the groups."""
+    return list(dict.fromkeys(group.variant for group in self.groups))
 
   def settings_of(self, variant: str) -> list[Group]:
     """The groups of a variant."""
     return [group for group in self.groups if group.variant == variant]
 
+  def by_seed(self, *variants: str) -> dict[int, list[list[Run]]]:
+    """For each seed, a list of runs for each of some variants."""
+    runs = [
+      [run for group in self.settings_of(variant) for run in group.runs]
+      for variant in variants
+    ]
+    seeds = {run.seed for of_variant in runs for run in of_variant}
+    return {
+      seed: [[run for run in rs if run.seed == seed] for rs in runs]
+      for seed in sorted(seeds)
+    }
+
   @property
   def is_sweep(self) -> bool:
-    """Whether a variant was run in several settings."""
-    return len({group.variant for group in self.groups}) < len(self.groups)
+    """Whether a variant has several settings."""
+    return len(self.variants) < len(self.groups)
 
-  def varying(self, group: Group) -> set[str]:
-    """The fields in which a group differs from others of its variant."""
+  def varying(self, group: Group) -> list[str]:
+    """Fields in which a group differs from others of its variant."""
     mine = group.runs[0].setting()
     others = [g.runs[0].setting() for g in self.settings_of(group.variant)]
-    return {
+    return [
       name
       for name in mine
       if any(other.get(name) != mine[name] for other in others)
-    }
+    ]
 
-  def what_varies(self, group: Group) -> str:
-    """What tells a group from others, such as 'model.width=0.25'."""
-    mine, names = group.runs[0].setting(), self.varying(group)
-    return ', '.join(f'{n}={_short(mine[n])}' for n in mine if n in names)
+  def label(self, group: Group) -> str:
+    """Name of a group, such as 'BN-x5, optim.learning_rate=0.1'.
 
-  def not_shared(self) -> list[str]:
-    """Fields that make runs hard to compare and are not the same for all."""
+    The fields are those that vary between the groups of the variant.
+    """
+    setting = group.runs[0].setting()
+    fields = [f'{n}={_show(setting[n])}' for n in self.varying(group)]
+    return ', '.join([paper.label(group.variant), *fields])
+
+  def mismatches(self) -> list[str]:
+    """Fields that should be equal for a fair comparison, and are not."""
     found = []
     settings = [group.runs[0].setting() for group in self.groups]
     for name in dict.fromkeys(name for setting in settings for name in setting):
       values = dict.fromkeys(setting.get(name) for setting in settings)
-      shared = not name.startswith(OF_VARIANTS) or name == 'model.width'
-      if shared and len(values) > 1:
-        found.append(f'{name} ({", ".join(map(_short, values))})')
+      may_differ = name.startswith(VARIANT_FIELDS) and name != 'model.width'
+      if len(values) > 1 and not may_differ:
+        found.append(f'{name} ({", ".join(map(_show, values))})')
     return found
 
 
-def _short(value: Any) -> str:
+def _show(value: Any) -> str:
   return f'{value:g}' if isinstance(value, float) else str(value)
 
 
-def sections(
-  runs: Iterable[Run], order: Sequence[str]
-) -> tuple[list[Section], list[str]]:
-  """Puts runs into sections, and their variants into the given order.
+def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
+  """Groups runs into sections.
 
   Returns:
-    The sections, and a line for each run that another one says the same as.
+    The sections, and a message for each run that repeats the config and seed
+    of another run and is therefore left out.
   """
-  rank = {variant: number for number, variant in enumerate(order)}
-  # By section, by variant and setting, by seed.
+  # Runs by section, by variant and setting, by seed.
   found: dict[tuple[Path, str, str], dict[str, dict[int, Run]]] = {}
   problems = []
   for run in runs:
@@ -348,27 +401,24 @@ def sections(
     key = (run.folder, config['data']['name'], config['model']['name'])
     setting = f'{run.variant} {sorted(run.setting().items())}'
     by_seed = found.setdefault(key, {}).setdefault(setting, {})
-    first = by_seed.setdefault(config['seed'], run)
+    first = by_seed.setdefault(run.seed, run)
     if first is not run:
       problems.append(
-        f'{run.folder / run.name}: left out, the same config and seed as '
-        f'{first.folder / first.name}.'
+        f'{run.folder / run.name}: left out, because '
+        f'{first.folder / first.name} has the same config and seed.'
       )
-  put_in_order = [
-    Section(
-      *key,
-      sorted(
-        (
-          Group(runs[min(runs)].variant, [runs[seed] for seed in sorted(runs)])
-          for runs in by_setting.values()
-        ),
-        key=lambda group: (
-          rank.get(group.variant, len(rank)),
-          group.variant,
-          group.runs[0].config['optim']['learning_rate'],
-        ),
-      ),
-    )
-    for key, by_setting in found.items()
-  ]
-  return put_in_order, problems
+  result = []
+  for key, by_setting in found.items():
+    groups = []
+    for by_seed in by_setting.values():
+      group = [by_seed[seed] for seed in sorted(by_seed)]
+      groups.append(Group(group[0].variant, group))
+    result.append(Section(*key, sorted(groups, key=_place)))
+  return result, problems
+
+
+def _place(group: Group) -> tuple[int, str, float]:
+  """Sort key of a group in its section."""
+  known = list(paper.PAPER)
+  rank = known.index(group.variant) if group.variant in known else len(known)
+  return rank, group.variant, group.runs[0].learning_rate

@@ -1,44 +1,42 @@
-"""Trains every combination of what a sweep varies, and compares.
+"""Trains every combination of what a sweep varies, and compares the results.
 
-Each trial is the ordinary command of `bn_repro.main` in a process and a
-directory of its own. Running the same command again goes on: what is done is
-left alone, what was stopped is resumed, what failed is tried again.
+Each trial is the ordinary command of `bn_repro.main`, in its own process and
+directory. The same command resumes an interrupted sweep.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import json
 import os
 from pathlib import Path
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bn_repro import cli
-from bn_repro import config as config_lib
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.progress import duration
 from bn_repro.sweep import grid
 from bn_repro.sweep import runner as runner_lib
-from bn_repro.sweep.grid import Sweep
+from bn_repro.sweep.sweep import Sweep, Trial, TrialStatus
 
 if TYPE_CHECKING:
   from bn_repro.sweep.comparison import Comparison
 
 _DESCRIPTION = """\
-Train every combination of what a sweep varies, and compare. The same command
-goes on after an interruption: done trials are left alone, stopped ones resume,
-failed ones are tried again; one that diverged is a result.
+Train every combination of what a sweep varies, and compare the results. The
+same command resumes an interrupted sweep: it leaves completed trials alone,
+resumes stopped ones and retries failed ones. A trial that diverged is complete.
 """
 
 _EPILOG = """\
 sweeps (mini, the default, is CPU scale; :full after the file is the paper's):
-  lr_multipliers  rates of x1 to x60, with BN and without
+  lr_multipliers  learning rates of x1 to x60, with BN and without
   batch_size      batches of 32 to 512, the rate scaled with them
   section_421     each item of section 4.2.1 by itself
-  init_scale      a twentieth to twenty times of the initial weights
+  init_scale      a twentieth to twenty times the initial weights
 
 examples:
   python -m bn_repro.sweep --sweep=configs/sweeps/lr_multipliers.py \\
@@ -50,15 +48,15 @@ examples:
     --sweep.seed=0,1,2 --config.total_steps=200
 
 writes into the workdir:
-  a directory a trial, named by what varies, and what it said in a .log;
+  one directory per trial, named by its values, and its output in a .log file;
   trials.csv, summary.md, sweep.png and .svg; sweep.json
 
 exit code:
   0 all trials are done or diverged; 75 stopped by SIGTERM or Ctrl-C and saved,
   run it again; 1 a trial failed, or nothing was started.
 
-On a cluster or a cloud: python scripts/launch.py --help. Every field of a sweep
-stands, explained, in configs/sweeps/lr_multipliers.py.
+For clusters and clouds, see python scripts/launch.py --help. To write a sweep,
+see configs/sweeps/lr_multipliers.py, which explains all parts of one.
 """
 
 
@@ -72,37 +70,24 @@ def _create_parser() -> cli.Parser:
   )
   add = parser.add_argument
   cli.add_sweep_arguments(parser, required=True)
-  add('--workdir', required=True, metavar='DIR', help='of all its trials')
+  add('--workdir', required=True, metavar='DIR', help='directory of the sweep')
   cli.add_config_arguments(parser, required=False)
   add(
     '--jobs',
     type=cli.positive,
     metavar='N',
-    help='trials at a time: by default one a GPU, one on a TPU, or one a core',
+    help='trials at once; default: one per GPU, one on a TPU, or one per core',
   )
   add('--dry_run', action='store_true', help='list the trials and their cost')
   add(
-    '--search',
-    choices=('optuna',),
-    default='',
-    help='look for the best instead of trying all (requirements-search.txt)',
-  )
-  add(
-    '--trials',
-    type=cli.positive,
-    default=20,
-    metavar='N',
-    help='that a search makes; 20 by default',
-  )
-  add(
     '--trial',
     metavar='NAME',
-    help='be this trial alone, by name or number from 0: for clusters',
+    help='train only this trial, by name or number from 0, in this process',
   )
   add(
     '--compare',
     action='store_true',
-    help='compare what there is, and train nothing: for clusters',
+    help='compare the existing results and train nothing',
   )
   return parser
 
@@ -114,34 +99,23 @@ def main(argv: Sequence[str] | None = None) -> int:
       sys.argv[1:] if argv is None else argv, _create_parser()
     )
     sweep = grid.load(flags.sweep, axes, flags.config or '', overrides)
-    folder = workdir_lib.Workdir(flags.workdir)
-    _check(folder.path, sweep, flags.search)
-    if flags.search and (
-      flags.dry_run or flags.compare or flags.trial is not None
-    ):
-      raise UserError(
-        '--search: its trials are not known beforehand. Leave --dry_run, '
-        '--trial and --compare off.'
-      )
+    workdir = workdir_lib.Workdir(flags.workdir)
+    folder = workdir.path
+    _check(folder, sweep)
     if flags.dry_run:
-      _list(folder.path, sweep, len(runner_lib.slots(flags.jobs)))
+      _list(folder, sweep, len(runner_lib.slots(flags.jobs)))
       return 0
     if flags.trial is not None:
-      _become(folder.path, sweep, flags.trial)
+      _exec_trial(folder, sweep, flags.trial)
     if flags.compare:
-      return _conclude(sweep, folder.path, (), {}, finished=True)
-    # From here on a signal lets trials save.
+      return _conclude(sweep, folder, (), finished=True)
+    # From here on, a signal lets the trials save.
     preemption = Preemption()
     preemption.listen()
-    number = flags.trials if flags.search else len(sweep.trials)
-    slots = runner_lib.slots(flags.jobs and min(flags.jobs, number))
-    if flags.search:
-      from bn_repro.sweep import search  # noqa: F401 Says so if Optuna is missing.
-    folder.claim()
-    _freeze(folder.path, sweep, flags.search)
-    if flags.search:
-      return _search(folder.path, sweep, flags.trials, slots, preemption)
-    return _run(folder.path, sweep, slots, preemption)
+    slots = runner_lib.slots(flags.jobs and min(flags.jobs, len(sweep.trials)))
+    workdir.claim()
+    _freeze(folder, sweep)
+    return _run(folder, sweep, slots, preemption)
   except UserError as error:
     return cli.report_errors(error.problems)
   except OSError as error:
@@ -150,30 +124,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 128 + signal.SIGINT
 
 
-def _check(folder: Path, sweep: Sweep, search: str) -> None:
-  """Finds out, without writing, whether a sweep can live in a directory.
+def _check(folder: Path, sweep: Sweep) -> None:
+  """Checks that a directory is empty or holds these trials. Writes nothing.
 
-  It may add trials to those that are there.
+  The sweep may have more trials than the directory.
 
   Raises:
-    UserError: if it holds something else.
+    UserError: if the directory holds anything else.
   """
   if (folder / 'config.json').exists():
     raise UserError(
       f'--workdir={folder}: holds a run, not a sweep. Name another directory.'
     )
-  empty = {'search': search, 'trials': _written(sweep) if search else {}}
   saved = workdir_lib.read_json(folder / 'sweep.json')
   if saved is None:
-    saved = empty
-  if not isinstance(saved, dict) or not saved.keys() >= empty.keys():
-    raise UserError(f'{folder / "sweep.json"}: is not of this version.')
-  if saved['search'] != search or (
-    search and saved['trials'] != _written(sweep)
+    saved = {'trials': {}}
+  # A directory of version 0.1 has the same format, unless it holds a search.
+  if (
+    not isinstance(saved, dict) or 'trials' not in saved or saved.get('search')
   ):
     raise UserError(
-      f'--workdir={folder}: holds another '
-      f'{"search" if saved["search"] else "sweep"}. Name another directory.'
+      f'{folder / "sweep.json"}: was not written by this version. Name another '
+      'directory.'
     )
   names = {trial.name for trial in sweep.trials}
   missing = [name for name in saved['trials'] if name not in names]
@@ -182,90 +154,73 @@ def _check(folder: Path, sweep: Sweep, search: str) -> None:
       f'--workdir={folder}: holds another sweep: {len(missing)} of its trials '
       f'are not in this one, such as {missing[0]}. Name another directory.'
     )
-  problems: list[str] = []
-  for trial in sweep.trials:
-    workdir = folder / trial.name
-    if not workdir.exists() or _is_of(workdir, trial):
-      continue
-    config = trial.config()
-    try:
-      workdir_lib.Workdir(str(workdir)).check(config)
-    except UserError as error:
-      problems += error.problems
-      continue
-    saved_config = workdir_lib.read_json(workdir / 'config.json') or config
-    # A run may go on longer; the trials of a sweep have to stay comparable.
-    problems += [
-      f'--workdir={workdir}: {name} is {saved_config[name]} there, and '
-      f'{config[name]} here. Name another directory.'
-      for name in ('total_steps', 'total_epochs', 'eval_every')
-      if saved_config[name] != config[name]
-    ]
+  problems = [
+    problem for trial in sweep.trials for problem in _misfits(folder, trial)
+  ]
   if problems:
-    more = f' So are {len(problems) - 1} more.' if problems[1:] else ''
+    more = f' So do {len(problems) - 1} more.' if problems[1:] else ''
     raise UserError(problems[0] + more)
 
 
-def _is_of(workdir: Path, trial: grid.Trial) -> bool:
-  """Whether a directory holds a run of exactly this config."""
+def _misfits(folder: Path, trial: Trial) -> list[str]:
+  """Returns a line for each reason why a trial cannot use its workdir."""
+  workdir = folder / trial.name
+  if not workdir.exists():
+    return []
+  saved_path = workdir / 'config.json'
+  if saved_path.is_file() and saved_path.read_text() == trial.config_json:
+    return []
   try:
-    saved = (workdir / 'config.json').read_text()
-  except OSError:
-    return False
-  return grid.fingerprint(saved) == trial.fingerprint
+    workdir_lib.Workdir(str(workdir)).check(trial.config)
+  except UserError as error:
+    return list(error.problems)
+  saved = workdir_lib.read_json(saved_path) or trial.config
+  # A resumed run may change these fields; comparable trials may not.
+  return [
+    f'--workdir={workdir}: holds a run with {name}={saved[name]}, not '
+    f'{trial.config[name]}. Name another directory.'
+    for name in ('total_steps', 'total_epochs', 'eval_every')
+    if saved[name] != trial.config[name]
+  ]
 
 
-def _freeze(folder: Path, sweep: Sweep, search: str) -> None:
-  """Writes down what each trial is; its run sees to it that it stays so."""
-  for trial in () if search else sweep.trials:
+def _freeze(folder: Path, sweep: Sweep) -> None:
+  """Writes `sweep.json`, and the config of each trial, which its run checks."""
+  for trial in sweep.trials:
     path = folder / trial.name / 'config.json'
     if not path.exists():
       path.parent.mkdir(exist_ok=True)
-      workdir_lib.replace_file(path, config_lib.to_json(trial.config()))
+      workdir_lib.replace_file(path, trial.config_json)
   content = {
-    'search': search,
     'x': sweep.x,
     'repeat': sweep.repeat,
-    'trials': _written(sweep),
+    'trials': {trial.name: dict(trial.values) for trial in sweep.trials},
   }
   workdir_lib.replace_file(
     folder / 'sweep.json', json.dumps(content, indent=2) + '\n'
   )
 
 
-def _written(sweep: Sweep) -> dict[str, Any]:
-  """The trials of a grid, as `sweep.json` has them."""
-  return {
-    trial.name: {
-      'values': dict(trial.values),
-      'config_digest': trial.fingerprint,
-    }
-    for trial in sweep.trials
-  }
-
-
-def _become(folder: Path, sweep: Sweep, name: str) -> None:
-  """Becomes the process that trains a trial.
+def _exec_trial(folder: Path, sweep: Sweep, name: str) -> None:
+  """Replaces this process by the one that trains a trial.
 
   Raises:
-    UserError: if there is none of that name or number.
+    UserError: if no trial has that name or number.
   """
-  by_name = {trial.name: trial for trial in sweep.trials}
-  by_number = dict(enumerate(sweep.trials))
-  trial = by_name.get(name) or by_number.get(
-    int(name) if name.isdecimal() else -1
-  )
-  if trial is None:
+  by_name = {str(number): trial for number, trial in enumerate(sweep.trials)}
+  by_name |= {trial.name: trial for trial in sweep.trials}
+  if name not in by_name:
     raise UserError(
-      f'--trial={name}: no such trial. See --dry_run for their names; their '
-      f'numbers are 0 to {len(by_number) - 1}.'
+      f'--trial={name}: no such trial. --dry_run lists the names; the numbers '
+      f'are 0 to {len(sweep.trials) - 1}.'
     )
-  os.execv(sys.executable, list(trial.in_folder(folder).command))
+  trial = runner_lib.trial_process(by_name[name], folder)
+  os.execv(sys.executable, list(trial.command))
 
 
 def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
-  """Prints the trials, a line each, with what they cost and how they stand."""
-  seconds = _seconds_an_image(folder, sweep)
+  """Prints a line for each trial: its cost and its state."""
+  seconds = _seconds_per_image(folder, sweep)
   width = max(len(trial.name) for trial in sweep.trials)
   print(
     f'{"trial":<{width}}  {"steps":>10}  {"images":>14}  {"time":>9}  state'
@@ -274,7 +229,7 @@ def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
   unknown = False
   for trial in sweep.trials:
     path = folder / trial.name
-    state = runner_lib.has_ended(path, trial.total_steps)
+    state = runner_lib.final_status(path, trial.total_steps)
     rate = seconds.get(trial.config_spec)
     time_text = '?' if rate is None else duration(rate * trial.images)
     if state is None:
@@ -282,7 +237,7 @@ def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
       unknown = unknown or rate is None
       remaining += (rate or 0.0) * trial.images * left
       state = (workdir_lib.read_json(path / 'status.json') or {}).get(
-        'status', runner_lib.WAITING
+        'status', TrialStatus.WAITING
       )
     print(
       f'{trial.name:<{width}}  {trial.total_steps:>10,}  {trial.images:>14,}  '
@@ -290,15 +245,15 @@ def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
     )
   images = sum(trial.images for trial in sweep.trials)
   cost = (
-    'for times see it again when a trial of each config has ended'
+    'times are known once a trial of each config is done'
     if unknown
-    else f'about {duration(remaining / jobs)} to go with {jobs} at a time'
+    else f'about {duration(remaining / jobs)} remaining with {jobs} at once'
   )
   print(f'{len(sweep.trials)} trials, {images:,} images; {cost}')
 
 
-def _seconds_an_image(folder: Path, sweep: Sweep) -> dict[str, float]:
-  """By config file, from trials that have trained here in one go."""
+def _seconds_per_image(folder: Path, sweep: Sweep) -> dict[str, float]:
+  """Times by `--config`, from trials that ran without preemption."""
   found: dict[str, float] = {}
   for trial in sweep.trials:
     if trial.config_spec in found:
@@ -315,85 +270,58 @@ def _run(
   slots: Sequence[dict[str, str]],
   preemption: Preemption,
 ) -> int:
-  """Runs what is left of a sweep, compares, and returns the exit code."""
-  from bn_repro.sweep.progress import SweepProgress
-
-  left = [
-    trial.in_folder(folder)
-    for trial in sweep.trials
-    if not runner_lib.has_ended(folder / trial.name, trial.total_steps)
-  ]
+  """Runs the remaining trials, compares, and returns the exit code."""
+  remaining = runner_lib.remaining(sweep.trials, folder)
   print(
-    f'{folder}: {len(sweep.trials)} trials, {len(left)} of them left, '
-    f'{len(slots)} at a time',
+    f'{folder}: {len(sweep.trials)} trials, {len(remaining)} remaining, '
+    f'{len(slots)} at once',
     flush=True,
   )
   finished = True
-  if left:
-    progress = SweepProgress(left, len(slots))
-    runner = runner_lib.Runner(left, slots, sweep.retries, progress)
+  if remaining:
+    from bn_repro.sweep.progress import SweepProgress
+
+    progress = SweepProgress(remaining, len(slots))
+    runner = runner_lib.Runner(remaining, slots, sweep.retries, progress)
     finished = runner.run(preemption)
-  return _conclude(sweep, folder, left, {}, finished=finished)
-
-
-def _search(
-  folder: Path,
-  sweep: Sweep,
-  number: int,
-  slots: Sequence[dict[str, str]],
-  preemption: Preemption,
-) -> int:
-  """Runs what is left of a search, compares, and returns the exit code."""
-  from bn_repro.sweep import search
-
-  print(
-    f'{folder}: {number} trials are searched, {len(slots)} at a time',
-    flush=True,
-  )
-  found = search.Search(sweep, folder, len(slots), number)
-  runner = runner_lib.Runner(found.suggestions(), slots, sweep.retries, found)
-  finished = runner.run(preemption)
-  tried, pruned = found.sweep()
-  return _conclude(
-    tried, folder, found.trials, pruned, finished=finished, searched=True
-  )
+  return _conclude(sweep, folder, remaining, finished=finished)
 
 
 def _conclude(
   sweep: Sweep,
   folder: Path,
-  run: Sequence[runner_lib.Trial],
-  pruned: Mapping[str, str],
+  trials: Sequence[runner_lib.TrialProcess],
   *,
   finished: bool,
-  searched: bool = False,
 ) -> int:
-  """Compares, says what has failed, and returns the exit code."""
+  """Compares, reports failed trials, and returns the exit code."""
   from bn_repro.sweep import comparison
 
-  failed = [trial for trial in run if trial.state == workdir_lib.Status.FAILED]
-  problems = [f'{t.name}: failed, {runner_lib.last_words(t)}' for t in failed]
-  endings = {**pruned, **{trial.name: trial.state for trial in failed}}
+  problems = runner_lib.failures(trials)
+  endings = {
+    trial.name: trial.state
+    for trial in trials
+    if trial.state == workdir_lib.Status.FAILED
+  }
   try:
-    found = comparison.read(sweep, folder, endings, searched=searched)
+    found = comparison.read(sweep, folder, endings)
     for line in comparison.conclusions(found):
       print(line)
     write(found)
-    print(f'wrote {folder / "trials.csv"}, summary.md and sweep.png beside it')
+    print(f'wrote trials.csv, summary.md and sweep.png into {folder}')
   except UserError as error:
     problems += error.problems
   except OSError as error:
     problems.append(str(error))
   if not finished:
-    print('stopped; the same command goes on')
+    print('stopped; the same command resumes')
     return workdir_lib.EXIT_CODES[workdir_lib.Status.PREEMPTED]
   return cli.report_errors(problems) if problems else 0
 
 
 def write(found: 'Comparison') -> None:
-  """Writes `trials.csv`, `summary.md` and the picture beside the trials."""
-  from bn_repro.report import figures
-  from bn_repro.sweep import comparison  # Matplotlib takes a second.
+  """Writes `trials.csv`, `summary.md` and the figure."""
+  from bn_repro.sweep import comparison, figures  # Matplotlib takes a second.
 
   tables = {
     'trials.csv': comparison.table(found),

@@ -1,7 +1,8 @@
-"""What a sweep has found: a table of its trials, and what follows from it.
+"""Compares the trials of a sweep: a table, a summary, and conclusions.
 
-Seeds that repeat a setting are taken together. Nothing but the setting that is
-best on validation images is looked up on test images.
+Trials that differ only in the repeated axis, such as the seed, form a setting.
+Settings are ranked on validation images. Only the best one is then evaluated on
+test images.
 """
 
 from collections import Counter
@@ -18,57 +19,61 @@ from bn_repro import paper
 from bn_repro.errors import UserError
 from bn_repro.report import claims
 from bn_repro.report import runs as runs_lib
-from bn_repro.report.runs import Spread
+from bn_repro.report.runs import Run, Spread
 from bn_repro.runtime import workdir as workdir_lib
-from bn_repro.sweep import runner as runner_lib
-from bn_repro.sweep.grid import Sweep, Trial, Value, text
-
-NOT_STARTED = 'not started'
-# Of a trial that is done and has not learnt: see `ledger.learns`.
-BELOW = 'below twice chance'
+from bn_repro.sweep.sweep import Sweep, Trial, TrialStatus, Value, to_text
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """How a trial has come out.
+  """The result of a trial.
 
   Attributes:
-    name: of the trial.
-    values: by axis.
-    status: as in `status.json`, or pruned, or not started.
-    step: the furthest.
-    total_steps: of the whole run.
-    best: `Run.best`; None if it was never evaluated.
-    last: the mean of the last evaluations, likewise.
-    learns: whether it has left chance.
-    steps_to_target: steps of 32 images to the accuracy of the reference; None
-      if it never got there.
+    name: name of the trial.
+    values: value of each axis.
+    total_steps: steps of the whole run.
+    status: status of the run, or `NOT_STARTED`.
+    step: last step.
+    best: `Run.best`; None without an evaluation.
+    last: `Run.last`; None without an evaluation.
+    learns: whether accuracy exceeds chance, as `claims.learns` defines it.
+    steps_to_target: steps of 32 images to the target accuracy; None if the run
+      never reaches it.
   """
 
   name: str
   values: Mapping[str, Value]
-  status: str
-  step: int
   total_steps: int
-  best: float | None
-  last: float | None
-  learns: bool
-  steps_to_target: float | None
+  status: str = TrialStatus.NOT_STARTED
+  step: int = 0
+  best: float | None = None
+  last: float | None = None
+  learns: bool = False
+  steps_to_target: float | None = None
 
   @property
   def ended(self) -> bool:
-    """Whether it has come to its end, be it by diverging."""
+    """Whether the run is done or has diverged."""
     return self.status in workdir_lib.ENDED
 
   @property
   def usable(self) -> bool:
-    """Whether it trained to its end, and has learnt."""
+    """Whether the run is done and learns."""
     return self.status == workdir_lib.Status.DONE and self.learns
+
+  @property
+  def outcome(self) -> str:
+    """The status in words, with the step at which the run diverged."""
+    if self.status == workdir_lib.Status.DIVERGED:
+      return f'diverged at step {self.step}'
+    if self.status == workdir_lib.Status.DONE and not self.learns:
+      return TrialStatus.BELOW
+    return self.status
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """Trials that differ in nothing but the repeated axis."""
+  """The results of trials that differ only in the repeated axis."""
 
   line: tuple[Value, ...]
   x: Value
@@ -76,25 +81,23 @@ class Setting:
 
   @property
   def usable(self) -> bool:
-    """Whether all of its trials are."""
+    """Whether all of its trials are usable."""
     return all(result.usable for result in self.results)
 
   @property
   def mean(self) -> float:
-    """The mean of their best accuracies; minus infinity if one did not end."""
-    if any(
-      r.status != workdir_lib.Status.DONE or r.best is None
-      for r in self.results
-    ):
+    """Mean of the best accuracies; -infinity unless all trials are done."""
+    best = [r.best for r in self.results if r.status == workdir_lib.Status.DONE]
+    if len(best) < len(self.results) or None in best:
       return -math.inf
-    return statistics.fmean(r.best or 0.0 for r in self.results)
+    return statistics.fmean(value or 0.0 for value in best)
 
   def best(self) -> Spread:
-    """Their best accuracies."""
+    """The best accuracies."""
     return Spread([r.best for r in self.results], never=-math.inf, word='–')
 
   def steps_to_target(self) -> Spread:
-    """Their steps to the target."""
+    """The steps to the target."""
     return Spread([result.steps_to_target for result in self.results])
 
 
@@ -103,14 +106,13 @@ class Comparison:
   """The results of a sweep.
 
   Attributes:
-    sweep: what was run.
-    results: in the order of the names of the axes' values.
-    targets: by value of the repeated axis: the best accuracy of the first
-      setting, to which steps are counted.
+    sweep: the sweep.
+    results: one result for each trial, in the order of the axes' values.
+    targets: target accuracy for each value of the repeated axis: the best of
+      the first setting, or None if that did not learn.
     chance: accuracy of guessing.
-    eval_split: what accuracies are of.
-    folder: where the trials are.
-    searched: whether values were looked for, and not all of them tried.
+    eval_split: split that accuracies refer to.
+    folder: directory of the sweep.
   """
 
   sweep: Sweep
@@ -119,18 +121,16 @@ class Comparison:
   chance: float
   eval_split: str
   folder: Path
-  searched: bool = False
 
   def lines(self) -> dict[tuple[Value, ...], list[Setting]]:
-    """The settings of each line of the picture, in the order of x."""
+    """The settings of each line of the figure, in the order of x."""
     sweep = self.sweep
     found: dict[tuple[Value, ...], dict[Value, list[Result]]] = {}
     for result in self.results:
-      line = tuple(result.values[axis.name] for axis in sweep.lines)
-      found.setdefault(line, {}).setdefault(result.values[sweep.x], []).append(
-        result
-      )
-    order = list(sweep.axis(sweep.x).values)
+      line = tuple(result.values[axis] for axis in sweep.lines)
+      by_x = found.setdefault(line, {})
+      by_x.setdefault(result.values[sweep.x], []).append(result)
+    order: list[Any] = list(sweep.axes[sweep.x])
     if self.is_numeric:
       order.sort()
     return {
@@ -139,108 +139,86 @@ class Comparison:
     }
 
   def label(self, line: tuple[Value, ...]) -> str:
-    """A line's name."""
+    """Name of a line."""
     return ', '.join(
       paper.label(value)
       if isinstance(value, str)
-      else f'{axis.name} {text(value)}'
+      else f'{axis} {to_text(value)}'
       for axis, value in zip(self.sweep.lines, line, strict=True)
     )
 
   @property
   def is_numeric(self) -> bool:
-    """Whether x is a quantity, of which there are ranges."""
+    """Whether all values of x are positive numbers, which have ranges."""
     return all(
-      not isinstance(x, str) and x > 0
-      for x in self.sweep.axis(self.sweep.x).values
+      not isinstance(x, str) and x > 0 for x in self.sweep.axes[self.sweep.x]
     )
 
 
-def read(
-  sweep: Sweep,
-  folder: Path,
-  endings: Mapping[str, str],
-  *,
-  searched: bool = False,
-) -> Comparison:
+def read(sweep: Sweep, folder: Path, endings: Mapping[str, str]) -> Comparison:
   """Reads what the trials of a sweep have written.
 
   Args:
-    sweep: what was run.
-    folder: where the trials are.
-    endings: states of trials, by name, that the runner knows better than their
-      `status.json`: pruned, or failed before they wrote one.
-    searched: whether it was a search.
+    sweep: the sweep.
+    folder: directory of the sweep.
+    endings: statuses by name of trial that replace those of `status.json`, for
+      trials that failed before they wrote one.
 
   Raises:
-    UserError: if a file of theirs is damaged, or there is none.
+    UserError: if a file of a run is damaged, or no trial has started.
   """
-  rank = {
-    axis.name: {value: i for i, value in enumerate(axis.values)}
-    for axis in sweep.axes
-  }
   trials = sorted(
     sweep.trials,
-    key=lambda trial: [rank[name][trial.values[name]] for name in rank],
+    key=lambda t: [sweep.axes[a].index(t.values[a]) for a in sweep.axes],
   )
-  first = {axis.name: axis.values[0] for axis in sweep.axes}
+  first = {axis: values[0] for axis, values in sweep.axes.items()}
   targets: dict[Value, float | None] = {}
-  found = []
+  results = []
   run = None
-  # The first of each line and x come first, and with them the targets. One run
-  # at a time: a sweep may have a thousand.
+  # The order puts the first setting, and with it the targets, first. One run is
+  # in memory at a time, as a sweep may have a thousand.
   for trial in trials:
     if not (folder / trial.name / 'config.json').exists():
-      found.append(_not_started(trial))
+      results.append(Result(trial.name, trial.values, trial.total_steps))
       continue
     run = runs_lib.read_run(folder / trial.name)
     repeat = trial.values[sweep.repeat]
-    if trial.values == first | {sweep.repeat: repeat} and not searched:
+    if trial.values == {**first, sweep.repeat: repeat}:
       targets[repeat] = run.best() if run.ended and claims.learns(run) else None
-    target = targets.get(repeat)
-    found.append(
-      Result(
-        name=trial.name,
-        values=trial.values,
-        status=endings.get(trial.name, run.status.get('status', NOT_STARTED)),
-        step=run.step,
-        total_steps=trial.total_steps,
-        best=run.best(),
-        last=run.last(),
-        learns=claims.learns(run),
-        steps_to_target=None if target is None else run.steps_to(target),
-      )
+    results.append(
+      _result(trial, run, endings.get(trial.name), targets.get(repeat))
     )
   if run is None:
     raise UserError(f'{folder}: no trial of this sweep has been started.')
   return Comparison(
     sweep=sweep,
-    results=found,
+    results=results,
     targets=targets,
     chance=run.chance,
     eval_split=run.config['eval_split'],
     folder=folder,
-    searched=searched,
   )
 
 
-def _not_started(trial: Trial) -> Result:
+def _result(
+  trial: Trial, run: Run, ending: str | None, target: float | None
+) -> Result:
   return Result(
     name=trial.name,
     values=trial.values,
-    status=NOT_STARTED,
-    step=0,
     total_steps=trial.total_steps,
-    best=None,
-    last=None,
-    learns=False,
-    steps_to_target=None,
+    status=ending or run.status.get('status', TrialStatus.NOT_STARTED),
+    step=run.step,
+    best=run.best(),
+    last=run.last(),
+    learns=claims.learns(run),
+    steps_to_target=None if target is None else run.steps_to(target),
   )
 
 
 def table(comparison: Comparison) -> str:
-  """`trials.csv`: a row a trial. Nothing in it depends on clock or machine."""
-  axes = [axis.name for axis in comparison.sweep.axes]
+  """`trials.csv`: one row per trial, independent of time and machine."""
+  axes = list(comparison.sweep.axes)
   split = comparison.eval_split
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
@@ -261,7 +239,7 @@ def table(comparison: Comparison) -> str:
     writer.writerow(
       [
         r.name,
-        *(text(r.values[name]) for name in axes),
+        *(to_text(r.values[axis]) for axis in axes),
         r.status,
         r.step,
         r.total_steps,
@@ -273,31 +251,25 @@ def table(comparison: Comparison) -> str:
 
 
 def usable_range(settings: Sequence[Setting]) -> list[Value]:
-  """The widest run of neighbouring values of x at which all trials learn.
+  """The successive values of x with usable settings whose ratio is largest.
 
   Args:
-    settings: of a line, in the order of x.
+    settings: the settings of a line, in the order of x.
   """
-  runs: list[list[Any]] = [[]]
+  ranges: list[list[Any]] = [[]]
   for setting in settings:
     if setting.usable:
-      runs[-1].append(setting.x)
+      ranges[-1].append(setting.x)
     else:
-      runs.append([])
-  return max(runs, key=lambda run: run[-1] / run[0] if run else 0.0)
+      ranges.append([])
+  return max(ranges, key=lambda xs: xs[-1] / xs[0] if xs else 0.0)
 
 
 def conclusions(comparison: Comparison) -> list[str]:
-  """What follows, a line each."""
-  found = []
-  if comparison.is_numeric and not comparison.searched:
-    found += _ranges(comparison)
+  """What the results show, one sentence per line."""
+  found = _ranges(comparison) if comparison.is_numeric else []
   found.append(_best(comparison))
-  unfinished = [
-    r.name
-    for r in comparison.results
-    if not r.ended and r.status != runner_lib.PRUNED
-  ]
+  unfinished = [r.name for r in comparison.results if not r.ended]
   if unfinished:
     found.append(
       f'Not ended: {len(unfinished)} of {len(comparison.results)} trials, '
@@ -307,28 +279,28 @@ def conclusions(comparison: Comparison) -> list[str]:
 
 
 def _ranges(comparison: Comparison) -> list[str]:
-  """How wide each line's range of usable values is, and by what factor."""
+  """The range of usable values of each line, relative to the first line's."""
   x = comparison.sweep.x
-  values: list[Any] = sorted(comparison.sweep.axis(x).values)
+  values: list[Any] = sorted(comparison.sweep.axes[x])
   found = []
   first: tuple[str, float] | None = None
   for line, settings in comparison.lines().items():
     label, usable = comparison.label(line), usable_range(settings)
     missing = sum(not r.ended for s in settings for r in s.results)
-    if missing:
-      found.append(f'{label}: {missing} trials have not ended.')
-      first = first or (label, 0.0)
-      continue
-    if not usable:
-      found.append(f'{label}: learns at no {x}.')
+    if missing or not usable:
+      found.append(
+        f'{label}: {missing} trials have not ended.'
+        if missing
+        else f'{label}: learns at no {x}.'
+      )
       first = first or (label, 0.0)
       continue
     low: Any = usable[0]
     high: Any = usable[-1]
     width = high / low
-    # Where the sweep ends, the range may not.
+    # The range may extend beyond an end of the sweep.
     ends = [
-      text(end) + ('*' if end in (values[0], values[-1]) else '')
+      to_text(end) + ('*' if end in (values[0], values[-1]) else '')
       for end in (low, high)
     ]
     where = ' to '.join(ends) if width > 1 else f'{ends[0]} alone'
@@ -350,86 +322,72 @@ def _ranges(comparison: Comparison) -> list[str]:
 
 def _best(comparison: Comparison) -> str:
   """The best setting by validation, and its accuracy on test images."""
+  sweep = comparison.sweep
   settings = [s for line in comparison.lines().values() for s in line]
   best = max(settings, key=lambda setting: setting.mean)
   if best.mean == -math.inf:
     return 'Best: no setting has all of its trials done.'
   names = [result.name for result in best.results]
   where = ', '.join(
-    f'{axis.name} {text(value)}'
+    f'{axis} {to_text(value)}'
     for axis, value in zip(
-      (*comparison.sweep.lines, comparison.sweep.axis(comparison.sweep.x)),
-      (*best.line, best.x),
-      strict=True,
+      (*sweep.lines, sweep.x), (*best.line, best.x), strict=True
     )
   )
-  said = (
+  sentence = (
     f'Best on {comparison.eval_split} images: {where}, {100 * best.mean:.2f} % '
     f'(mean of {len(names)})'
   )
   if comparison.eval_split != 'validation':
-    return f'{said}. There are no others to measure it on.'
+    return f'{sentence}. No other images remain to evaluate it on.'
   runs = [runs_lib.read_run(comparison.folder / name) for name in names]
   accuracies = [run.test_accuracy() for run in runs]
   if None in accuracies:
-    return f'{said}. It was not evaluated on test images.'
+    return f'{sentence}. It was not evaluated on test images.'
   mean = statistics.fmean(value or 0.0 for value in accuracies)
-  return f'{said}; on the test images {100 * mean:.2f} %.'
+  return f'{sentence}; on the test images {100 * mean:.2f} %.'
 
 
 def summary(comparison: Comparison) -> str:
-  """`summary.md`: a row a setting, and the conclusions."""
+  """`summary.md`: one row per setting, and the conclusions."""
   sweep = comparison.sweep
   heads = [
-    *(axis.name for axis in sweep.lines),
+    *sweep.lines,
     sweep.x,
     'runs',
     f'best {comparison.eval_split} accuracy, %',
+    'steps of 32 to the target',
     'state',
   ]
-  if not comparison.searched:
-    heads.insert(-1, 'steps of 32 to the target')
   rows = [heads, ['---'] * len(heads)]
   for line, settings in comparison.lines().items():
     for setting in settings:
-      states = Counter(map(state, setting.results))
-      several = len(states) > 1
-      row = [
-        *map(text, line),
-        text(setting.x),
-        str(len(setting.results)),
-        setting.best().show(lambda value: f'{100 * value:.1f}'),
-        ', '.join(f'{n} {s}' if several else s for s, n in states.items()),
-      ]
-      if not comparison.searched:
-        row.insert(-1, setting.steps_to_target().show('{:,.0f}'.format))
-      rows.append(row)
+      outcomes = Counter(result.outcome for result in setting.results)
+      several = len(outcomes) > 1
+      rows.append(
+        [
+          *map(to_text, line),
+          to_text(setting.x),
+          str(len(setting.results)),
+          setting.best().show(lambda value: f'{100 * value:.1f}'),
+          setting.steps_to_target().show('{:,.0f}'.format),
+          ', '.join(f'{n} {o}' if several else o for o, n in outcomes.items()),
+        ]
+      )
   targets = ', '.join(
-    f'{text(repeat)}: {"none" if target is None else f"{100 * target:.1f} %"}'
+    f'{to_text(repeat)}: '
+    + ('none' if target is None else f'{100 * target:.1f} %')
     for repeat, target in comparison.targets.items()
   )
-  first = comparison.results[0]
-  notes = [
+  parts = [
     f'![{sweep.x}](sweep.png)',
     '\n'.join(f'| {" | ".join(row)} |' for row in rows),
-    f'Best is the best mean of {runs_lib.WINDOW} evaluations in a row; the '
-    f'lower median, and the range over {sweep.repeat}. A trial learns that '
-    'gets to twice chance.',
+    f'Best accuracy: the highest mean of {runs_lib.WINDOW} successive '
+    f'evaluations; the lower median over {sweep.repeat}, and the range. A '
+    'trial learns if it reaches twice the accuracy of chance.',
+    f'Target: the best accuracy of the first setting '
+    f'({comparison.results[0].name} and the same with other values of '
+    f'{sweep.repeat}), by {sweep.repeat}: {targets}.',
     '\n'.join(f'- {line}' for line in conclusions(comparison)),
   ]
-  if not comparison.searched:
-    notes.insert(
-      3,
-      f'The target is the best of the first setting ({first.name} and its '
-      f'like), by {sweep.repeat}: {targets}.',
-    )
-  return '\n\n'.join(notes) + '\n'
-
-
-def state(result: Result) -> str:
-  """How a trial ended, in words."""
-  if result.status == workdir_lib.Status.DIVERGED:
-    return f'diverged at step {result.step}'
-  if result.status == workdir_lib.Status.DONE and not result.learns:
-    return BELOW
-  return result.status
+  return '\n\n'.join(parts) + '\n'

@@ -1,7 +1,7 @@
-"""What a person sees while a sweep goes on."""
+"""Shows how the trials of a sweep advance."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 import os
 import sys
 import time
@@ -14,131 +14,128 @@ from rich.table import Table
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.progress import duration
 from bn_repro.sweep import runner as runner_lib
-from bn_repro.sweep.runner import Trial
+from bn_repro.sweep.runner import TrialProcess
+from bn_repro.sweep.sweep import TrialStatus
 
-# Seconds between two tables on a terminal, and between two lines elsewhere.
+# Seconds between updates of the table on a terminal, and between lines.
 _TABLE_INTERVAL = 1.0
 _LINE_INTERVAL = 30.0
-# Rows of a terminal that the table leaves to the rest.
+# Rows of a terminal that the table does not use.
 _MARGIN = 8
 
 
 class SweepProgress(runner_lib.Progress):
-  """A table on a terminal, plain lines elsewhere; both on standard output.
+  """A table on a terminal, or else plain lines, on standard output.
 
-  The time that remains is an estimate from what has been trained in this start.
-
-  Attributes:
-    trials: all that it has been told of.
+  Remaining times are extrapolated from what this runner has trained.
   """
 
-  def __init__(self, trials: Iterable[Trial], jobs: int, number: int = 0):
-    """Shows trials.
+  def __init__(self, trials: Sequence[TrialProcess], jobs: int):
+    """Shows the first table.
 
     Args:
-      trials: those that are known of, all with something left to do.
-      jobs: how many run at a time.
-      number: how many there will be, if others may come.
+      trials: trials that are not complete.
+      jobs: number of trials that run at once.
     """
-    self.trials = list(trials)
+    self._trials = trials
     self._jobs = jobs
-    self._number = number
     self._console = _Console(file=sys.stdout, soft_wrap=True, highlight=False)
     self._begin = time.monotonic()
-    self._next_look = self._begin
-    self._begun: dict[str, tuple[float, int]] = {}
-    self._looks: dict[str, _Look] = {}
+    self._next_update = self._begin
+    # Time and step at which each trial started.
+    self._starts: dict[str, tuple[float, int]] = {}
+    self._metrics: dict[str, _Metrics] = {}
     self._live: Live | None = None
     if self._console.is_terminal:
       self._live = Live(console=self._console, auto_refresh=False)
       self._live.start()
 
-  def started(self, trial: Trial) -> None:
-    """Says so, where there is no table."""
-    if trial not in self.trials:
-      self.trials.append(trial)
-    self._begun[trial.name] = time.monotonic(), trial.step
+  def started(self, trial: TrialProcess) -> None:
+    """Prints a line, unless there is a table."""
+    self._starts[trial.name] = time.monotonic(), trial.step
     if self._live is None:
-      self._say(f'{trial.name}: runs, from step {trial.step}')
+      self._print(f'{trial.name}: running from step {trial.step}')
 
-  def found_elsewhere(self, trial: Trial) -> None:
-    """Says so."""
+  def found_elsewhere(self, trial: TrialProcess) -> None:
+    """Prints which process has locked the workdir."""
     holder = workdir_lib.Workdir(str(trial.workdir)).holder()
-    self._say(f'{trial.name}: is waited for, {holder or "a process"} has it')
+    self._print(
+      f'{trial.name}: waiting: workdir locked by {holder or "another process"}'
+    )
 
-  def ended(self, trial: Trial, code: int) -> None:
-    """Says how, and when all will have."""
-    self._looks[trial.name] = _Look(trial)
-    how = trial.state
-    if how == runner_lib.WAITING:
-      how = f'exit code {code}, is started again'
-    elif how == workdir_lib.Status.FAILED:
-      how = f'failed with exit code {code}, {runner_lib.last_words(trial)}'
-    facts = self._looks[trial.name].facts
-    self._say(
-      f'{trial.name}: {how}{facts}, {duration(trial.seconds)}; '
+  def ended(self, trial: TrialProcess, code: int) -> None:
+    """Prints the state of the trial, and the remaining time of all."""
+    metrics = self._metrics[trial.name] = _Metrics(trial)
+    state = trial.state
+    if state == TrialStatus.WAITING:
+      state = f'exit code {code}, will be restarted'
+    elif state == workdir_lib.Status.FAILED:
+      state = (
+        f'failed with exit code {code}, {runner_lib.failure_reason(trial)}'
+      )
+    self._print(
+      f'{trial.name}: {state}{metrics.text}, {duration(trial.seconds)}; '
       f'{self._counts()}, ETA {self._remaining()}'
     )
 
-  def tick(self) -> Iterable[Trial]:
-    """Draws the table, or says how the running trials stand."""
+  def tick(self) -> None:
+    """Updates the table, or prints a line for each running trial, when due."""
     now = time.monotonic()
-    if now < self._next_look:
-      return ()
+    if now < self._next_update:
+      return
     interval = _LINE_INTERVAL if self._live is None else _TABLE_INTERVAL
-    self._next_look = now + interval
-    running = [t for t in self.trials if t.state == workdir_lib.Status.RUNNING]
+    self._next_update = now + interval
+    running = [t for t in self._trials if t.state == workdir_lib.Status.RUNNING]
     for trial in running:
-      self._looks[trial.name] = _Look(trial)
+      self._metrics[trial.name] = _Metrics(trial)
     if self._live is not None:
       self._live.update(self._table(), refresh=True)
     elif now > self._begin + interval:
       for trial in running:
-        look = self._looks[trial.name]
-        self._say(
-          f'{trial.name}: step {look.step}/{trial.total_steps}{look.facts}, '
-          f'ETA {self._remaining_of(trial)}'
+        metrics = self._metrics[trial.name]
+        self._print(
+          f'{trial.name}: step {metrics.step}/{trial.total_steps}'
+          f'{metrics.text}, ETA {self._remaining_of(trial)}'
         )
-    return ()
 
   def stopping(self) -> None:
-    """Says that it may take a moment."""
-    self._say('stopping: the running trials save')
+    """Prints that the trials are saving, which takes a moment."""
+    self._print('stopping: the running trials are saving')
 
   def close(self) -> None:
-    """Leaves the last table as it is, and says how long all took."""
+    """Leaves the last table on the terminal, and prints the total times.
+
+    The overhead is wall time in excess of the trials' own time divided by the
+    number of trials at once.
+    """
     if self._live is not None:
       self._live.update(self._table(), refresh=True)
       self._live.stop()
     wall = time.monotonic() - self._begin
-    own = sum(trial.seconds for trial in self.trials)
-    if own:
-      self._say(
-        f"{duration(wall)} of wall time; the trials' own {duration(own)} over "
-        f'{self._jobs} at a time: {wall * self._jobs / own:.2f} times as long'
+    total = sum(trial.seconds for trial in self._trials)
+    if total:
+      overhead = max(wall * self._jobs / total - 1, 0.0)
+      self._print(
+        f'Wall {duration(wall)}; trials {duration(total)} in total; '
+        f'overhead {100 * overhead:.0f} %'
       )
 
-  def _say(self, text: str) -> None:
+  def _print(self, text: str) -> None:
     self._console.print(text, markup=False)
 
   def _counts(self) -> str:
-    counts = Counter(trial.state for trial in self.trials)
-    if self._missing:
-      counts['to come'] = self._missing
+    counts = Counter(trial.state for trial in self._trials)
     return ', '.join(f'{number} {state}' for state, number in counts.items())
 
-  @property
-  def _missing(self) -> int:
-    """Trials that nobody knows of yet."""
-    return max(self._number - len(self.trials), 0)
-
   def _table(self) -> Table:
-    room = max(self._console.height - _MARGIN, 3)
-    order = {workdir_lib.Status.RUNNING: 0, runner_lib.WAITING: 2}
-    # Those that have ended last stand next to those that run.
-    ended = list(self._looks)
-    rows = sorted(
-      self.trials,
+    """Running trials, then ended ones, the latest first, then the others."""
+    order: dict[str, int] = {
+      workdir_lib.Status.RUNNING: 0,
+      TrialStatus.WAITING: 2,
+    }
+    ended = list(self._metrics)
+    trials = sorted(
+      self._trials,
       key=lambda trial: (
         order.get(trial.state, 1),
         -ended.index(trial.name) if trial.name in ended else 0,
@@ -149,78 +146,77 @@ class SweepProgress(runner_lib.Progress):
     )
     for head in ('trial', 'state', 'step', 'accuracy', 'ETA or time'):
       table.add_column(head)
-    for trial in rows[:room]:
-      look = self._looks.get(trial.name)
+    room = max(self._console.height - _MARGIN, 3)
+    for trial in trials[:room]:
+      metrics = self._metrics.get(trial.name)
+      accuracy = metrics.accuracy if metrics else None
       running = trial.state == workdir_lib.Status.RUNNING
       table.add_row(
         trial.name,
         trial.state,
-        f'{look.step if look else trial.step}/{trial.total_steps}',
-        f'{look.accuracy:.4f}' if look and look.accuracy is not None else '',
+        f'{metrics.step if metrics else trial.step}/{trial.total_steps}',
+        '' if accuracy is None else f'{accuracy:.4f}',
         self._remaining_of(trial) if running else duration(trial.seconds),
       )
-    if len(rows) > room:
-      table.caption = f'and {len(rows) - room} more'
+    if len(trials) > room:
+      table.caption = f'and {len(trials) - room} more'
     return table
 
-  def _remaining_of(self, trial: Trial) -> str:
-    begin, first = self._begun[trial.name]
-    step = self._looks[trial.name].step
+  def _remaining_of(self, trial: TrialProcess) -> str:
+    start, first = self._starts[trial.name]
+    step = self._metrics[trial.name].step
     if step <= first:
       return '?'
-    elapsed = time.monotonic() - begin
+    elapsed = time.monotonic() - start
     return duration(elapsed / (step - first) * (trial.total_steps - step))
 
   def _remaining(self) -> str:
-    """From images seen in this start; a trial that has ended has seen all."""
+    """Remaining time, from the images that this runner has trained on."""
     seen = total = 0.0
-    for trial in self.trials:
-      _, first = self._begun.get(trial.name, (0.0, trial.step))
-      look = self._looks.get(trial.name)
-      step = look.step if look else first
-      if trial.state in (
-        *workdir_lib.ENDED,
-        workdir_lib.Status.FAILED,
-        runner_lib.PRUNED,
-      ):
+    for trial in self._trials:
+      _, first = self._starts.get(trial.name, (0.0, trial.step))
+      metrics = self._metrics.get(trial.name)
+      step = metrics.step if metrics else first
+      # An ended trial needs no more time, however early it ended.
+      if trial.state in (*workdir_lib.ENDED, workdir_lib.Status.FAILED):
         step = trial.total_steps
       images = trial.images / trial.total_steps
       seen += max(step - first, 0) * images
       total += (trial.total_steps - first) * images
     if not seen:
       return '?'
-    total += total / len(self.trials) * self._missing
     elapsed = time.monotonic() - self._begin
     return duration(elapsed / seen * (total - seen))
 
 
 class _Console(Console):
-  """A console whose reader may go away; trials go on without."""
+  """A console that stays silent after its reader has closed the pipe."""
 
   def on_broken_pipe(self) -> None:
-    """Says nothing any more, here and elsewhere."""
+    """Discards all further output of the process; the trials continue."""
     self.quiet = True
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class _Look:
-  """What a trial's `metrics.jsonl` says of it.
+class _Metrics:
+  """The latest values in a trial's `metrics.jsonl`.
 
   Attributes:
-    step: the furthest.
-    accuracy: of the last evaluation; None if there was none.
+    step: last step.
+    accuracy: accuracy of the last evaluation; None if there is none.
   """
 
-  def __init__(self, trial: Trial):
+  def __init__(self, trial: TrialProcess):
     lines = runner_lib.last_lines(trial.workdir)
     self.step = max([trial.step, *(line['step'] for line in lines)])
-    # Not of the test images, where there are others: nobody is to choose by it.
-    evaluated: list[Any] = [x for x in lines if x['split'] == 'validation'] or [
-      x for x in lines if x['split'] == 'test'
-    ]
-    self.accuracy = evaluated[-1]['accuracy'] if evaluated else None
+    # Test images only where there are no others, so that no choice relies on
+    # them.
+    evaluations: list[Any] = [
+      line for line in lines if line['split'] == 'validation'
+    ] or [line for line in lines if line['split'] == 'test']
+    self.accuracy = evaluations[-1]['accuracy'] if evaluations else None
 
   @property
-  def facts(self) -> str:
-    """The accuracy, as a part of a line."""
+  def text(self) -> str:
+    """The accuracy, as a part of a printed line."""
     return '' if self.accuracy is None else f', accuracy {self.accuracy:.4f}'

@@ -1,7 +1,7 @@
-"""Runs trials: ordinary commands in processes of their own, a few at a time.
+"""Runs trials, each the ordinary command in its own process, a few at a time.
 
-Nothing is remembered but what the trials write into their directories, so that
-a runner which was killed is simply started again.
+All state is in the workdirs of the trials. After a kill, a new runner continues
+from there.
 """
 
 from collections import deque
@@ -22,37 +22,32 @@ from typing import Any
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Preemption
+from bn_repro.sweep.sweep import Trial, TrialStatus
 
-# Seconds between two looks at the processes.
+# Seconds between two polls of the processes.
 _INTERVAL = 0.1
-# Of a `metrics.jsonl`, as much of its end as has the last evaluation in it.
+# Bytes at the end of a `metrics.jsonl` that include the last evaluation.
 _TAIL_BYTES = 20_000
 
-WAITING = 'waiting'
-# Ended early, for others do better.
-PRUNED = 'pruned'
-# Another process has its workdir: one that a killed runner left, or one of
-# another runner.
-ELSEWHERE = 'runs elsewhere'
-
+# From linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass
-class Trial:
-  """A run, and how it stands.
+class TrialProcess:
+  """A trial as the runner sees it: a command, and its progress.
 
   Attributes:
-    name: for people.
-    workdir: its directory; what it says goes to a `.log` beside it.
-    command: what trains it, and resumes it.
-    images: that it sees in all, as a measure of its length.
-    total_steps: in which it sees them.
-    state: of `workdir.EXIT_CODES`, or waiting, or runs elsewhere, or pruned.
-    seconds: for which its processes have run, in this runner.
-    failures: how often in a row it has ended without having got further.
-    step: the furthest that it is known to have got.
-    problem: why its process could not be started, if so.
+    name: name of the trial.
+    workdir: directory of the run.
+    command: command that trains the trial, and that resumes it.
+    images: images that the whole run trains on, as a measure of its length.
+    total_steps: steps of the whole run.
+    state: status of the run, or a `TrialStatus`.
+    seconds: total run time of its processes, in this runner.
+    failures: number of successive processes that ended without progress.
+    step: last step known.
+    problem: reason why the process could not be started; empty if it could.
   """
 
   name: str
@@ -60,7 +55,7 @@ class Trial:
   command: Sequence[str]
   images: int
   total_steps: int
-  state: str = WAITING
+  state: str = TrialStatus.WAITING
   seconds: float = 0.0
   failures: int = 0
   step: int = 0
@@ -68,67 +63,101 @@ class Trial:
 
   @property
   def log(self) -> Path:
-    """What its processes have said."""
+    """The output of its processes, next to the workdir."""
     return self.workdir.with_name(f'{self.workdir.name}.log')
 
 
+def trial_process(trial: Trial, folder: Path) -> TrialProcess:
+  """Returns the process that trains a trial in the directory of a sweep."""
+  workdir = folder / trial.name
+  return TrialProcess(
+    name=trial.name,
+    workdir=workdir,
+    command=[
+      *(sys.executable, '-m', 'bn_repro.main'),
+      f'--config={trial.config_spec}',
+      f'--workdir={workdir}',
+      *(f'--config.{override}' for override in trial.overrides),
+    ],
+    images=trial.images,
+    total_steps=trial.total_steps,
+  )
+
+
+def remaining(trials: Iterable[Trial], folder: Path) -> list[TrialProcess]:
+  """Returns the processes of the trials that are not complete."""
+  return [
+    trial_process(trial, folder)
+    for trial in trials
+    if not final_status(folder / trial.name, trial.total_steps)
+  ]
+
+
+def failures(trials: Iterable[TrialProcess]) -> list[str]:
+  """Returns a line for each trial that has failed, with the reason."""
+  return [
+    f'{trial.name}: failed, {failure_reason(trial)}'
+    for trial in trials
+    if trial.state == workdir_lib.Status.FAILED
+  ]
+
+
 class Progress:
-  """What is told of trials as they run; by itself it says nothing."""
+  """Callbacks of a runner. These do nothing."""
 
-  def started(self, trial: Trial) -> None:
-    """A trial's process has been started."""
+  def started(self, trial: TrialProcess) -> None:
+    """The process of a trial has started."""
 
-  def ended(self, trial: Trial, code: int) -> None:
-    """A trial's process has ended, with the state that the trial is in now.
+  def ended(self, trial: TrialProcess, code: int) -> None:
+    """The process of a trial has ended, or could not be started.
 
-    Or it could not be started, and has failed.
+    Args:
+      trial: trial with its new state.
+      code: exit code of the process.
     """
 
-  def found_elsewhere(self, trial: Trial) -> None:
-    """Another process trains a trial, and is waited for."""
+  def found_elsewhere(self, trial: TrialProcess) -> None:
+    """Another process has locked the workdir of a trial."""
 
-  def tick(self) -> Iterable[Trial]:
-    """Called several times a second; returns trials to end early."""
-    return ()
+  def tick(self) -> None:
+    """Called several times a second."""
 
   def stopping(self) -> None:
-    """All have been told to save and stop."""
+    """All running trials have received SIGTERM."""
 
   def close(self) -> None:
-    """No process runs any more."""
+    """All processes have ended."""
 
 
 class Runner:
-  """Runs trials, some at a time, and lets them save when it is to stop."""
+  """Runs trials, several at a time; when preempted, lets them save first."""
 
   def __init__(
     self,
-    trials: Iterable[Trial],
+    trials: Sequence[TrialProcess],
     slots: Sequence[Mapping[str, str]],
     retries: int,
     progress: Progress,
   ):
-    """Prepares to run.
+    """Initialises a runner.
 
     Args:
-      trials: in the order in which they are started; each is taken when there
-        is room for it.
-      slots: one for each trial at a time; what it adds to the environment.
-      retries: how often a trial that failed is started again.
-      progress: is told.
+      trials: trials in the order in which they start.
+      slots: environment variables to add, for each trial that can run at once.
+      retries: times to restart a trial that fails without progress.
+      progress: receiver of callbacks.
     """
-    self._source = iter(trials)
-    self._waiting: deque[Trial] = deque()
+    self._waiting = deque(trials)
     self._free = deque(slots)
     self._retries = retries
     self._progress = progress
     self._running: dict[subprocess.Popen[bytes], _Attempt] = {}
 
   def run(self, preemption: Preemption) -> bool:
-    """Runs all trials to their ends.
+    """Runs all trials to completion.
 
     Returns:
-      Whether it was not told to stop.
+      False if it was interrupted by a signal.
     """
     try:
       return self._run(preemption)
@@ -140,7 +169,6 @@ class Runner:
     while True:
       if preemption.signal and not stopping:
         stopping = True
-        self._source = iter(())
         self._waiting.clear()
         for process in self._running:
           process.terminate()
@@ -149,41 +177,33 @@ class Runner:
         self._end(process, stopping=stopping)
       while self._free and self._start_next():
         pass
-      for trial in self._progress.tick():
-        self._prune(trial)
+      self._progress.tick()
       if not self._running and not self._waiting:
         return not stopping
       time.sleep(_INTERVAL)
 
   def _start_next(self) -> bool:
-    """Starts the first trial that can be; False if there is none."""
-    taken = []
+    """Starts the first trial whose workdir is free; False if there is none."""
+    locked = []
     started = False
-    while not started and (trial := self._next()) is not None:
-      if is_taken(trial.workdir):
-        taken.append(trial)
-        if trial.state != ELSEWHERE:
-          trial.state = ELSEWHERE
+    while not started and self._waiting:
+      trial = self._waiting.popleft()
+      if is_locked(trial.workdir):
+        locked.append(trial)
+        if trial.state != TrialStatus.ELSEWHERE:
+          trial.state = TrialStatus.ELSEWHERE
           self._progress.found_elsewhere(trial)
       else:
         started = self._start(trial)
-    self._waiting.extend(taken)
+    self._waiting.extend(locked)
     return started
 
-  def _next(self) -> Trial | None:
-    """A new trial, or one that is to be started again."""
-    trial = next(self._source, None)
-    if trial is None and self._waiting:
-      trial = self._waiting.popleft()
-    return trial
-
-  def _start(self, trial: Trial) -> bool:
-    """Starts a trial's process; without one it has failed."""
+  def _start(self, trial: TrialProcess) -> bool:
+    """Starts the process of a trial; the trial fails if that is impossible."""
     trial.step = max(trial.step, last_step(trial.workdir))
     try:
       process = _start(trial, self._free[0])
     except OSError as error:
-      # It has no log to say it in.
       trial.state, trial.problem = workdir_lib.Status.FAILED, str(error)
       self._progress.ended(trial, workdir_lib.EXIT_CODES[trial.state])
       return False
@@ -192,36 +212,27 @@ class Runner:
     self._progress.started(trial)
     return True
 
-  def _prune(self, trial: Trial) -> None:
-    for process, attempt in self._running.items():
-      if attempt.trial is trial and trial.state != PRUNED:
-        trial.state = PRUNED
-        process.terminate()
-
   def _end(self, process: subprocess.Popen[bytes], *, stopping: bool) -> None:
     attempt = self._running.pop(process)
     self._free.append(attempt.slot)
     trial, code = attempt.trial, process.returncode
     trial.seconds += time.monotonic() - attempt.start
-    pruned = trial.state == PRUNED
     trial.state = _STATES.get(code, workdir_lib.Status.FAILED)
     if trial.state not in workdir_lib.ENDED:
-      if pruned:
-        trial.state = PRUNED
-      elif stopping:
-        # Also one that had not yet begun to listen to signals.
+      if stopping:
+        # Also if SIGTERM arrived before the trial had installed its handler.
         trial.state = workdir_lib.Status.PREEMPTED
       else:
-        self._try_again(trial)
+        self._retry(trial)
     self._progress.ended(trial, code)
 
-  def _try_again(self, trial: Trial) -> None:
-    """Has a trial started once more, unless it does not get further."""
+  def _retry(self, trial: TrialProcess) -> None:
+    """Queues a trial again, unless it has failed too often without progress."""
     step = last_step(trial.workdir)
     trial.failures = 0 if step > trial.step else trial.failures + 1
     trial.step = max(trial.step, step)
     if trial.failures <= self._retries:
-      trial.state = WAITING
+      trial.state = TrialStatus.WAITING
       self._waiting.append(trial)
     else:
       trial.state = workdir_lib.Status.FAILED
@@ -234,13 +245,13 @@ _STATES = {code: state for state, code in workdir_lib.EXIT_CODES.items()}
 class _Attempt:
   """A process of a trial."""
 
-  trial: Trial
+  trial: TrialProcess
   slot: Mapping[str, str]
   start: float = dataclasses.field(default_factory=time.monotonic)
 
 
 def _start(
-  trial: Trial, environment: Mapping[str, str]
+  trial: TrialProcess, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
   trial.log.parent.mkdir(parents=True, exist_ok=True)
   with trial.log.open('ab') as log:
@@ -250,27 +261,27 @@ def _start(
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=subprocess.STDOUT,
-      # In a session of its own: Ctrl-C reaches it through the runner alone.
+      # In its own session, Ctrl-C in a terminal reaches only the runner.
       start_new_session=True,
       preexec_fn=_end_with_parent,
     )
 
 
 def _end_with_parent() -> None:
-  """Has the kernel tell this process to save and stop when its parent dies.
+  """Asks the kernel to send SIGTERM to this process when its parent dies.
 
-  Elsewhere than on Linux it trains on, and a runner waits for it.
+  On systems other than Linux it continues, and the next runner waits for it.
   """
   if sys.platform == 'linux':
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def slots(jobs: int | None) -> list[dict[str, str]]:
-  """What each of the trials that run at a time adds to the environment.
+  """Environment variables to add, for each trial that can run at once.
 
   Args:
-    jobs: how many; None for what the machine can hold: one on each NVIDIA GPU,
-      or one on a TPU, or one a core of a CPU.
+    jobs: number of trials at once; None for one per NVIDIA GPU, one on a TPU,
+      or one per CPU core.
 
   Raises:
     UserError: if there are fewer GPUs than jobs.
@@ -280,11 +291,11 @@ def slots(jobs: int | None) -> list[dict[str, str]]:
   if not on_cpu and (gpus := _gpus()):
     if jobs is not None and jobs > len(gpus):
       raise UserError(
-        f'--jobs={jobs}: there are {len(gpus)} GPUs, and a trial takes one of '
-        'them. Use fewer jobs, or JAX_PLATFORMS=cpu.'
+        f'--jobs={jobs}: there are {len(gpus)} GPUs, and each trial takes one. '
+        'Use fewer jobs, or JAX_PLATFORMS=cpu.'
       )
     if jobs == 1:
-      # Alone, it takes them all.
+      # A single trial uses all GPUs.
       return [{}]
     return [{'CUDA_VISIBLE_DEVICES': gpu} for gpu in gpus[:jobs]]
   if jobs is None:
@@ -294,17 +305,17 @@ def slots(jobs: int | None) -> list[dict[str, str]]:
 
 
 def _num_cores() -> int:
-  """Cores that this process may use, as SLURM or taskset have it."""
+  """Cores that this process may use, as limited by SLURM or taskset."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:
-  """Numbers of the NVIDIA GPUs that this process may use."""
+  """Indices of the NVIDIA GPUs that this process may use."""
   named = os.environ.get('CUDA_VISIBLE_DEVICES')
   if named is not None:
-    # -1 hides all.
+    # -1 hides all GPUs.
     return [gpu for gpu in named.split(',') if gpu and gpu != '-1']
   found = [
     path.name.removeprefix('nvidia') for path in Path('/dev').glob('nvidia*')
@@ -312,21 +323,21 @@ def _gpus() -> list[str]:
   return sorted((gpu for gpu in found if gpu.isdecimal()), key=int)
 
 
-def is_taken(workdir: Path) -> bool:
-  """Whether another process has claimed a run's directory."""
+def is_locked(workdir: Path) -> bool:
+  """Whether another process has locked a workdir."""
   try:
     with (workdir / 'lock').open() as lock:
       fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
   except BlockingIOError:
     return True
   except OSError:
-    # None there, or one that cannot be opened, of which `main` will complain.
+    # There is no lock, or `main` will report that it cannot be opened.
     return False
   return False
 
 
-def has_ended(workdir: Path, total_steps: int) -> str | None:
-  """How a run has ended, if it has nothing left to do."""
+def final_status(workdir: Path, total_steps: int) -> str | None:
+  """The status of a run that has nothing left to do; None for other runs."""
   status = workdir_lib.read_json(workdir / 'status.json') or {}
   name = status.get('status')
   if name == workdir_lib.Status.DIVERGED:
@@ -337,7 +348,7 @@ def has_ended(workdir: Path, total_steps: int) -> str | None:
 
 
 def last_lines(workdir: Path) -> list[dict[str, Any]]:
-  """The last lines of a run's `metrics.jsonl`, some of its end at most."""
+  """The last lines of a run's `metrics.jsonl`, at most `_TAIL_BYTES`."""
   try:
     with (workdir / 'metrics.jsonl').open('rb') as file:
       size = file.seek(0, os.SEEK_END)
@@ -350,19 +361,19 @@ def last_lines(workdir: Path) -> list[dict[str, Any]]:
     try:
       lines.append(json.loads(line))
     except ValueError:
-      # The first may be the rest of one.
+      # The first line may be cut.
       if number:
         raise
   return lines
 
 
 def last_step(workdir: Path) -> int:
-  """How far a run is known to have got."""
+  """The last step in a run's `metrics.jsonl`; 0 if there is none."""
   return max((line['step'] for line in last_lines(workdir)), default=0)
 
 
 def seconds_taken(workdir: Path) -> float | None:
-  """Wall time of a run that is done and was never interrupted."""
+  """Wall time of a completed run in seconds; None if it was interrupted."""
   try:
     facts = workdir_lib.read_json(workdir / 'run.json') or {}
     status = workdir_lib.read_json(workdir / 'status.json') or {}
@@ -377,10 +388,10 @@ def seconds_taken(workdir: Path) -> float | None:
   return ended - started.timestamp()
 
 
-def last_words(trial: Trial) -> str:
-  """Why a trial has failed, in the last line that it has said."""
+def failure_reason(trial: TrialProcess) -> str:
+  """Why a trial has failed: the last line of its log."""
   if trial.problem:
     return trial.problem
-  said = trial.log.read_text(errors='replace') if trial.log.is_file() else ''
-  lines = said.splitlines()
-  return f'see {trial.log}: {lines[-1] if lines else "it said nothing."}'
+  output = trial.log.read_text(errors='replace') if trial.log.is_file() else ''
+  lines = output.splitlines()
+  return f'see {trial.log}: {lines[-1] if lines else "no output"}'

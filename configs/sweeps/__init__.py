@@ -1,1 +1,1 @@
-"""Sweeps: what varies between runs, and what is compared."""
+"""Sweeps: families of runs to compare, and what varies between them."""

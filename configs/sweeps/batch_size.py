@@ -1,39 +1,47 @@
-"""Batches of 32 to 512, the rate scaled linearly: is an image an image?
+"""Batches of 32 to 512, the learning rate scaled linearly with them.
 
-All runs see as many images, and decay the rate after as many. The rate in a
-config is that for a batch of 32; 64 images train with twice of it, as CNTK
-scaled it.
+All runs see the same number of images and decay the rate after the same number.
+`optim.learning_rate` is the rate for batches of 32: a batch of 64 trains with
+twice that rate, as in CNTK.
 
   python -m bn_repro.sweep --sweep=configs/sweeps/batch_size.py --workdir=runs/batch_size
 """
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import lr_multipliers
-
-_STEPS = ('total_steps', 'log_every', 'eval_every', 'checkpoint_every')
+from bn_repro.sweep.sweep import Base, Sweep
 
 
-def get_config(mode: str = 'mini') -> ConfigDict:
-  """Multiples of the batch, as many times fewer steps."""
-  sweep = lr_multipliers.get_config(mode)
-  # Intervals that can be divided by 16.
-  if mode == 'mini':
-    sweep.overrides = (
-      'total_steps=512',
-      'log_every=32',
-      'eval_every=32',
-      'checkpoint_every=128',
-    )
-  else:
-    sweep.overrides = ('log_every=1600',)
-  sweep.axes.variant.values = ('inception', 'bn_baseline', 'bn_x5')
-  del sweep.axes.multiplier
-  sweep.axes.larger = ConfigDict()
-  sweep.axes.larger.values = (1, 2, 4, 8, 16)
-  sweep.axes.larger.set = (
-    'batch_size*={}',
-    *(f'{steps}/={{}}' for steps in _STEPS),
+def trial(base: Base, variant: str, larger: int, seed: int) -> ConfigDict:
+  """A net with a batch `larger` times as large, and as many times fewer steps."""
+  config = base(variant)
+  config.batch_size *= larger
+  for field in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every'):
+    if config[field] % larger:
+      raise ValueError(f'{field}={config[field]} is not a multiple of {larger}')
+    config[field] //= larger
+  config.seed = seed
+  return config
+
+
+def get_sweep(mode: str = 'mini') -> Sweep:
+  """Multiples of the batch size."""
+  return Sweep(
+    axes={
+      'variant': ('inception', 'bn_baseline', 'bn_x5'),
+      'larger': (1, 2, 4, 8, 16),
+      'seed': (0, 1),
+    },
+    trial=trial,
+    x='larger',
+    repeat='seed',
+    # Multiples of 16.
+    defaults={
+      'total_steps': 512,
+      'log_every': 32,
+      'eval_every': 32,
+      'checkpoint_every': 128,
+    }
+    if mode == 'mini'
+    else {'log_every': 1600},
   )
-  sweep.x = 'larger'
-  return sweep

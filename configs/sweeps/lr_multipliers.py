@@ -1,50 +1,50 @@
-"""The paper's headline (section 4.2): at how high a rate does each net train?
+"""Section 4.2, the headline: up to which learning rate does each net train?
 
-Multiples of the rate of Inception, with BN and without. The paper trains BN nets
-at x5 and x30, and has Inception break at x5.
+Multiples of Inception's rate, with BN and without. The paper trains BN nets at
+x5 and x30, and reports that Inception at x5 does not train.
 
   python -m bn_repro.sweep --sweep=configs/sweeps/lr_multipliers.py --workdir=runs/lr
 
-28 runs at CPU scale (`mini`, the default of sweeps), some twenty minutes on two
-cores; `:full` after the file is the paper's experiment. This file has every field
-of a sweep; the other sweeps explain what differs.
+28 runs. In `mini`, the default of sweeps, they take some twenty minutes on two
+cores; `:full` after the file is the paper's scale. This file explains all parts
+of a sweep; the other sweeps explain only what differs.
 """
 
 from ml_collections import ConfigDict
 
+from bn_repro.sweep.sweep import Base, Sweep
 
-def get_config(mode: str = 'mini') -> ConfigDict:
-  """Every field, for configs in a mode."""
-  sweep = ConfigDict()
 
-  # What each trial starts from, a file of this repository, and assignments for
-  # all of them.
-  sweep.config = f'configs/inception.py:{mode}'
-  sweep.overrides = ()
+def trial(base: Base, variant: str, multiplier: float, seed: int) -> ConfigDict:
+  """Returns the config of one trial, given a value of each axis.
 
-  # What varies: a trial for each combination of values. `set` says what a value,
-  # in the place of {}, sets: key=value, or *= and /= to multiply and divide what
-  # is there; `config` is the name of a file beside the base, in its mode. The
-  # first value of each axis is what the others are held against.
-  sweep.axes = ConfigDict()
+  `base(NAME)` returns `configs/NAME.py` in the mode of the sweep, with the
+  command line's `--config.KEY=VALUE` applied.
+  """
+  config = base(variant)
+  config.optim.learning_rate *= multiplier
+  config.seed = seed
+  return config
 
-  sweep.axes.variant = ConfigDict()
-  sweep.axes.variant.values = ('inception', 'bn_baseline')
-  sweep.axes.variant.set = ('config={}',)
 
-  sweep.axes.multiplier = ConfigDict()
-  sweep.axes.multiplier.values = (1, 2, 5, 10, 15, 30, 60)
-  sweep.axes.multiplier.set = ('optim.learning_rate*={}',)
-
-  sweep.axes.seed = ConfigDict()
-  sweep.axes.seed.values = (0, 1)
-  sweep.axes.seed.set = ('seed={}',)
-
-  # The axis below the picture, and the one whose values repeat a setting; the
-  # others, together, are the lines of the picture.
-  sweep.x = 'multiplier'
-  sweep.repeat = 'seed'
-
-  # How often a trial that failed and got no further is started again.
-  sweep.retries = 1
-  return sweep
+def get_sweep(mode: str = 'mini') -> Sweep:
+  """The sweep; `mode` is that of the configs."""
+  del mode  # The same in both.
+  return Sweep(
+    # One trial for each combination of values. The other values of an axis are
+    # compared with the first.
+    axes={
+      'variant': ('inception', 'bn_baseline'),
+      'multiplier': (1, 2, 5, 10, 15, 30, 60),
+      'seed': (0, 1),
+    },
+    trial=trial,
+    # The axis on the x-axis of the figure, and the one that repeats a setting.
+    # The other axes, combined, are the lines of the figure.
+    x='multiplier',
+    repeat='seed',
+    # Fields of every config that `base` returns, by dotted name.
+    defaults={},
+    # Times to restart a trial that fails without getting further.
+    retries=1,
+  )

@@ -1,53 +1,39 @@
-"""The page, from runs written by hand with numbers that can be worked out."""
+"""The page of runs written by hand, whose results follow by arithmetic."""
+
+import subprocess
+import sys
 
 import pytest
-from written_runs import add_percentiles, write_run
+from written_runs import add_percentiles, read_one, read_sections, write_run
 
-from bn_repro.paper import FIG_3, PAPER
+from bn_repro.paper import FIG_3
 from bn_repro.report import figures
-from bn_repro.report import page as page_lib
-from bn_repro.report import runs as runs_lib
-
-
-def only_section(tmp_path):
-  runs, _ = runs_lib.read_runs([str(tmp_path)])
-  (section,), _ = runs_lib.sections(runs, list(PAPER))
-  return section
+from bn_repro.report.__main__ import main
+from bn_repro.report.page import fig_3
 
 
 def write_report(tmp_path):
   out = tmp_path / 'out'
   arguments = [f'--runs={tmp_path / "runs"}', f'--out={out}']
-  assert page_lib.main(arguments) == 0
+  assert main(arguments) == 0
   return (out / 'index.html').read_text(), out
 
 
 def test_fig_3_has_the_paper_s_numbers_beside_ours(tmp_path):
   write_run(tmp_path / 'a', 'inception', [0.5, 0.8, 0.8, 0.8, 0.8, 0.8])
   write_run(tmp_path / 'b', 'bn_baseline', [0.85] * 6)
-  table = page_lib.fig_3(only_section(tmp_path))
+  table = fig_3(*read_sections(tmp_path))
   row = table.split('<tr>')[3].replace('</td>', '').split('<td>')[1:]
-  assert row == [
-    'BN-Baseline',
-    '0.0015',
-    '0.02',
-    '13.3M',
-    '10',
-    '2.3x',
-    '2x',
-    '72.7',
-    '85.0',
-    '–',
-    '1',
-    'done</tr>',
-  ]
+  assert '|'.join(row) == (
+    'BN-Baseline|0.0015|0.02|13.3M|10|2.3x|2x|72.7|85.0|–|1|done</tr>'
+  )
   assert table.count('not run') == len(FIG_3) - 2
 
 
 def test_fig_3_medians_and_ranges(tmp_path):
   for seed, best in enumerate((0.80, 0.90, 0.85)):
     write_run(tmp_path / f'p{seed}', 'inception', [best], f'seed={seed}')
-  table = page_lib.fig_3(only_section(tmp_path))
+  table = fig_3(*read_sections(tmp_path))
   assert '85.0 (80.0 to 90.0)' in table
   assert '<td>3</td>' in table
 
@@ -76,7 +62,7 @@ def test_page(tmp_path, capsys):
   assert 'metrics.jsonl:1' in capsys.readouterr().err
   for picture in ('runs.svg', 'runs.png'):
     assert (out / picture).stat().st_size > 1000
-  assert 'BN-x30 gets highest' in (out / 'ledger.md').read_text()
+  assert 'BN-x30 reaches the highest' in (out / 'ledger.md').read_text()
 
 
 def test_page_of_fig_1(tmp_path):
@@ -87,7 +73,7 @@ def test_page_of_fig_1(tmp_path):
       add_percentiles(folder, [[[-1, -1], [0, 0], [1, 1]]] * 2)
   page, out = write_report(tmp_path)
   assert (out / 'runs.svg').stat().st_size > 1000
-  # 10 steps of 60, as the paper counts them here.
+  # Steps of 60 images, as in the paper's Fig. 1.
   assert '<td>20 (20 to 20)</td>' in page
   assert '72.5 (72.5 to 72.5)' in page
 
@@ -114,23 +100,22 @@ def test_page_of_a_sweep(tmp_path):
   assert 'Inception, optim.learning_rate=0.4' in page
 
 
-def test_runs_that_do_not_compare_are_named(tmp_path):
+def test_mismatches_are_named(tmp_path):
   runs = tmp_path / 'runs'
   write_run(runs / 'a', 'inception', [0.5])
   write_run(runs / 'b', 'bn_x5', [0.5], 'total_steps=900')
   write_run(runs / 'c', 'bn_x5', [0.5], 'data.name=mnist')
   page, out = write_report(tmp_path)
-  assert 'Not the same for all of these runs: total_steps (500, 900)' in page
+  assert 'not comparable: they differ in total_steps (500, 900).' in page
   assert 'runs (mnist)' in page
   assert (out / 'runs_2.svg').exists()
 
 
-def test_typical_unit_is_that_of_median_travel(tmp_path):
+def test_typical_unit_is_that_of_median_drift(tmp_path):
   write_run(tmp_path / 'a', 'mnist', [0.5, 0.6])
   start = [[-1, -1, -1], [0, 0, 0], [1, 1, 1]]
   add_percentiles(tmp_path / 'a', [start, [[-1] * 3, [9, 5, 7], [1] * 3]])
-  ((run,), _) = runs_lib.read_runs([str(tmp_path)])
-  assert figures.typical_unit(run) == 2
+  assert figures.typical_unit(read_one(tmp_path)) == 2
 
 
 def test_the_same_run_twice_is_named_and_counts_once(tmp_path, capsys):
@@ -138,8 +123,8 @@ def test_the_same_run_twice_is_named_and_counts_once(tmp_path, capsys):
     write_run(tmp_path / 'runs' / name, 'inception', [0.5])
   write_run(tmp_path / 'runs' / 'b', 'bn_baseline', [0.5])
   page, _ = write_report(tmp_path)
-  assert 'copy: left out, the same config and seed as' in page
-  assert 'left out' in capsys.readouterr().err
+  for text in (page, capsys.readouterr().err):
+    assert 'copy: left out, because ' in text
 
 
 def test_fig_1_with_another_setting_is_still_drawn(tmp_path):
@@ -150,12 +135,28 @@ def test_fig_1_with_another_setting_is_still_drawn(tmp_path):
   assert (out / 'runs.svg').exists()
 
 
-@pytest.mark.parametrize('what', ['no runs', 'out is a file'])
-def test_mistakes_are_one_line(what, tmp_path, capsys):
+def test_report_imports_no_jax(tmp_path):
+  write_run(tmp_path / 'runs' / 'a', 'inception', [0.5])
+  code = (
+    'import sys; from bn_repro.report.__main__ import main; '
+    'assert main(sys.argv[1:]) == 0; assert "jax" not in sys.modules'
+  )
+  arguments = [f'--runs={tmp_path / "runs"}', f'--out={tmp_path / "out"}']
+  subprocess.run([sys.executable, '-c', code, *arguments], check=True)
+
+
+@pytest.mark.parametrize(
+  'is_empty, message',
+  [(True, 'contains no run'), (False, 'File exists')],
+  ids=['no runs', 'out is a file'],
+)
+def test_mistakes_are_one_line(is_empty, message, tmp_path, capsys):
   out = tmp_path / 'out'
-  if what == 'out is a file':
+  if not is_empty:
     write_run(tmp_path / 'runs' / 'a', 'inception', [0.5])
     out.write_text('mine')
-  assert page_lib.main([f'--runs={tmp_path}', f'--out={out}']) == 1
-  assert capsys.readouterr().err.count('\n') == 1
+  assert main([f'--runs={tmp_path}', f'--out={out}']) == 1
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
   assert not out.is_dir()

@@ -1,30 +1,19 @@
-"""Runs read back and put together."""
+"""Runs read from workdirs and grouped."""
 
 import json
 import math
 
 import pytest
-from written_runs import write_run
+from written_runs import read_one, read_sections, write_run
 
-from bn_repro.errors import UserError
 from bn_repro.report import runs as runs_lib
 from bn_repro.report.runs import Spread
-
-
-def sections(tmp_path):
-  runs, problems = runs_lib.read_runs([str(tmp_path)])
-  assert problems == []
-  found, problems = runs_lib.sections(
-    runs, ('inception', 'bn_baseline', 'bn_x5')
-  )
-  assert problems == []
-  return found
 
 
 def test_steps_are_equivalent_steps(tmp_path):
   """Batch 64 counts double on the paper's axis."""
   write_run(tmp_path / 'run', 'bn_x5', [0.1, 0.8, 0.9], 'batch_size=64')
-  ((run,), _) = runs_lib.read_runs([str(tmp_path)])
+  run = read_one(tmp_path)
   assert run.steps_to(0.8) == 40
   assert run.steps_to(0.85) == 60
   assert run.steps_to(0.95) is None
@@ -39,9 +28,24 @@ def test_best_is_of_five_evaluations_in_a_row(tmp_path):
   assert short.best() == pytest.approx(0.3)
 
 
-def test_population_statistics_are_quoted(tmp_path):
+@pytest.mark.parametrize(
+  'facts, data_name, chance',
+  [
+    ({'num_classes': 5}, 'mnist_5k', 0.2),
+    # Up to revision 3a68ec7 `run.json` has no `num_classes`.
+    ({}, 'mnist_5k', 0.1),
+    ({}, 'imagenet2012', 0.001),
+  ],
+)
+def test_chance_is_of_the_number_of_classes(facts, data_name, chance, tmp_path):
+  write_run(tmp_path / 'a', 'bn_x5', [0.5], f'data.name={data_name}')
+  (tmp_path / 'a' / 'run.json').write_text(json.dumps(facts))
+  assert read_one(tmp_path).chance == chance
+
+
+def test_population_statistics_are_preferred(tmp_path):
   write_run(tmp_path / 'a', 'bn_x5', [0.5])
-  ((run,), _) = runs_lib.read_runs([str(tmp_path)])
+  run = read_one(tmp_path)
   assert run.accuracies() == [0.5]
   assert run.curve('validation', 'accuracy', 'moving') == [(10.0, 0.1)]
 
@@ -51,17 +55,15 @@ def test_runs_of_other_settings_are_not_other_seeds(tmp_path):
     write_run(tmp_path / f's{seed}', 'bn_x5', [0.5], f'seed={seed}')
   write_run(tmp_path / 'own', 'bn_x5', [0.5], 'optim.learning_rate=0.7')
   write_run(tmp_path / 'log', 'bn_x5', [0.5], 'seed=2', 'log_every=7')
-  # Where it is evaluated decides what is best in it.
+  # The best accuracy depends on how often a run is evaluated.
   write_run(tmp_path / 'eval', 'bn_x5', [0.5], 'seed=3', 'eval_every=50')
-  (section,) = sections(tmp_path)
+  (section,) = read_sections(tmp_path)
   assert section.is_sweep
-  found = {
-    section.what_varies(group): len(group.runs) for group in section.groups
-  }
+  found = {section.label(group): len(group.runs) for group in section.groups}
   assert found == {
-    'eval_every=25, optim.learning_rate=0.02': 3,
-    'eval_every=25, optim.learning_rate=0.7': 1,
-    'eval_every=50, optim.learning_rate=0.02': 1,
+    'BN-x5, eval_every=25, optim.learning_rate=0.02': 3,
+    'BN-x5, eval_every=25, optim.learning_rate=0.7': 1,
+    'BN-x5, eval_every=50, optim.learning_rate=0.02': 1,
   }
 
 
@@ -75,7 +77,7 @@ def test_sections_are_by_folder_network_and_data(tmp_path):
     (section.folder.name, section.data_name, section.network): [
       group.variant for group in section.groups
     ]
-    for section in sections(tmp_path)
+    for section in read_sections(tmp_path)
   }
   assert found == {
     ('one', 'mnist_5k', 'inception'): ['inception', 'bn_x5'],
@@ -85,23 +87,16 @@ def test_sections_are_by_folder_network_and_data(tmp_path):
   }
 
 
-def test_what_runs_do_not_share_is_named(tmp_path):
-  write_run(tmp_path / 'a', 'bn_x5', [0.5])
-  write_run(tmp_path / 'b', 'inception', [0.5], 'total_steps=3000')
-  (section,) = sections(tmp_path)
-  assert section.not_shared() == ['total_steps (3000, 500)']
-
-
 @pytest.mark.parametrize(
   'values, shown',
   [
     ([3.0, 1.0, 2.0], '2 (1 to 3)'),
-    # A seed that never gets there took longest.
+    # A seed that never reaches the target took longest.
     ([10.0, None, 20.0], '20 (10 to never)'),
     ([10.0, None, None], 'never (10 to never)'),
     ([4.0], '4'),
     ([None], 'never'),
-    # Of an even number, one that a seed has.
+    # Of an even number, the lower middle value.
     ([1.0, 2.0], '1 (1 to 2)'),
     ([], '–'),
   ],
@@ -111,7 +106,7 @@ def test_spread_of_steps(values, shown):
 
 
 def test_spread_of_factors():
-  """There a seed that never gets there has the smallest."""
+  """A seed that never reaches the target has the smallest factor."""
   spread = Spread([2.0, None, 3.0], never=-math.inf)
   assert spread.show('{:g}'.format) == '2 (never to 3)'
 
@@ -122,7 +117,7 @@ def test_a_run_named_twice_counts_once(tmp_path):
   assert len(runs) == 1
 
 
-def test_runs_of_3a68ec7_have_the_same_setting(tmp_path):
+def test_runs_of_revision_3a68ec7_have_the_same_setting(tmp_path):
   """Their configs have a field `data.stand_in`."""
   for name in ('old', 'new'):
     write_run(tmp_path / name, 'inception', [0.5])
@@ -135,25 +130,18 @@ def test_runs_of_3a68ec7_have_the_same_setting(tmp_path):
 
 
 @pytest.mark.parametrize('line', ['3', '{"step": 1}', 'x'])
-def test_run_with_a_strange_line_is_named(line, tmp_path):
+def test_run_with_a_damaged_line_is_named(line, tmp_path):
   write_run(tmp_path / 'good', 'inception', [0.5])
-  write_run(tmp_path / 'strange', 'bn_x5', [0.5])
-  with (tmp_path / 'strange' / 'metrics.jsonl').open('a') as file:
+  write_run(tmp_path / 'damaged', 'bn_x5', [0.5])
+  with (tmp_path / 'damaged' / 'metrics.jsonl').open('a') as file:
     file.write(line + '\n')
   runs, problems = runs_lib.read_runs([str(tmp_path)])
   assert [run.name for run in runs] == ['good']
-  assert 'strange' in problems[0]
+  assert 'damaged' in problems[0]
 
 
-def test_half_a_line_of_a_killed_run_is_left_out(tmp_path):
+def test_half_a_line_at_the_end_is_ignored(tmp_path):
   write_run(tmp_path / 'killed', 'inception', [0.5, 0.6])
   with (tmp_path / 'killed' / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 30, "spl')
-  (run,), problems = runs_lib.read_runs([str(tmp_path)])
-  assert problems == []
-  assert run.accuracies() == [0.5, 0.6]
-
-
-def test_no_runs(tmp_path):
-  with pytest.raises(UserError, match='no run there'):
-    runs_lib.read_runs([str(tmp_path)])
+  assert read_one(tmp_path).accuracies() == [0.5, 0.6]

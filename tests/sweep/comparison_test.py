@@ -10,8 +10,7 @@ import pytest
 from written_runs import write_run
 
 from bn_repro.errors import UserError
-from bn_repro.report import figures
-from bn_repro.sweep import comparison, grid
+from bn_repro.sweep import comparison, figures, grid
 from bn_repro.sweep.__main__ import write as write_comparison
 
 # Accuracies of ten evaluations; the best mean of five of the first is .6, which
@@ -25,7 +24,7 @@ def load(*axes):
   return grid.load(
     'configs/sweeps/lr_multipliers.py',
     [*axes, 'variant=inception,bn_baseline'],
-    config_overrides=['total_steps=100'],
+    overrides=['total_steps=100'],
   )
 
 
@@ -234,7 +233,7 @@ def test_named_settings_have_no_ranges(tmp_path):
   sweep = grid.load(
     'configs/sweeps/section_421.py',
     ['net=bn_baseline,with_lrn,without_lrn', 'seed=0'],
-    config_overrides=['total_steps=100'],
+    overrides=['total_steps=100'],
   )
   for trial in sweep.trials:
     write_run(tmp_path / trial.name, 'bn_x5', FAST, *trial.overrides)
@@ -256,12 +255,10 @@ def test_what_is_quoted_is_what_was_found():
 def test_marks_of_the_picture(usual):
   """A mark for each trial that came to nothing; the lines leave those out."""
   _, axes = figures.plt.subplots()
-  values = usual.sweep.axis('multiplier').values
-  figures._sweep_accuracies(axes, usual, dict(zip(values, values, strict=True)))
+  values = usual.sweep.axes['multiplier']
+  figures.draw_accuracies(axes, usual, dict(zip(values, values, strict=True)))
   marks = Counter(line.get_marker() for line in axes.lines)
-  states = Counter(
-    comparison.state(result).split(' at step')[0] for result in usual.results
-  )
+  states = Counter(r.outcome.split(' at step')[0] for r in usual.results)
   assert marks['x'] == states['diverged'] == 2
   assert marks['s'] == states['below twice chance'] == 8
   figures.plt.close()

@@ -1,4 +1,4 @@
-"""Sweeps as configs: what they expand into, and what is refused."""
+"""What sweeps expand into, and which mistakes are refused."""
 
 from pathlib import Path
 
@@ -14,25 +14,41 @@ SWEEPS = sorted(
   if path.stem != '__init__'
 )
 
+# A sweep whose parts a test replaces.
 OWN = """
-from ml_collections import ConfigDict
+import dataclasses
+import numpy as np
 from configs.sweeps import lr_multipliers
+from bn_repro.sweep.sweep import Sweep
 
-def get_config(mode):
-  sweep = lr_multipliers.get_config(mode)
-  {}
-  return sweep
+def trial(base, variant, multiplier, seed):
+  config = base({base!r})
+  {assign}
+  return {returned}
+
+def get_sweep(mode):
+  sweep = dataclasses.replace(lr_multipliers.get_sweep(mode), trial=trial)
+  sweep.axes.update({axes})
+  return dataclasses.replace(sweep, {fields})
 """
+USUAL = {
+  'base': 'inception',
+  'assign': 'config.seed = 7 * seed + multiplier; config.bn.enabled = '
+  'variant != "inception"',
+  'returned': 'config',
+  'axes': '{}',
+  'fields': '',
+}
 
 
 def load(name='lr_multipliers', *axes, mode='mini', **options):
   return grid.load(f'configs/sweeps/{name}.py:{mode}', axes, **options)
 
 
-def own(tmp_path, *lines):
+def own(tmp_path, **parts):
   path = tmp_path / 'own.py'
-  path.write_text(OWN.format('\n  '.join(lines)))
-  return grid.load(str(path))
+  path.write_text(OWN.format(**{**USUAL, **parts}))
+  return str(path)
 
 
 def problems(*arguments, **options):
@@ -47,36 +63,39 @@ def by_name(sweep):
 
 @pytest.mark.parametrize('mode', config_lib.MODES)
 @pytest.mark.parametrize('name', SWEEPS)
-def test_sweeps_that_come_with_it(name, mode):
+def test_shipped_sweeps(name, mode):
+  """A trial's command, read as `main` reads it, gives the trial's config."""
   sweep = load(name, mode=mode)
   assert len(sweep.trials) == len(by_name(sweep)) > 20
   for trial in sweep.trials:
-    # As `main` will read it.
     config = config_lib.load(trial.config_spec, trial.overrides)
-    assert trial.config() == config
+    assert trial.config == config
+    assert trial.config_json == config_lib.to_json(config)
     assert trial.total_steps == config.total_steps
     assert trial.images == config.total_steps * config.batch_size
 
 
 def test_the_papers_multiples():
-  """Rates of x1 to x60 of Inception's, exactly, with BN and without."""
+  """Exactly x1 to x60 of Inception's rate, with BN and without."""
   found = {
-    (trial.values['variant'], trial.values['multiplier']): trial.config()
+    (trial.values['variant'], trial.values['multiplier']): trial
     for trial in load().trials
     if trial.values['seed'] == 0
   }
   assert len(found) == 14
-  for (variant, multiplier), config in found.items():
-    assert config.optim.learning_rate == 0.02 * multiplier
-    assert config.bn.enabled == (variant == 'bn_baseline')
-  full = by_name(load(mode='full'))
-  config = full['bn_baseline_multiplier30_seed1'].config()
+  for (variant, multiplier), trial in found.items():
+    assert trial.config.optim.learning_rate == 0.02 * multiplier
+    assert trial.config.bn.enabled == (variant == 'bn_baseline')
+    # The command names what differs from the config file, and nothing else.
+    rate = (f'optim.learning_rate={0.02 * multiplier}',)
+    assert trial.overrides == (rate if multiplier > 1 else ())
+  config = by_name(load(mode='full'))['bn_baseline_multiplier30_seed1'].config
   assert config.optim.learning_rate == pytest.approx(0.045)
   assert config.data.name == 'imagenet2012'
   assert config.seed == 1
 
 
-def test_comparisons_are_whole_early():
+def test_comparisons_are_complete_early():
   """Nets change fastest, seeds slowest."""
   names = [trial.name for trial in load().trials]
   assert names[:3] == [
@@ -91,7 +110,7 @@ def test_batches_see_as_many_images():
   sweep = load('batch_size')
   assert {trial.images for trial in sweep.trials} == {512 * 32}
   for trial in sweep.trials:
-    config, larger = trial.config(), trial.values['larger']
+    config, larger = trial.config, trial.values['larger']
     assert config.batch_size == 32 * larger
     found = {
       name: config[name] * config.batch_size
@@ -102,14 +121,14 @@ def test_batches_see_as_many_images():
       'eval_every': 32 * 32,
       'checkpoint_every': 128 * 32,
     }
-    base = by_name(sweep)[trial.name.replace(f'r{larger}_', 'r1_')].config()
-    # In epochs, and for batches of 32: as they are.
+    base = by_name(sweep)[trial.name.replace(f'r{larger}_', 'r1_')].config
+    # Rates for batches of 32, decays in epochs: unchanged.
     assert config.optim == base.optim
 
 
 def test_scales_of_the_initial_weights():
   found = {
-    trial.values['scale']: trial.config()
+    trial.values['scale']: trial.config
     for trial in load('init_scale').trials
     if trial.values['variant'] == 'inception' and trial.values['seed'] == 0
   }
@@ -125,7 +144,7 @@ def test_items_of_section_421(mode):
   trials = by_name(load('section_421', mode=mode))
 
   def fields(name):
-    return config_lib.flatten(trials[f'{name}_seed0'].config())
+    return config_lib.flatten(trials[f'{name}_seed0'].config)
 
   ends = {name: fields(name) for name in ('bn_baseline', 'bn_x5')}
   # Section 4.2.1, item by item.
@@ -154,55 +173,64 @@ def test_items_of_section_421(mode):
 
 
 def test_values_from_the_command_line():
+  """`--config.KEY` comes before the axes, and after the sweep's defaults."""
   sweep = load(
     'lr_multipliers',
     'seed=3',
     'multiplier=0.5,5',
     'variant=bn_x5',
     'retries=4',
-    config_overrides=['total_steps=50', 'optim.learning_rate=0.1'],
+    overrides=['total_steps=50', 'optim.learning_rate=0.1'],
   )
   assert sweep.retries == 4
-  assert {t.name: t.overrides for t in sweep.trials} == {
-    'bn_x5_multiplier0.5_seed3': (
+  assert {t.name: set(t.overrides) for t in sweep.trials} == {
+    f'bn_x5_multiplier{multiplier}_seed3': {
       'total_steps=50',
-      'optim.learning_rate=0.05',
+      f'optim.learning_rate={rate}',
       'seed=3',
-    ),
-    'bn_x5_multiplier5_seed3': (
-      'total_steps=50',
-      'optim.learning_rate=0.5',
-      'seed=3',
-    ),
+    }
+    for multiplier, rate in (('0.5', 0.05), ('5', 0.5))
   }
+  sweep = load('batch_size', 'larger=1,16', overrides=['total_steps=1024'])
+  assert {trial.total_steps for trial in sweep.trials} == {1024, 64}
 
 
 def test_another_base(tmp_path):
-  """In the sweep's mode, where it has none; of use where no axis names one."""
-  lines = ('del sweep.axes.variant',)
-  path = tmp_path / 'own.py'
-  path.write_text(OWN.format('\n  '.join(lines)))
+  """`base()` is the config of `--config`, in the sweep's mode by default."""
+  path = own(tmp_path, base='')
   for spec, expected in (
     ('configs/bn_x30.py', 'configs/bn_x30.py:full'),
     ('configs/bn_x30.py:mini', 'configs/bn_x30.py:mini'),
   ):
     sweep = grid.load(f'{path}:full', config_spec=spec)
     assert {trial.config_spec for trial in sweep.trials} == {expected}
+  with pytest.raises(UserError, match='--config: this sweep needs one'):
+    grid.load(path)
   (problem,) = problems(config_spec='configs/bn_x5.py')
-  assert problem.endswith(
-    'the axis variant names their configs. Use --sweep.variant=...'
+  assert 'configs/bn_x5.py:mini: no trial starts from it' in problem
+
+
+def test_configs_of_ones_own(tmp_path):
+  """`base(NAME)` looks beside the file of `--config`."""
+  for name in ('a', 'b'):
+    (tmp_path / f'{name}.py').write_text(
+      f'from configs.{"bn_x5" if name == "a" else "bn_x30"} import get_config'
+    )
+  sweep = load(
+    'lr_multipliers', 'variant=a,b', config_spec=str(tmp_path / 'a.py')
   )
+  specs = {trial.config_spec for trial in sweep.trials}
+  assert specs == {f'{tmp_path}/a.py:mini', f'{tmp_path}/b.py:mini'}
 
 
 def test_from_another_folder(tmp_path, monkeypatch):
-  path = Path('configs/sweeps/lr_multipliers.py').resolve()
   monkeypatch.chdir(tmp_path)
-  (first, *_) = grid.load(str(path)).trials
+  (first, *_) = grid.load('lr_multipliers').trials
   assert config_lib.load(first.config_spec, first.overrides).seed == 0
 
 
 def test_durations_in_epochs():
-  sweep = load(config_overrides=['total_steps=0', 'total_epochs=2'])
+  sweep = load(overrides=['total_steps=0', 'total_epochs=2'])
   assert sweep.trials[0].total_steps == 250
 
 
@@ -212,36 +240,45 @@ def test_all_problems_at_once():
     'sed=1',
     'multiplier=',
     'variant=../etc',
-    config_overrides=['optim.lerning_rate=1', 'batch_size=0', 'seed=2'],
+    overrides=['optim.lerning_rate=1', 'batch_size=0', 'seed=0'],
     config_spec='configs/none.py:mini',
   )
-  for expected in (
-    '--sweep.sed: no such axis. There are',
-    'sweep.axes.multiplier: has no values.',
-    "sweep.axes.variant: '../etc' becomes a part of the names of folders",
-    '--config.seed: the axis seed sets it. Use --sweep.seed=...',
+  expected = (
+    '--sweep.sed: no such axis. The axes are variant, multiplier, seed;',
+    '--sweep.multiplier=: axis multiplier: has no values.',
+    "--sweep.variant=../etc: axis variant: '../etc' becomes a part of file",
     '--config=configs/none.py: no such file.',
-  ):
-    assert sum(problem.startswith(expected) for problem in found) == 1, expected
+    '--config.optim.lerning_rate: no such field. Did you mean',
+    '--config.seed: the sweep sets this field. Use --sweep.variant or ',
+    'config.batch_size=0: must be at least 1. (trial inception_multiplier1_',
+  )
+  for line in expected:
+    assert sum(problem.startswith(line) for problem in found) == 1, line
+  assert len(found) == len(expected)
 
 
-def test_a_problem_of_many_trials_is_told_once():
-  found = problems(config_overrides=['optim.lerning_rate=1', 'batch_size=0'])
+def test_a_problem_of_many_trials_is_reported_once():
+  found = problems(overrides=['optim.lerning_rate=1', 'batch_size=0'])
   assert len(found) == 2
-  assert found[0].startswith('--config.optim.lerning_rate: no such field. Did')
-  assert found[1].endswith('(trial inception_multiplier1_seed0 and 27 more)')
+  for problem in found:
+    assert problem.endswith('(trial inception_multiplier1_seed0 and 27 more)')
 
 
 @pytest.mark.parametrize(
   'axis, expected',
   [
-    ('multiplier=1,1.0', '2 trials have one name: inception_multiplier1_seed0'),
-    ('seed=0,0', '2 trials have one name'),
-    ('variant=inception,nothing', '--config=configs/nothing.py: no such file'),
+    ('multiplier=1,1.0', '2 trials have the same name: inception_multiplier1_'),
+    ('seed=0,0', '2 trials have the same name'),
+    (
+      'variant=inception,nothing',
+      '--config=nothing: neither a file nor a',
+    ),
     ('multiplier=0', 'config.optim.learning_rate=0.0: must be greater than 0'),
-    ('multiplier=inf', 'config.optim.learning_rate=inf: must be a finite'),
-    ('multiplier=many', '0.02 cannot be multiplied or divided by it'),
+    # A text: infinity is not a value.
+    ('multiplier=inf', "trial(): TypeError: can't multiply"),
+    ('multiplier=many', "trial(): TypeError: can't multiply"),
     ('seed=-1', 'config.seed=-1: must be at least 0'),
+    ('seed=1.5', 'trial(): TypeError'),
     ('seed', '--sweep.seed: give it values'),
     ('retries=-1', '--sweep.retries: no such axis'),
   ],
@@ -251,70 +288,80 @@ def test_bad_values(axis, expected):
   assert any(expected in problem for problem in found), found
 
 
+def test_values_that_a_sweep_computes_with():
+  (problem,) = problems('batch_size', 'larger=3')
+  assert 'total_steps=512 is not a multiple of 3. (trial inception_' in problem
+
+
 def test_values_of_named_settings():
   sweep = load('section_421', 'net=bn_baseline,with_lrn')
   assert len(sweep.trials) == 4
   (problem,) = problems('section_421', 'net=with_everything')
-  assert "no value 'with_everything'. There are bn_baseline" in problem
+  assert "no net 'with_everything'. The nets are bn_baseline" in problem
+  # An axis with texts may set a field for some of its values only.
+  found = problems('section_421', overrides=['model.dropout_rate=0.3'])
+  assert any('--config.model.dropout_rate: the sweep sets' in p for p in found)
 
 
 @pytest.mark.parametrize(
-  'lines, expected',
+  'parts, expected',
   [
-    (['del sweep.x'], 'sweep.x: the field is missing.'),
-    (["sweep.colour = 'red'"], 'sweep.colour: no such field.'),
-    (['sweep.retries = -1'], 'sweep.retries=-1: must be at least 0.'),
-    (["sweep.x = 'rate'"], 'sweep.x=rate: no such axis'),
-    (["sweep.x = 'seed'"], 'sweep.x=seed: is sweep.repeat as well.'),
+    ({'fields': 'colour=1'}, "unexpected keyword argument 'colour'"),
+    ({'fields': 'retries=-1'}, 'retries=-1: must be a whole number from 0.'),
+    ({'fields': 'x=1'}, 'x: must be a str.'),
+    ({'fields': 'axes=["seed"]'}, 'axes: must be a dict.'),
+    ({'axes': '{"seed": 3}'}, 'axis seed: must be a tuple of values.'),
+    ({'fields': 'x="rate"'}, 'x=rate: no such axis. The axes are variant,'),
+    ({'fields': 'x="seed"'}, 'x=seed: is also `repeat`.'),
+    ({'fields': 'trial=len'}, 'trial: must be a function of base, variant,'),
+    ({'fields': 'defaults={"sed": 1}'}, '--config.sed: no such field'),
+    ({'axes': '{"size": (1,)}'}, 'trial: must be a function of base, variant,'),
+    ({'axes': '{"seed": ()}'}, 'axis seed: has no values.'),
+    ({'axes': '{"seed": ([1],)}'}, 'axis seed: [1] becomes a part of file'),
+    ({'axes': '{"seed": (True,)}'}, 'axis seed: True becomes a part of file'),
+    ({'axes': '{"a/b": (1,)}'}, 'axis a/b: use letters, digits and _'),
     (
-      ['del sweep.axes.seed', 'sweep.axes.seed = 1'],
-      'axes.seed: must have `values` and `set`',
+      {'base': 'nothing'},
+      '--config=nothing: neither a file nor a',
+    ),
+    ({'assign': 'config.sed = 1'}, 'trial(): AttributeError'),
+    ({'assign': 'config.unlock().sed = 1'}, '--config.sed: no such field'),
+    (
+      {'assign': ''},
+      '28 trials are the same run: inception_multiplier1_seed0, ',
     ),
     (
-      ['del sweep.axes.seed.set', "sweep.axes.seed.set = 'seed={}'"],
-      '`set` a tuple or a ConfigDict',
+      {'assign': 'config.seed = seed'},
+      '14 trials are the same run: inception_multiplier1_seed0, '
+      'bn_baseline_multiplier1_seed0, ',
     ),
-    (["sweep.axes.seed.set = ('sed={}',)"], '--config.sed: no such field'),
-    (['sweep.axes.seed.set = (1,)'], 'axes.seed: `set` must hold texts'),
-    (['sweep.axes.seed.values = ([1],)'], 'values must be numbers or texts'),
-    (['sweep.overrides = (1,)'], 'overrides: must hold texts'),
-    (["sweep.axes.seed.set = ('seed',)"], "'seed': write it as key=value"),
-    (["sweep.axes.seed.set = ('sed*={}',)"], 'config.sed*=0: no such field'),
-    (
-      ["sweep.axes.seed.set = ('seed=1',)"],
-      '2 trials are the same run: inception_multiplier1_seed0, '
-      'inception_multiplier1_seed1. So do 13 more groups.',
-    ),
-    (
-      ["sweep.axes.multiplier.set = ('total_steps/={}',)"],
-      'config.total_steps/=15: 500 becomes 33.3333, which is no whole number',
-    ),
+    ({'returned': 'None'}, 'must return a config that it got from base()'),
+    ({'returned': 'config.copy_and_resolve_references()'}, 'it got from base'),
   ],
 )
-def test_broken_sweeps(lines, expected, tmp_path):
+def test_broken_sweeps(parts, expected, tmp_path):
   with pytest.raises(UserError) as raised:
-    own(tmp_path, *lines)
-  assert any(expected in problem for problem in raised.value.problems)
+    grid.load(own(tmp_path, **parts))
+  assert any(expected in problem for problem in raised.value.problems), (
+    raised.value.problems
+  )
 
 
 def test_numbers_of_numpy(tmp_path):
-  sweep = own(
+  path = own(
     tmp_path,
-    'import numpy as np',
-    'sweep.axes.multiplier.values = tuple(np.geomspace(1, 4, 3))',
+    assign='config.optim.learning_rate *= multiplier; config.seed = seed',
+    axes='{"variant": ("a",), "multiplier": tuple(np.geomspace(1, 4, 3))}',
   )
-  rates = {trial.config().optim.learning_rate for trial in sweep.trials}
-  assert sorted(rates) == pytest.approx([0.02, 0.04, 0.08])
+  names = [trial.name for trial in grid.load(path).trials]
+  assert names[:3] == [f'a_multiplier{m}_seed0' for m in (1, 2, 4)]
 
 
 def test_files():
   for spec, expected in (
     ('configs/sweeps/nothing.py', '--sweep=configs/sweeps/nothing.py: no such'),
     ('configs/sweeps/batch_size.py:mega', "no mode 'mega'"),
-    (
-      'configs/bn_x5.py',
-      'configs/bn_x5.py: sweep.config: the field is missing',
-    ),
+    ('configs/bn_x5.py', 'the file defines no get_sweep(mode)'),
   ):
     with pytest.raises(UserError) as raised:
       grid.load(spec)

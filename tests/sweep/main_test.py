@@ -4,37 +4,35 @@ import contextlib
 import csv
 import json
 import os
-from pathlib import Path
+import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+import support
 from written_runs import write_run
 
 from bn_repro.sweep import __main__ as sweep
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-TIMEOUT = 600
-
 # Four runs of 200 steps of the MNIST network, which compiles once in a second.
 SWEEP = """
-from ml_collections import ConfigDict
+from bn_repro.sweep.sweep import Sweep
 from configs.sweeps import lr_multipliers
 
-def get_config(mode):
-  sweep = lr_multipliers.get_config(mode)
-  sweep.config = f'configs/mnist.py:{mode}'
-  sweep.overrides = (
-    'total_steps=200', 'steps_per_call=10', 'log_every=50', 'eval_every=50',
-    'checkpoint_every=50', 'data.distorted_copies=0', 'data.holdout=500',
-    'eval_split=validation', 'model.init_std=0.1',
+def get_sweep(mode):
+  return Sweep(
+    axes={
+      'variant': ('mnist', 'bn_mnist'), 'multiplier': (1, 10), 'seed': (0,),
+    },
+    trial=lr_multipliers.trial,
+    x='multiplier',
+    repeat='seed',
+    defaults={
+      'total_steps': 200, 'steps_per_call': 10, 'log_every': 50,
+      'eval_every': 50, 'checkpoint_every': 50, 'data.distorted_copies': 0,
+      'data.holdout': 500, 'eval_split': 'validation', 'model.init_std': 0.1,
+    },
   )
-  sweep.axes.variant.values = ('mnist', 'bn_mnist')
-  sweep.axes.multiplier.values = (1, 10)
-  sweep.axes.seed.values = (0,)
-  return sweep
 """
 NAMES = [
   'mnist_multiplier1_seed0',
@@ -51,33 +49,23 @@ def file(tmp_path_factory):
   return path
 
 
-def command(file, workdir, *arguments):
-  return [
-    *(sys.executable, '-m', 'bn_repro.sweep', f'--sweep={file}'),
+def start(file, workdir, *arguments, **environment):
+  return support.start(
+    f'--sweep={file}',
     f'--workdir={workdir}',
     *arguments,
-  ]
-
-
-def start(file, workdir, *arguments, **environment):
-  return subprocess.Popen(
-    command(file, workdir, *arguments),
-    cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': '', **environment},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
+    program=('-m', 'bn_repro.sweep'),
+    **environment,
   )
 
 
 def run(file, workdir, *arguments, **environment):
-  process = start(file, workdir, *arguments, **environment)
-  out, _ = process.communicate(timeout=TIMEOUT)
-  return process.returncode, out
+  (result,) = support.finish(start(file, workdir, *arguments, **environment))
+  return result.returncode, result.stdout + result.stderr
 
 
 def read_only(file, workdir, *arguments):
-  """What a command that starts nothing prints and returns, in this process."""
+  """Runs a command that starts no trial in this process."""
   return sweep.main([f'--sweep={file}', f'--workdir={workdir}', *arguments])
 
 
@@ -86,36 +74,25 @@ def table(workdir):
     return list(csv.DictReader(file))
 
 
-def steady(text):
-  """Lines of a `metrics.jsonl` without what depends on the clock."""
-  lines = [json.loads(line) for line in text.splitlines()]
-  for line in lines:
-    del line['timing']
-  return lines
-
-
 def content(workdir):
-  """All that a sweep leaves and that must not depend on how it went."""
+  """All that a sweep leaves and that does not depend on the clock."""
   return {
     'table': (workdir / 'trials.csv').read_text(),
     'summary': (workdir / 'summary.md').read_text(),
-    **{
-      name: steady((workdir / name / 'metrics.jsonl').read_text())
-      for name in NAMES
-    },
+    **{name: support.metrics(workdir / name) for name in NAMES},
   }
 
 
 @pytest.fixture(scope='session')
 def left_alone(file, tmp_path_factory):
-  """A sweep that nothing happened to, and what it printed."""
+  """An undisturbed sweep, and its output."""
   workdir = tmp_path_factory.mktemp('alone') / 'sweep'
   code, out = run(file, workdir)
   assert code == 0, out
   return workdir, out
 
 
-def test_what_comes_out(left_alone):
+def test_results(left_alone):
   workdir, out = left_alone
   rows = table(workdir)
   assert [row['trial'] for row in rows] == [
@@ -127,7 +104,7 @@ def test_what_comes_out(left_alone):
   assert {row['status'] for row in rows} == {'done'}
   assert {row['step'] for row in rows} == {'200'}
   for row in rows:
-    lines = steady((workdir / row['trial'] / 'metrics.jsonl').read_text())
+    lines = support.metrics(workdir / row['trial'])
     accuracies = [
       line['accuracy']
       for line in lines
@@ -147,7 +124,7 @@ def test_what_comes_out(left_alone):
 
 
 def test_trials_that_differ_in_a_rate_compile_once(file, tmp_path):
-  """The second one finds every program in the cache."""
+  """The second trial finds every program in the cache."""
   cache = tmp_path / 'cache'
   environment = {
     'JAX_COMPILATION_CACHE_DIR': str(cache),
@@ -167,64 +144,67 @@ def test_trials_that_differ_in_a_rate_compile_once(file, tmp_path):
   assert counts[0] == counts[1] > 0
 
 
-def test_again_it_does_nothing(file, left_alone):
+def test_a_completed_sweep_does_nothing(file, left_alone):
   workdir, _ = left_alone
   before = {
     path: path.stat().st_mtime_ns for path in workdir.rglob('metrics.jsonl')
   }
   code, out = run(file, workdir)
   assert code == 0
-  assert '4 trials, 0 of them left' in out
+  assert '4 trials, 0 remaining' in out
   assert 'Best on validation images: ' in out
   for path, time_of in before.items():
     assert path.stat().st_mtime_ns == time_of
 
 
-def wait_for_line(path, process):
-  give_up = time.monotonic() + TIMEOUT
-  while not (path.exists() and path.read_text().count('\n') >= 2):
+def wait_for(path, process, text=''):
+  """Waits until a file exists and contains a text."""
+  give_up = time.monotonic() + support.TIMEOUT
+  while not (path.exists() and text in path.read_text()):
     assert process.poll() is None, process.communicate()
     assert time.monotonic() < give_up
     time.sleep(0.01)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seconds', [0.5, 3, 6])
-def test_killed_at_any_moment(seconds, file, left_alone, tmp_path):
+@pytest.mark.parametrize(
+  'moment', ['sweep.json', f'{NAMES[0]}/run.json', f'{NAMES[1]}/metrics.jsonl']
+)
+def test_killed_at_any_moment(moment, file, left_alone, tmp_path):
   """SIGKILL to the sweep, then to a trial, then SIGTERM; then to the end."""
   workdir = tmp_path / 'sweep'
   first = start(file, workdir)
-  time.sleep(seconds)
+  wait_for(workdir / moment, first)
   first.kill()
   first.communicate()
   second = start(file, workdir)
-  wait_for_line(workdir / NAMES[0] / 'metrics.jsonl', second)
+  wait_for(workdir / NAMES[0] / 'metrics.jsonl', second, 'validation')
   # "process 123 on host"
   holder = (workdir / NAMES[0] / 'lock').read_text().split()[1]
   with contextlib.suppress(ProcessLookupError):
     os.kill(int(holder), signal.SIGKILL)
-  wait_for_line(workdir / NAMES[1] / 'metrics.jsonl', second)
+  wait_for(workdir / NAMES[1] / 'metrics.jsonl', second, 'validation')
   second.send_signal(signal.SIGTERM)
-  out, _ = second.communicate(timeout=TIMEOUT)
-  # It may not have begun to listen.
-  assert second.returncode in (0, 75, -signal.SIGTERM), out
+  (result,) = support.finish(second)
+  # All trials may have ended before the signal.
+  assert result.returncode in (0, 75), result
   code, out = run(file, workdir)
   assert code == 0, out
   assert content(workdir) == content(left_alone[0])
 
 
 def test_ctrl_c(file, left_alone, tmp_path):
-  """All trials save; the same command goes on to the same table."""
+  """All trials save; the same command resumes, to the same table."""
   workdir = tmp_path / 'sweep'
   process = start(file, workdir)
-  wait_for_line(workdir / NAMES[0] / 'metrics.jsonl', process)
+  wait_for(workdir / NAMES[0] / 'metrics.jsonl', process, 'validation')
   process.send_signal(signal.SIGINT)
-  out, _ = process.communicate(timeout=TIMEOUT)
-  assert process.returncode == 75, out
-  assert 'stopping: the running trials save' in out
-  assert out.endswith('stopped; the same command goes on\n')
+  (result,) = support.finish(process)
+  assert result.returncode == 75, result
+  assert 'stopping: the running trials are saving' in result.stdout
+  assert result.stdout.endswith('stopped; the same command resumes\n')
   statuses = {
-    json.loads(path.read_text())['status']
+    support.status(path.parent)['status']
     for path in workdir.glob('*/status.json')
   }
   assert statuses <= {'done', 'preempted'}
@@ -234,7 +214,7 @@ def test_ctrl_c(file, left_alone, tmp_path):
 
 
 def test_one_trial_of_it(file, left_alone, tmp_path):
-  """As a job of a cluster, by its number; then the rest, as the whole sweep."""
+  """As a job of a cluster, by its number; then the other trials."""
   workdir = tmp_path / 'sweep'
   code, out = run(file, workdir, '--trial=2')
   assert code == 0
@@ -244,7 +224,7 @@ def test_one_trial_of_it(file, left_alone, tmp_path):
   assert code == 0
   assert 'Not ended: 3 of 4 trials' in out
   code, out = run(file, workdir)
-  assert '4 trials, 3 of them left' in out
+  assert '4 trials, 3 remaining' in out
   assert content(workdir) == content(left_alone[0])
 
 
@@ -267,10 +247,10 @@ def test_trials_can_be_added(file, left_alone, capsys):
     (['--config.model.init_std=0.2'], 'holds a run of another config'),
     (['--trial=9'], '--trial=9: no such trial'),
     (['--trial=nobody'], '--trial=nobody: no such trial'),
-    # As of a variable that is not set.
+    # From a shell variable that is not set.
     (['--trial='], '--trial=: no such trial'),
-    (['--config.total_steps=100'], 'total_steps is 200 there, and 100 here'),
-    (['--config.eval_every=100'], 'eval_every is 50 there, and 100 here'),
+    (['--config.total_steps=100'], 'holds a run with total_steps=200, not 100'),
+    (['--config.eval_every=100'], 'holds a run with eval_every=50, not 100'),
     (['--jobs=0'], "argument --jobs: '0' is not a whole number of at least 1"),
   ],
 )
@@ -299,7 +279,7 @@ def test_all_problems_before_the_first_trial(file, tmp_path, capsys):
 
 
 def test_a_trial_that_cannot_start(file, tmp_path):
-  """The others go on; it is named at the end, with its reason."""
+  """The other trials go on; the end of the output says why it failed."""
   workdir = tmp_path / 'sweep'
   bad = workdir / NAMES[0] / 'checkpoints'
   bad.parent.mkdir(parents=True)
@@ -321,22 +301,41 @@ def test_dry_run_writes_nothing(file, tmp_path, capsys):
   assert not workdir.exists()
 
 
-def test_nobody_reads_what_it_says(file, left_alone, tmp_path):
-  """As in `| head -1`: the trials go on."""
+def test_a_closed_pipe(file, left_alone, tmp_path):
+  """As in `| head -1`: the trials continue."""
   workdir = tmp_path / 'sweep'
-  process = start(file, workdir)
-  process.stdout.readline()
-  process.stdout.close()
-  assert process.wait(timeout=TIMEOUT) == 0
+  with start(file, workdir) as process:
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=support.TIMEOUT) == 0
   assert content(workdir) == content(left_alone[0])
 
 
-def test_a_damaged_list_of_trials(file, tmp_path, capsys):
+@pytest.mark.parametrize(
+  'content', ['{"a": 1}', '[]', '{"search": "optuna", "trials": {}}']
+)
+def test_an_unknown_list_of_trials(content, file, tmp_path, capsys):
+  """Damaged, or of the search that an earlier version had."""
   workdir = tmp_path / 'sweep'
   workdir.mkdir()
-  (workdir / 'sweep.json').write_text('{"a": 1}')
+  (workdir / 'sweep.json').write_text(content)
   assert read_only(file, workdir) == 1
-  assert 'sweep.json: is not of this version' in capsys.readouterr().err
+  assert 'was not written by this version' in capsys.readouterr().err
+
+
+def test_a_directory_of_an_earlier_version(file, left_alone, tmp_path, capsys):
+  """Its `sweep.json` had more fields; it can still be compared."""
+  workdir = tmp_path / 'sweep'
+  shutil.copytree(left_alone[0], workdir)
+  trials = {
+    name: {'values': {}, 'config_digest': 'a digest of the config'}
+    for name in NAMES
+  }
+  saved = {'search': '', 'x': 'multiplier', 'repeat': 'seed', 'trials': trials}
+  (workdir / 'sweep.json').write_text(json.dumps(saved))
+  (workdir / 'trials.csv').unlink()
+  assert read_only(file, workdir, '--compare') == 0
+  assert content(workdir) == content(left_alone[0])
 
 
 def test_a_file_in_the_place_of_a_trial(file, tmp_path, capsys):
@@ -348,7 +347,7 @@ def test_a_file_in_the_place_of_a_trial(file, tmp_path, capsys):
   assert [path.name for path in workdir.iterdir()] == [NAMES[1]]
 
 
-def test_two_at_once_on_a_directory(file, left_alone):
+def test_a_locked_directory(file, left_alone):
   workdir, _ = left_alone
   holder = sweep.workdir_lib.Workdir(str(workdir))
   holder.claim()
@@ -361,13 +360,8 @@ def test_two_at_once_on_a_directory(file, left_alone):
 
 
 def test_help():
-  result = subprocess.run(
-    [sys.executable, '-m', 'bn_repro.sweep', '--help'],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
+  result = support.run('--help', program=('-m', 'bn_repro.sweep'))
+  assert result.returncode == 0
   for text in (
     'lr_multipliers',
     '--dry_run',

@@ -8,7 +8,7 @@ import pytest
 
 from bn_repro.sweep import progress as progress_lib
 from bn_repro.sweep.progress import SweepProgress
-from bn_repro.sweep.runner import Trial
+from bn_repro.sweep.runner import TrialProcess
 
 
 class Terminal(io.StringIO):
@@ -34,7 +34,9 @@ def clock(monkeypatch):
 
 def create(tmp_path, number):
   return [
-    Trial(f't{i}', tmp_path / f't{i}', ['true'], images=3200, total_steps=100)
+    TrialProcess(
+      f't{i}', tmp_path / f't{i}', ['true'], images=3200, total_steps=100
+    )
     for i in range(number)
   ]
 
@@ -53,7 +55,7 @@ def test_lines(tmp_path, clock, capsys):
   progress = SweepProgress(many, jobs=1)
   first.state = 'running'
   progress.started(first)
-  assert 't0: runs, from step 0' in capsys.readouterr().out
+  assert 't0: running from step 0' in capsys.readouterr().out
   write(
     first,
     (50, 'train', 0.9),
@@ -66,7 +68,7 @@ def test_lines(tmp_path, clock, capsys):
   out = capsys.readouterr().out
   assert out == 't0: step 50/100, accuracy 0.7500, ETA 0:50\n'
   clock.now += 1
-  assert not list(progress.tick())
+  progress.tick()
   assert not capsys.readouterr().out
   clock.now += 49
   write(first, (100, 'validation', 0.8))
@@ -77,8 +79,7 @@ def test_lines(tmp_path, clock, capsys):
   )
   progress.close()
   assert capsys.readouterr().out == (
-    "1:40 of wall time; the trials' own 1:40 over 1 at a time: 1.00 times as "
-    'long\n'
+    'Wall 1:40; trials 1:40 in total; overhead 0 %\n'
   )
 
 
@@ -99,7 +100,7 @@ def test_endings(tmp_path, clock, capsys):
   progress = SweepProgress([again, failed, diverged], jobs=2)
   failed.log.write_text('error: no data\n')
   for trial, state, code, expected in (
-    (again, 'waiting', -9, 't0: exit code -9, is started again'),
+    (again, 'waiting', -9, 't0: exit code -9, will be restarted'),
     (failed, 'failed', 1, 'see ' + str(failed.log) + ': error: no data'),
     (diverged, 'diverged', 3, 't2: diverged, 0:00'),
   ):
@@ -107,17 +108,6 @@ def test_endings(tmp_path, clock, capsys):
     trial.state = state
     progress.ended(trial, code)
     assert expected in capsys.readouterr().out
-
-
-def test_those_that_nobody_knows_of_yet(tmp_path, clock, capsys):
-  """They are taken to be as long as the others."""
-  (trial,) = create(tmp_path, 1)
-  progress = SweepProgress([], jobs=1, number=4)
-  progress.started(trial)
-  trial.state = 'done'
-  clock.now += 10
-  progress.ended(trial, 0)
-  assert '1 done, 3 to come, ETA 0:30' in capsys.readouterr().out
 
 
 def test_table(tmp_path, clock, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.sweep import runner as runner_lib
-from bn_repro.sweep.runner import Trial
+from bn_repro.sweep.runner import TrialProcess
 
 # What a trial's script may use: how often it has been started, where it writes.
 PRELUDE = """
@@ -27,27 +27,36 @@ step() {
 
 
 class Told(runner_lib.Progress):
-  """Remembers what it is told."""
+  """Records events, and reacts to them.
 
-  def __init__(self):
+  Args:
+    reactions: functions to call after an event.
+  """
+
+  def __init__(self, reactions=None):
     self.events = []
     self.most = 0
     self._running = 0
+    self._reactions = reactions or {}
 
   def started(self, trial):
     self._running += 1
     self.most = max(self.most, self._running)
-    self.events.append(('start', trial.name))
+    self._add(('start', trial.name))
 
   def ended(self, trial, code):
     self._running -= 1
-    self.events.append((code, trial.name))
+    self._add((code, trial.name))
 
   def stopping(self):
-    self.events.append('stop')
+    self._add('stop')
 
   def found_elsewhere(self, trial):
-    self.events.append(f'elsewhere {trial.name}')
+    self._add(f'elsewhere {trial.name}')
+
+  def _add(self, event):
+    self.events.append(event)
+    self._reactions.get(event, lambda: None)()
 
 
 class Asked:
@@ -59,7 +68,7 @@ class Asked:
 @pytest.fixture
 def create(tmp_path):
   def one(name, script):
-    return Trial(
+    return TrialProcess(
       name=name,
       workdir=tmp_path / name,
       command=[
@@ -74,8 +83,8 @@ def create(tmp_path):
   return one
 
 
-def run(all_trials, jobs=2, retries=1, preemption=None):
-  told = Told()
+def run(all_trials, jobs=2, retries=1, preemption=None, reactions=None):
+  told = Told(reactions)
   runner = runner_lib.Runner(all_trials, [{}] * jobs, retries, told)
   finished = runner.run(preemption or Asked())
   return finished, told
@@ -107,10 +116,10 @@ def test_some_at_a_time_in_order(create):
     ('kill -KILL $$', 1, 'failed', 2),
     ('[ $starts -gt 1 ] || exit 75', 1, 'done', 2),
     ('[ $starts -gt 1 ] || kill -KILL $$', 1, 'done', 2),
-    # One that gets further each time is never given up.
+    # Progress resets the count of failures.
     ('step $starts; [ $starts -gt 6 ] || exit 75', 1, 'done', 7),
     ('step $starts; [ $starts -gt 6 ] || kill -KILL $$', 1, 'done', 7),
-    # It got further once, which does not count.
+    # Failures with progress do not count.
     ('step 5; exit 1', 1, 'failed', 3),
     ('step 5; exit 75', 0, 'failed', 2),
   ],
@@ -125,13 +134,13 @@ def test_ends(script, retries, expected, count, create):
 
 
 def test_a_trial_that_cannot_start(create, tmp_path):
-  """It does not stop the others, and what it said is kept."""
+  """The other trials go on, and its output is kept."""
   bad = create('bad', 'echo "error: no such data" >&2; exit 1')
   good = create('good', 'exit 0')
   finished, _ = run([bad, good])
   assert finished
   assert (bad.state, good.state) == ('failed', 'done')
-  assert runner_lib.last_words(bad) == f'see {bad.log}: error: no such data'
+  assert runner_lib.failure_reason(bad) == f'see {bad.log}: error: no such data'
 
 
 def test_a_trial_whose_process_cannot_be_started(create):
@@ -140,64 +149,23 @@ def test_a_trial_whose_process_cannot_be_started(create):
   finished, told = run([bad, good], jobs=1)
   assert finished
   assert (bad.state, good.state) == ('failed', 'done')
-  assert 'Is a directory' in runner_lib.last_words(bad)
+  assert 'Is a directory' in runner_lib.failure_reason(bad)
   assert ('start', 'bad') not in told.events
 
 
-class Impatient(Told):
-  """Ends a trial early when it has begun."""
-
-  def __init__(self, trial):
-    super().__init__()
-    self._trial = trial
-
-  def tick(self):
-    begun = (self._trial.workdir / 'begun').exists()
-    return [self._trial] if begun else []
-
-  def ended(self, trial, code):
-    if trial is self._trial:
-      self.events.append((code, trial.name, trial.state))
-
-
-def test_a_trial_that_is_ended_early(create):
-  """It may save, and is not started again; the other goes on."""
-  early = create(
-    'early',
-    'trap "echo saved >>$WORKDIR/saved; exit 75" TERM; touch $WORKDIR/begun; '
-    'sleep 60 & wait',
-  )
-  other = create('other', 'sleep 1')
-  told = Impatient(early)
-  assert runner_lib.Runner([early, other], [{}] * 2, 5, told).run(Asked())
-  assert (early.state, other.state) == (runner_lib.PRUNED, 'done')
-  assert starts(early) == 1
-  assert (early.workdir / 'saved').read_text() == 'saved\n'
-  assert (75, 'early', runner_lib.PRUNED) in told.events
-
-
-def test_a_trial_that_is_done_before_it_can_be_ended(create):
-  early = create(
-    'early', 'trap "exit 0" TERM; touch $WORKDIR/begun; sleep 60 & wait'
-  )
-  assert runner_lib.Runner([early], [{}], 0, Impatient(early)).run(Asked())
-  assert early.state == 'done'
-
-
-def test_stopping_one_that_does_not_listen_yet(create):
-  """It has saved nothing, and has not failed."""
+def test_stopping_before_the_handler_is_installed(create):
+  """The trial has saved nothing, but has not failed."""
   trial = create('trial', 'sleep 60')
   asked = Asked()
-  timer = threading.Timer(0.5, setattr, (asked, 'signal', signal.SIGTERM))
-  timer.start()
-  finished, told = run([trial], preemption=asked)
+  ask = {('start', 'trial'): lambda: setattr(asked, 'signal', signal.SIGTERM)}
+  finished, told = run([trial], preemption=asked, reactions=ask)
   assert not finished
   assert trial.state == 'preempted'
   assert told.events[-1] == (-signal.SIGTERM, 'trial')
 
 
 def test_stopping(create):
-  """Every trial is told once, and may save; none is started after that."""
+  """Running trials save; no further ones start."""
   script = (
     'trap "echo saved >>$WORKDIR/saved; exit 75" TERM; touch $WORKDIR/begun; '
     'sleep 60 & wait'
@@ -220,56 +188,79 @@ def test_stopping(create):
   assert not many[2].workdir.exists()
 
 
-def test_a_workdir_that_is_taken_is_waited_for(create, tmp_path):
-  """By another process; the others go first."""
-  taken, free = create('taken', 'exit 0'), create('free', 'exit 0')
-  holder = workdir_lib.Workdir(str(taken.workdir))
+def test_a_workdir_that_is_locked(create):
+  """By another process: the other trials go first."""
+  locked, free = create('locked', 'exit 0'), create('free', 'exit 0')
+  holder = workdir_lib.Workdir(str(locked.workdir))
   holder.claim()
-  assert runner_lib.is_taken(taken.workdir)
-  timer = threading.Timer(1, holder.release)
-  timer.start()
-  _, told = run([taken, free], jobs=1)
-  begun = [event[1] for event in told.events if event[0] == 'start']
-  assert begun == ['free', 'taken']
-  assert taken.state == workdir_lib.Status.DONE
-  assert not runner_lib.is_taken(taken.workdir)
-  assert told.events.count('elsewhere taken') == 1
+  assert runner_lib.is_locked(locked.workdir)
+  _, told = run([locked, free], 1, reactions={(0, 'free'): holder.release})
+  assert told.events == [
+    'elsewhere locked',
+    ('start', 'free'),
+    (0, 'free'),
+    ('start', 'locked'),
+    (0, 'locked'),
+  ]
+  assert locked.state == workdir_lib.Status.DONE
+  assert not runner_lib.is_locked(locked.workdir)
 
 
-def test_a_lock_that_cannot_be_opened_is_no_reason_to_wait(create):
-  """Training will complain of it."""
+def test_a_lock_that_cannot_be_opened(create):
+  """`main` reports it, so the runner does not wait."""
   trial = create('trial', 'exit 1')
   (trial.workdir / 'lock').mkdir(parents=True)
-  assert not runner_lib.is_taken(trial.workdir)
+  assert not runner_lib.is_locked(trial.workdir)
 
 
 RUNNER = """
-import sys
-from bn_repro import trials
-from bn_repro.runtime.preemption import Preemption
+import resource, sys
 from pathlib import Path
-script, folder = sys.argv[1], Path(sys.argv[2])
-trial = trials.Trial('t', folder, ['bash', '-c', script], 1, 1)
-trials.Runner([trial], [{}], 0, trials.Progress()).run(Preemption())
+from bn_repro.runtime.preemption import Preemption
+from bn_repro.sweep import runner
+folder, number, script = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+many = [
+  runner.TrialProcess(f't{i}', folder / f't{i}', ['bash', '-c', script], 1, 1)
+  for i in range(number)
+]
+runner.Runner(many, [{}] * 20, 0, runner.Progress()).run(Preemption())
+assert {trial.state for trial in many} == {'done'}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @pytest.mark.skipif(
-  sys.platform != 'linux', reason='the kernel tells children on Linux alone'
+  sys.platform != 'linux', reason='only Linux sends signals to orphans'
 )
-def test_a_killed_runner_takes_its_trials_along(tmp_path):
-  """They are told to save, as nobody looks after them any more."""
+def test_a_killed_runner_stops_its_trials(tmp_path):
+  """They receive SIGTERM, and save."""
   script = (
     f'trap "echo saved >{tmp_path}/saved; exit 75" TERM; '
     f'echo >{tmp_path}/begun; sleep 60 & wait'
   )
   runner = subprocess.Popen(
-    [sys.executable, '-c', RUNNER, script, str(tmp_path / 'run')]
+    [sys.executable, '-c', RUNNER, str(tmp_path / 'runs'), '1', script]
   )
   wait_for(tmp_path / 'begun')
   runner.kill()
   runner.wait()
   wait_for(tmp_path / 'saved')
+
+
+def test_memory_does_not_grow_with_trials(tmp_path):
+  """Memory of the runner: with 20 times as many trials, within 2 MB."""
+  few, many = (
+    int(
+      subprocess.run(
+        [sys.executable, '-c', RUNNER, tmp_path / number, number, 'true'],
+        capture_output=True,
+        text=True,
+        check=True,
+      ).stdout
+    )
+    for number in ('20', '400')
+  )
+  assert many - few < 2000
 
 
 def wait_for(path):
@@ -279,15 +270,20 @@ def wait_for(path):
     time.sleep(0.05)
 
 
-def test_a_log_holds_all_that_was_said(create):
+def test_the_log_holds_all_output(create):
   trial = create('trial', 'echo try $starts; [ $starts -gt 1 ] || exit 75')
   run([trial])
   assert trial.log.read_text() == 'try 1\ntry 2\n'
 
 
 def test_the_environment_of_a_slot(create, tmp_path):
-  """Trials that run at a time have different devices."""
-  many = [create(f't{i}', 'echo $GPU >$WORKDIR/gpu; sleep 0.3') for i in (0, 1)]
+  """Trials that run at once have different devices."""
+  script = """
+    echo $GPU >$WORKDIR/gpu
+    until [ -e $WORKDIR/../t0/gpu ] && [ -e $WORKDIR/../t1/gpu ]
+    do sleep 0.05; done
+  """
+  many = [create(f't{i}', script) for i in (0, 1)]
   slots = [{'GPU': '0'}, {'GPU': '1'}]
   runner_lib.Runner(many, slots, 0, runner_lib.Progress()).run(Asked())
   found = [(t.workdir / 'gpu').read_text().strip() for t in many]
@@ -313,7 +309,7 @@ def test_slots(monkeypatch):
 
 
 def test_the_end_of_a_long_log(tmp_path):
-  """Read from its end, and without half a line at either."""
+  """Whole lines only, from the end of the file."""
   line = {'split': 'train', 'loss': 1.0}
   with (tmp_path / 'metrics.jsonl').open('w') as file:
     for step in range(5000):
@@ -324,32 +320,3 @@ def test_the_end_of_a_long_log(tmp_path):
   assert [each['step'] for each in found] == list(range(5000))[-len(found) :]
   assert runner_lib.last_step(tmp_path) == 4999
   assert runner_lib.last_step(tmp_path / 'none') == 0
-
-
-def test_memory_does_not_grow_with_trials(tmp_path):
-  """Of a process that runs them: 20 times as many, within 2 MB."""
-  script = """
-import resource, sys
-from pathlib import Path
-from bn_repro import trials
-from bn_repro.runtime.preemption import Preemption
-number, folder = int(sys.argv[1]), Path(sys.argv[2])
-many = [
-  trials.Trial(f't{i}', folder / f't{i}', ['true'], 1, 1) for i in range(number)
-]
-trials.Runner(many, [{}] * 20, 0, trials.Progress()).run(Preemption())
-assert {trial.state for trial in many} == {'done'}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-  kilobytes = [
-    int(
-      subprocess.run(
-        [sys.executable, '-c', script, str(number), folder],
-        capture_output=True,
-        text=True,
-        check=True,
-      ).stdout
-    )
-    for number, folder in ((20, tmp_path / 'few'), (400, tmp_path / 'many'))
-  ]
-  assert kilobytes[1] - kilobytes[0] < 2000

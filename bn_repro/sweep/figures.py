@@ -1,0 +1,140 @@
+"""The figure of a sweep."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+import numpy as np
+
+from bn_repro.report.figures import draw_spread, plain_text, save, style
+from bn_repro.runtime import workdir as workdir_lib
+from bn_repro.sweep.comparison import Comparison
+from bn_repro.sweep.sweep import TrialStatus
+
+# Markers of trials that diverged or did not learn.
+_MARKERS: Mapping[str, Mapping[str, Any]] = {
+  workdir_lib.Status.DIVERGED: {'marker': 'x', 'ms': 10, 'mew': 2},
+  TrialStatus.BELOW: {'marker': 's', 'ms': 10, 'mfc': 'none'},
+}
+
+
+def sweep(comparison: Comparison, out: Path, name: str) -> None:
+  """Draws accuracy, and steps to the target, over x: a line for each net."""
+  figure, (above, below) = plt.subplots(
+    2, 1, figsize=(9, 9), layout='constrained', sharex=True
+  )
+  values = comparison.sweep.axes[comparison.sweep.x]
+  if comparison.is_numeric:
+    places = {value: float(value) for value in values}
+  else:
+    places = {value: float(place) for place, value in enumerate(values)}
+  draw_accuracies(above, comparison, places)
+  _draw_steps(below, comparison, places)
+  below.set_xlabel(comparison.sweep.x)
+  if comparison.is_numeric:
+    below.set_xscale('log')
+  below.set_xticks(
+    list(places.values()),
+    [value if isinstance(value, str) else f'{value:g}' for value in places],
+    rotation=0 if comparison.is_numeric else 60,
+  )
+  below.minorticks_off()
+  for axes in (above, below):
+    axes.grid(alpha=0.3)
+  if comparison.sweep.lines:
+    figure.legend(
+      *above.get_legend_handles_labels(),
+      loc='outside lower center',
+      ncols=3,
+      frameon=False,
+    )
+  save(figure, out, name)
+
+
+def draw_accuracies(
+  axes: Any, comparison: Comparison, places: Mapping[Any, float]
+) -> None:
+  """Draws the best accuracies of all settings, and markers of failed trials.
+
+  Args:
+    axes: axes to draw on.
+    comparison: the results.
+    places: position of each value of x.
+  """
+  for index, (line, settings) in enumerate(comparison.lines().items()):
+    # NaN interrupts the line where a trial has not ended or has no evaluation.
+    draw_spread(
+      axes,
+      [places[setting.x] for setting in settings],
+      [
+        [
+          r.best if r.best is not None and r.ended else np.nan
+          for r in setting.results
+        ]
+        for setting in settings
+      ],
+      style(index),
+      plain_text(comparison.label(line)),
+      joined=comparison.is_numeric,
+    )
+    for setting in settings:
+      for result in setting.results:
+        outcome = result.outcome.partition(' at step')[0]
+        if outcome in _MARKERS:
+          axes.plot(
+            places[setting.x],
+            result.best or 0.0,
+            color=style(index)['color'],
+            clip_on=False,
+            **_MARKERS[outcome],
+          )
+  if comparison.is_numeric:
+    axes.axhline(comparison.chance, color='#999', lw=0.8, ls=':')
+    axes.set_ylim(0, 1)
+  axes.set_title(
+    f'Best accuracy on {comparison.eval_split} images; '
+    + ('dotted: chance; ' if comparison.is_numeric else '')
+    + f'x: diverged; square: {TrialStatus.BELOW}',
+    loc='left',
+    fontsize=10,
+  )
+
+
+def _draw_steps(
+  axes: Any, comparison: Comparison, places: Mapping[Any, float]
+) -> None:
+  for index, (line, settings) in enumerate(comparison.lines().items()):
+    reached = [
+      (places[setting.x], [s for s in steps if s is not None])
+      for setting in settings
+      for steps in [setting.steps_to_target().values]
+      if None not in steps
+    ]
+    draw_spread(
+      axes,
+      [place for place, _ in reached],
+      [steps for _, steps in reached],
+      style(index),
+      plain_text(comparison.label(line)),
+      joined=comparison.is_numeric,
+    )
+    for setting in settings:
+      ended = all(result.ended for result in setting.results)
+      if ended and None in setting.steps_to_target().values:
+        axes.plot(
+          places[setting.x],
+          # One below the other, for different lines.
+          0.97 - 0.04 * index,
+          marker='^',
+          mfc='none',
+          color=style(index)['color'],
+          transform=axes.get_xaxis_transform(),
+        )
+  axes.set_ylim(bottom=0)
+  axes.set_title(
+    'Steps of 32 images to the best accuracy of the first setting; triangle: '
+    'not all trials reach it',
+    loc='left',
+    fontsize=10,
+  )
