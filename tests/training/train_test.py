@@ -22,8 +22,11 @@ from bn_repro.training import checkpoint, evaluation, train
 from bn_repro.training import experiment as experiment_lib
 from bn_repro.training import timing as timing_lib
 
+# 64 images to validate on and 130 to test on.
 OVERRIDES = (
   'model.name=inception_tiny',
+  'data.name=synthetic',
+  'data.holdout=64',
   'total_steps=6',
   'log_every=4',
   'eval_every=3',
@@ -119,8 +122,8 @@ def test_interrupted_at_every_place(tmp_path):
   reference = tmp_path / 'reference'
   _, questions = train_once(reference)
   expected = lines(reference)
-  assert questions > 40
-  for stop_at in range(1, questions + 1, 3):
+  assert questions > 20
+  for stop_at in range(1, questions + 1, 2):
     workdir = tmp_path / str(stop_at)
     status, _ = train_once(workdir, stop_at=stop_at)
     assert status == 'preempted'
@@ -139,14 +142,14 @@ def test_lines_of_a_run(tmp_path):
     for line in lines(tmp_path)
   ]
   assert found == [
-    (3, 'validation', 'moving', 500),
-    (3, 'validation', 'population', 500),
+    (3, 'validation', 'moving', 64),
+    (3, 'validation', 'population', 64),
     (4, 'train', None, 256),
     (6, 'train', None, 128),
-    (6, 'validation', 'moving', 500),
-    (6, 'test', 'moving', 500),
-    (6, 'validation', 'population', 500),
-    (6, 'test', 'population', 500),
+    (6, 'validation', 'moving', 64),
+    (6, 'test', 'moving', 130),
+    (6, 'validation', 'population', 64),
+    (6, 'test', 'population', 130),
   ]
 
 
@@ -175,7 +178,7 @@ def test_run_json(tmp_path):
 
 def test_other_data_are_refused(tmp_path, monkeypatch):
   train_once(tmp_path, stop_at=5)
-  load = datasets._LOADERS['mnist_5k']
+  load = datasets._LOADERS['synthetic']
 
   def other(data):
     training, test, label_names = load(data)
@@ -183,7 +186,7 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
     images[0, 0, 0, 0] ^= 1
     return ArraySplit(images, training.labels), test, label_names
 
-  monkeypatch.setitem(datasets._LOADERS, 'mnist_5k', other)
+  monkeypatch.setitem(datasets._LOADERS, 'synthetic', other)
   with pytest.raises(UserError, match='data fingerprint'):
     train_once(tmp_path)
 
