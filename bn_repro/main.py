@@ -35,10 +35,10 @@ configs:
   (minutes on a CPU).
 
 examples:
-  python -m bn_repro.main --config=configs/bn_x5.py:mini --workdir=runs/bn_x5
-  python -m bn_repro.main --config=configs/bn_x5.py:mini --workdir=runs/slow \\
+  python -m bn_repro.main --config=bn_x5:mini --workdir=runs/bn_x5
+  python -m bn_repro.main --config=bn_x5:mini --workdir=runs/slow \\
     --config.optim.learning_rate=0.05 --config.total_steps=1000
-  python -m bn_repro.main --config=configs/bn_x5.py:mini --workdir=runs/shirt \\
+  python -m bn_repro.main --config=bn_x5:mini --workdir=runs/shirt \\
     --config.data.name=fashion_mnist
 
 writes into the workdir:

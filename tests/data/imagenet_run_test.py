@@ -16,6 +16,7 @@ def arguments(data_dir, workdir, *overrides):
   return (
     '--config=configs/bn_x5.py',
     f'--workdir={workdir}',
+    support.TINY,
     f'--config.data.data_dir={data_dir}',
     '--config.data.name=imagenet_stand_in',
     '--config.data.num_shards=4',
@@ -31,15 +32,15 @@ def arguments(data_dir, workdir, *overrides):
   )
 
 
-def train(*args, program=support.TINY):
-  result = support.run(*arguments(*args), program=program)
+def train(*args):
+  result = support.run(*arguments(*args))
   assert result.returncode == 0, result.stderr
   return result
 
 
-def stop(line, signal_number, *args, program=support.TINY):
+def stop(line, signal_number, *args):
   """Signals the whole process group after a line, as a scheduler does."""
-  process = support.start(*arguments(*args), program=program)
+  process = support.start(*arguments(*args))
   support.wait_for_line(process, line)
   os.killpg(process.pid, signal_number)
   return support.finish(process)[0]
@@ -114,9 +115,7 @@ def test_damaged_images_are_counted_and_named(damaged, tmp_path):
 
 
 def test_too_many_damaged_images_end_the_run(damaged, tmp_path):
-  result = support.run(
-    *arguments(damaged[0], tmp_path / 'run'), program=support.TINY
-  )
+  result = support.run(*arguments(damaged[0], tmp_path / 'run'))
   assert result.returncode == 1
   errors = result.stderr.splitlines()
   (line,) = (line for line in errors if line.startswith('error'))
@@ -151,6 +150,7 @@ def test_from_archives_to_a_trained_network(tmp_path):
   ):
     subprocess.run(command, cwd=support.ROOT, check=True, timeout=500)
   full = (
+    '--config.model.name=inception',
     '--config.data.image_size=224',
     '--config.model.width=1.0',
     '--config.batch_size=4',
@@ -161,11 +161,11 @@ def test_from_archives_to_a_trained_network(tmp_path):
     '--config.total_steps=3',
   )
   run = (data_dir, workdir, *full)
-  result = stop('step 1/3', signal.SIGTERM, *run, program=support.TRAIN)
+  result = stop('step 1/3', signal.SIGTERM, *run)
   assert result.returncode == 75
   stopped_at = support.status(workdir)['step']
   assert 1 <= stopped_at < 3
-  result = train(*run, program=support.TRAIN)
+  result = train(*run)
   assert f'checkpoint of step {stopped_at}' in result.stdout
   lines = support.metrics(workdir)
   steps = [line['step'] for line in lines if line['split'] == 'train']

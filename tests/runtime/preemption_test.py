@@ -1,11 +1,11 @@
-"""Signals to a process that hangs: the first is noted, a later one ends it."""
+"""Signals to a process that hangs: it notes the first, a later one ends it."""
 
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
+import support
 
 from bn_repro.runtime import preemption
 
@@ -14,29 +14,27 @@ import threading
 from bn_repro.runtime.preemption import Preempted, Preemption
 own = Preemption()
 own.listen()
-print('listening', flush=True)
+print('listening')
 while not own.signal:
   threading.Event().wait(0.01)
 try:
   own.check()
 except Preempted as reason:
-  print(reason, flush=True)
+  print(reason)
 threading.Event().wait()
 """
 
 
 @pytest.fixture
 def hanging():
-  process = subprocess.Popen(
-    [sys.executable, '-c', HANGS], stdout=subprocess.PIPE, text=True
-  )
-  assert process.stdout.readline() == 'listening\n'
+  process = support.start(program=('-c', HANGS))
+  support.wait_for_line(process, 'listening')
   yield process
-  process.kill()
-  process.communicate()
+  support.kill(process)
+  support.finish(process)
 
 
-def test_the_first_is_a_question(hanging):
+def test_the_first_is_polled(hanging):
   hanging.send_signal(signal.SIGTERM)
   assert hanging.stdout.readline() == 'stopped by SIGTERM\n'
 

@@ -34,6 +34,7 @@ MLP = (
 # With convolutions, and distortions drawn on the device.
 INCEPTION = (
   '--config=configs/bn_x5.py:mini',
+  TINY,
   FLOAT64,
   '--config.total_steps=30',
   '--config.log_every=7',
@@ -143,9 +144,8 @@ def assert_close(workdir, reference, tolerance):
 @pytest.mark.parametrize('config', [MLP, INCEPTION], ids=['mlp', 'inception'])
 def test_two_processes_are_one(config, tmp_path):
   """The same examples, and every image evaluated once."""
-  options = {'config': config, 'program': TINY}
-  assert_ends(start_pair(tmp_path / 'two', **options), 0, 0)
-  assert_ends([start(tmp_path / 'one', **options)], 0)
+  assert_ends(start_pair(tmp_path / 'two', config=config), 0, 0)
+  assert_ends([start(tmp_path / 'one', config=config)], 0)
   assert_close(tmp_path / 'two', tmp_path / 'one', 1e-6)
 
 
@@ -295,10 +295,9 @@ def test_one_step_of_two_processes_is_that_of_one(
     f'--config.bn.virtual_batch_size={group}',
     '--config.bn.population_batches=0',
   )
-  options = {'config': config, 'program': TINY}
-  pair = start_pair(tmp_path / 'two', *step, devices=(2, 2), **options)
+  pair = start_pair(tmp_path / 'two', *step, devices=(2, 2), config=config)
   assert_ends(pair, 0, 0)
-  assert_ends([start(tmp_path / 'one', *step, devices=4, **options)], 0)
+  assert_ends([start(tmp_path / 'one', *step, devices=4, config=config)], 0)
   assert_close(tmp_path / 'two', tmp_path / 'one', 1e-10)
 
 

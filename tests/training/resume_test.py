@@ -1,131 +1,70 @@
 """A run that was cut off ends as one that was not: array by array, bit for bit.
 
-Real processes, real signals, the real program; only the network is small.
+Real processes, real signals, the real program; only the networks are small.
 """
 
-import json
-import os
-from pathlib import Path
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+import support
+from support import (
+  assert_same_run,
+  finish,
+  metrics,
+  newest_arrays,
+  status,
+  wait_for_line,
+)
 
-TESTS = Path(__file__).resolve().parent.parent
+# BN-Baseline has dropout and BN, BN-x5 BN alone, Inception dropout alone.
+VARIANTS = ('bn_baseline', 'bn_x5', 'inception')
 
-RUN = (
+_SMALL_INCEPTION = (
+  support.TINY,
   '--config.total_steps=60',
   '--config.log_every=7',
   '--config.eval_every=20',
   '--config.checkpoint_every=15',
   '--config.bn.population_batches=4',
 )
-# BN-Baseline has dropout and BN, BN-x5 BN alone, Inception dropout alone.
-VARIANTS = ('bn_baseline', 'bn_x5', 'inception')
+# For what does not depend on the network: this one compiles in a second.
+_MNIST = (
+  '--config.total_steps=600',
+  '--config.steps_per_call=1',
+  '--config.log_every=70',
+  '--config.eval_every=200',
+  '--config.checkpoint_every=100',
+  '--config.bn.population_batches=4',
+  '--config.data.distorted_copies=0',
+)
 
 
 def command(variant, workdir, *overrides):
-  return [
-    sys.executable,
-    str(TESTS / 'tiny.py'),
+  return (
     f'--config=configs/{variant}.py:mini',
     f'--workdir={workdir}',
-    *RUN,
+    *(_MNIST if variant == 'bn_mnist' else _SMALL_INCEPTION),
     *overrides,
-  ]
-
-
-def environment(**changes):
-  """One CPU device, whatever the tests themselves use."""
-  inherited = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  return {**inherited, 'JAX_PLATFORMS': 'cpu', **changes}
-
-
-def run(variant, workdir, *overrides):
-  return subprocess.run(
-    command(variant, workdir, *overrides),
-    cwd=TESTS.parent,
-    env=environment(),
-    capture_output=True,
-    text=True,
-    timeout=300,
   )
 
 
-def start(variant, workdir, *overrides, **changes):
-  return subprocess.Popen(
-    command(variant, workdir, *overrides),
-    cwd=TESTS.parent,
-    env=environment(PYTHONUNBUFFERED='1', **changes),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+def run(*arguments, **changes):
+  return support.run(*command(*arguments), **changes)
 
 
-def wait_for_line(process, text):
-  for line in process.stdout:
-    if text in line:
-      return
-  raise AssertionError(f'ended before it said {text!r}')
-
-
-def status(workdir):
-  return json.loads((workdir / 'status.json').read_text())
-
-
-def metrics(workdir):
-  """The lines without what depends on the clock, as they stand in the file."""
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return [
-    {key: value for key, value in json.loads(line).items() if key != 'timing'}
-    for line in lines
-  ]
-
-
-def newest_state(workdir):
-  manager = ocp.CheckpointManager((workdir / 'checkpoints').absolute())
-  step = manager.latest_step()
-  restored = manager.restore(
-    step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
-  )
-  manager.close()
-  return step, restored.state
-
-
-def leaves(tree, path=()):
-  if isinstance(tree, dict):
-    return {
-      name: leaf
-      for key, value in tree.items()
-      for name, leaf in leaves(value, (*path, key)).items()
-    }
-  if isinstance(tree, list | tuple):
-    return leaves(dict(enumerate(tree)), path)
-  return {} if tree is None else {path: np.asarray(tree)}
-
-
-def assert_same_run(workdir, reference):
-  assert metrics(workdir) == metrics(reference)
-  step, state = newest_state(workdir)
-  reference_step, reference_state = newest_state(reference)
-  assert step == reference_step
-  found, expected = leaves(state), leaves(reference_state)
-  assert found.keys() == expected.keys()
-  assert {path[0] for path in found} >= {'params', 'opt_state', 'step', 'seed'}
-  for path, array in expected.items():
-    np.testing.assert_array_equal(found[path], array, err_msg=str(path))
-  assert status(workdir) == status(reference)
+def start(*arguments, **changes):
+  return support.start(*command(*arguments), **changes)
 
 
 @pytest.fixture(scope='module')
 def references(tmp_path_factory):
-  """Uninterrupted runs, made once for each variant that is asked for."""
+  """Undisturbed runs, one for each variant that a test asks for."""
   made = {}
 
   def get(variant):
@@ -139,6 +78,34 @@ def references(tmp_path_factory):
   return get
 
 
+def stop(variant, workdir, line, number):
+  """Sends a signal to a run that has printed a line."""
+  process = start(variant, workdir)
+  wait_for_line(process, line)
+  process.send_signal(number)
+  (ended,) = finish(process)
+  assert ended.returncode == 75
+  assert ended.stderr == ''
+  content = status(workdir)
+  assert content['status'] == 'preempted'
+  assert content['reason'] == f'stopped by {number.name}'
+  assert newest_arrays(workdir)[0] == content['step']
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+  """BN-MNIST, stopped after two checkpoints."""
+  workdir = tmp_path_factory.mktemp('stopped') / 'run'
+  stop('bn_mnist', workdir, 'step 210/600  train', signal.SIGTERM)
+  return workdir
+
+
+@pytest.fixture
+def workdir(stopped, tmp_path):
+  """A copy of it."""
+  return shutil.copytree(stopped, tmp_path / 'run')
+
+
 def test_the_same_command_twice_gives_the_same_run(references, tmp_path):
   assert run('bn_baseline', tmp_path / 'again').returncode == 0
   assert_same_run(tmp_path / 'again', references('bn_baseline'))
@@ -147,41 +114,29 @@ def test_the_same_command_twice_gives_the_same_run(references, tmp_path):
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_killed_again_and_again(variant, references, tmp_path):
   """SIGKILL after a random number of lines and a random instant, until done."""
-  reference = references(variant)
-  workdir = tmp_path / 'run'
   rng = random.Random(variant)
-  kills = 0
-  while True:
-    process = start(variant, workdir)
-    if kills < 4:
+  codes = []
+  while not codes or codes[-1] != 0:
+    process = start(variant, tmp_path / 'run')
+    if len(codes) < 3:
       for _ in range(rng.randrange(1, 7)):
         wait_for_line(process, 'step ')
       time.sleep(rng.random() / 4)
-    else:
-      process.stdout.read()
-    process.kill()
-    code = process.wait()
-    process.communicate()
-    if code == 0:
-      break
-    kills += 1
-    assert kills < 10
-  assert_same_run(workdir, reference)
+      support.kill(process)
+    (ended,) = finish(process)
+    codes.append(ended.returncode)
+    assert codes[-1] in (0, -signal.SIGKILL), ended.stderr
+  assert_same_run(tmp_path / 'run', references(variant))
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_signal_while_training(number, references, tmp_path):
+def test_sigterm_while_training(workdir, references):
+  assert run('bn_mnist', workdir).returncode == 0
+  assert_same_run(workdir, references('bn_mnist'))
+
+
+def test_ctrl_c_while_training(references, tmp_path):
   workdir = tmp_path / 'run'
-  process = start('bn_baseline', workdir)
-  wait_for_line(process, 'step 21/60  train')
-  process.send_signal(number)
-  _, errors = process.communicate(timeout=60)
-  assert process.returncode == 75
-  assert errors == ''
-  stopped = status(workdir)
-  assert stopped['status'] == 'preempted'
-  assert stopped['reason'] == f'stopped by {number.name}'
-  assert newest_state(workdir)[0] == stopped['step']
+  stop('bn_baseline', workdir, 'step 21/60  train', signal.SIGINT)
   assert run('bn_baseline', workdir).returncode == 0
   assert_same_run(workdir, references('bn_baseline'))
 
@@ -194,41 +149,39 @@ def test_signal_while_compiling(references, tmp_path):
   )
   wait_for_line(process, 'compiling')
   process.send_signal(signal.SIGTERM)
-  output, errors = process.communicate(timeout=60)
-  assert process.returncode == 75
-  assert 'compiled in' not in output
-  assert errors == ''
+  (ended,) = finish(process)
+  assert ended.returncode == 75
+  assert 'compiled in' not in ended.stdout
+  assert ended.stderr == ''
   assert status(workdir)['status'] == 'preempted'
   assert run('bn_baseline', workdir).returncode == 0
   assert_same_run(workdir, references('bn_baseline'))
 
 
-def test_signals_of_one_shutdown_are_one(references, tmp_path):
-  """Both stand waiting before the process can act on the first."""
-  process = start('bn_baseline', tmp_path / 'run')
+def test_signals_of_one_shutdown_are_one(tmp_path):
+  """Both are pending before the process can act on the first."""
+  process = start('bn_mnist', tmp_path / 'run')
   wait_for_line(process, 'compiling')
   process.send_signal(signal.SIGSTOP)
   for number in (signal.SIGTERM, signal.SIGINT):
     process.send_signal(number)
   process.send_signal(signal.SIGCONT)
-  process.communicate(timeout=60)
-  assert process.returncode == 75
-  assert run('bn_baseline', tmp_path / 'run').returncode == 0
-  assert_same_run(tmp_path / 'run', references('bn_baseline'))
+  assert finish(process)[0].returncode == 75
+  assert status(tmp_path / 'run')['status'] == 'preempted'
 
 
 def test_second_run_in_a_workdir_is_refused(tmp_path):
   workdir = tmp_path / 'run'
-  first = start('bn_baseline', workdir)
+  first = start('bn_mnist', workdir)
   wait_for_line(first, 'compiling')
-  second = run('bn_baseline', workdir)
-  first.kill()
-  first.communicate()
+  second = run('bn_mnist', workdir)
+  support.kill(first)
+  finish(first)
   assert second.returncode == 1
   assert second.stderr.count('\n') == 1
   assert f'in use by process {first.pid}' in second.stderr
-  # The lock went with its holder.
-  assert run('bn_baseline', workdir).returncode == 0
+  # The kernel releases the lock of a killed process.
+  assert run('bn_mnist', workdir).returncode == 0
 
 
 def test_finished_run_is_left_alone(references):
@@ -255,8 +208,8 @@ def test_longer_run_has_had_the_same_past(references, tmp_path):
     'bn_x5', workdir, '--config.log_every=10', '--config.checkpoint_every=9'
   )
   assert result.returncode == 0, result.stderr
-  found = leaves(newest_state(workdir)[1])
-  expected = leaves(newest_state(references('bn_x5'))[1])
+  _, found = newest_arrays(workdir)
+  _, expected = newest_arrays(references('bn_x5'))
   for path, array in expected.items():
     np.testing.assert_array_equal(found[path], array, err_msg=str(path))
   rates, reference_rates = (
@@ -291,15 +244,6 @@ def test_another_config_is_refused(override, difference, references):
   assert (workdir / 'config.json').read_bytes() == before
 
 
-def preempted_copy(variant, workdir):
-  """A run with checkpoints of steps 15, 30 and one between 35 and 60."""
-  process = start(variant, workdir)
-  wait_for_line(process, 'step 35/60  train')
-  process.send_signal(signal.SIGTERM)
-  process.communicate(timeout=60)
-  assert process.returncode == 75
-
-
 def damage(checkpoint):
   """Flips one bit in the middle of the largest file of a checkpoint."""
   largest = max(checkpoint.rglob('*'), key=lambda path: path.stat().st_size)
@@ -308,39 +252,29 @@ def damage(checkpoint):
   largest.write_bytes(content)
 
 
-def test_damaged_checkpoints(references, tmp_path):
-  workdir = tmp_path / 'run'
-  preempted_copy('bn_baseline', workdir)
-  newest = status(workdir)['step']
-  damage(workdir / 'checkpoints' / str(newest))
-  result = run('bn_baseline', workdir)
+def test_damaged_checkpoint_and_half_a_line(workdir, references):
+  with (workdir / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 36, "spl')
+  checkpoints = workdir / 'checkpoints'
+  *_, older, newest = sorted(int(path.name) for path in checkpoints.iterdir())
+  damage(checkpoints / str(newest))
+  result = run('bn_mnist', workdir)
   assert result.returncode == 0, result.stderr
   assert f'checkpoint {newest}' in result.stderr
-  assert 'going on from the checkpoint of step 30' in result.stdout
+  assert f'from the checkpoint of step {older}\n' in result.stdout
   # Set aside, not deleted.
   assert (workdir / f'damaged_checkpoint_{newest}').is_dir()
-  assert_same_run(workdir, references('bn_baseline'))
+  assert_same_run(workdir, references('bn_mnist'))
 
 
-def test_all_checkpoints_damaged(tmp_path):
-  workdir = tmp_path / 'run'
-  preempted_copy('bn_baseline', workdir)
+def test_all_checkpoints_damaged(workdir):
   for checkpoint in (workdir / 'checkpoints').iterdir():
     damage(checkpoint)
   before = (workdir / 'metrics.jsonl').read_bytes()
-  result = run('bn_baseline', workdir)
+  result = run('bn_mnist', workdir)
   assert result.returncode == 1
   assert 'all checkpoints are damaged' in result.stderr
   assert (workdir / 'metrics.jsonl').read_bytes() == before
-
-
-def test_half_a_line_is_cut(references, tmp_path):
-  workdir = tmp_path / 'run'
-  preempted_copy('bn_baseline', workdir)
-  with (workdir / 'metrics.jsonl').open('a') as file:
-    file.write('{"step": 36, "spl')
-  assert run('bn_baseline', workdir).returncode == 0
-  assert_same_run(workdir, references('bn_baseline'))
 
 
 def test_divergence_is_a_result(tmp_path):
@@ -356,21 +290,22 @@ def test_divergence_is_a_result(tmp_path):
   assert status(workdir) == ended
 
 
-def test_full_disk_is_an_error_and_costs_no_checkpoint(references, tmp_path):
+def test_full_disk_is_an_error_and_costs_no_checkpoint(workdir, references):
   """A limit on file sizes stands for the disk."""
-  workdir = tmp_path / 'run'
-  preempted_copy('bn_baseline', workdir)
   process = subprocess.run(
-    ['bash', '-c', 'ulimit -f 20; "$@"', '-', *command('bn_baseline', workdir)],
-    cwd=TESTS.parent,
-    env=environment(),
+    (
+      *('bash', '-c', 'ulimit -f 20; "$@"', '-'),
+      *(sys.executable, *support.TRAIN, *command('bn_mnist', workdir)),
+    ),
+    cwd=support.ROOT,
+    env=support.environment(),
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=support.TIMEOUT,
   )
   assert process.returncode == 1
   assert 'could not be saved' in process.stderr
   assert 'Traceback' not in process.stderr
   assert status(workdir)['status'] == 'failed'
-  assert run('bn_baseline', workdir).returncode == 0
-  assert_same_run(workdir, references('bn_baseline'))
+  assert run('bn_mnist', workdir).returncode == 0
+  assert_same_run(workdir, references('bn_mnist'))
