@@ -126,11 +126,6 @@ def _check(
 ) -> Callable[[], tuple[ConfigDict, Workdir, datasets.Dataset]]:
   """Loads and checks everything that a command names.
 
-  Args:
-    config_spec: value of `--config`.
-    overrides: `key=value` of each `--config.key=value`.
-    workdir_path: value of `--workdir`.
-
   Returns:
     A function that returns the result or raises the error, to be called when
     the processes are connected and all of them can learn of an error.

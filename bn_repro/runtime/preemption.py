@@ -53,11 +53,7 @@ class Preemption:
     return 0 if self._signal is None else self._signal.value
 
   def check(self) -> None:
-    """Returns if the process may go on.
-
-    Raises:
-      Preempted: if a signal was received.
-    """
+    """Raises `Preempted` if a signal was received."""
     _raise_if(self.signal)
 
   def run(self, work: Callable[[], T]) -> T:
@@ -119,12 +115,7 @@ class AgreedPreemption(Preemption):
     self._pending: Any = None
 
   def check(self) -> None:
-    """Returns if all processes may go on.
-
-    Raises:
-      Preempted: in all processes, if one of them had received a signal at the
-        call before.
-    """
+    """Raises `Preempted` if a process had a signal at the call before."""
     previous, self._pending = self._pending, self._maximum(self._own.signal)
     _raise_if(0 if previous is None else int(previous))
 

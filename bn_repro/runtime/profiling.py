@@ -12,13 +12,7 @@ class Profile:
   """
 
   def __init__(self, directory: Path, first_step: int, num_steps: int):
-    """Describes the window.
-
-    Args:
-      directory: where the trace is written.
-      first_step: first step of the window.
-      num_steps: length of the window; 0 traces nothing.
-    """
+    """Creates the profile of a window; one of 0 steps traces nothing."""
     self._directory = directory
     self._first_step = first_step
     self._end = first_step + num_steps

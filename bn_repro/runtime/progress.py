@@ -17,12 +17,7 @@ class ProgressDisplay:
   """
 
   def __init__(self, total_steps: int, *, silent: bool = False):
-    """Creates a display.
-
-    Args:
-      total_steps: length of the run.
-      silent: whether to print nothing.
-    """
+    """Creates the display of a run; a silent one prints nothing."""
     self._total_steps = total_steps
     self._first_step = 0
     self._start = time.monotonic()

@@ -36,6 +36,7 @@ INCEPTION = (
   '--config=configs/bn_x5.py:mini',
   TINY,
   FLOAT64,
+  '--config.data.distortion=reduced',
   '--config.total_steps=30',
   '--config.log_every=7',
   '--config.eval_every=20',
