@@ -66,7 +66,7 @@ def test_mistakes_in_a_config(tmp_path):
     'data.name=mnist': 'data.data_dir=FOLDER',
     'eval_split=validation --config.data.holdout=0': 'config.data.holdout',
     'total_epochs=3': 'set one of them',
-    'data.num_shards=9000': 'more than the 4000',
+    'data.num_shards=9000': 'num_shards=9000: larger than the 4000',
     'optim.learning_rate=nan': 'must be a finite number',
   }
   workdir = f'--workdir={tmp_path / "run"}'
