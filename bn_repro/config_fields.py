@@ -54,7 +54,7 @@ def _decay_rate(value: float) -> str | None:
 
 
 def _width(value: float) -> str | None:
-  bound = inception_table.smallest_width()
+  bound = inception_table.width_bound()
   if value > bound:
     return None
   return (

@@ -86,7 +86,7 @@ def _evaluate(workdir: Workdir, split: str) -> Iterator[dict[str, Any]]:
   yield from evaluation.evaluate(
     experiment,
     parallel.replicate(experiment.mesh, checkpoint.state),
-    [(split, mode) for mode in evaluation.statistics_modes(experiment)],
+    dict.fromkeys(evaluation.statistics_modes(experiment), [split]),
     check=lambda: None,  # Ctrl-C ends this command, which has nothing to save.
   )
 

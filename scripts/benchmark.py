@@ -141,11 +141,11 @@ def loop(rounds: int) -> None:
 
   def bare() -> float:
     device_state = parallel.replicate(program.mesh, state)
-    device_state, _ = program.train_steps(device_state, batches)
+    device_state, _ = program.steps.train_steps(device_state, batches)
     jax.block_until_ready(device_state)
     start = time.perf_counter()
     for _ in range(steps // 2):
-      device_state, _ = program.train_steps(device_state, batches)
+      device_state, _ = program.steps.train_steps(device_state, batches)
     jax.block_until_ready(device_state)
     return steps // 2 * config.batch_size / (time.perf_counter() - start)
 
@@ -173,16 +173,12 @@ def fig1(rounds: int) -> None:
   import jax
 
   from bn_repro import parallel
-  from bn_repro.training import optimizer as optimizer_lib
   from bn_repro.training import steps
   from bn_repro.training.experiment import create_experiment
 
   def bare_steps(config: Any) -> Callable[[], Any]:
     program = create_experiment(config, dataset)
-    optimizer = optimizer_lib.create_optimizer(
-      config.optim, config.batch_size, program.schedule
-    )
-    step = steps.create_train_step(program.model, optimizer, config)
+    step = steps.create_train_step(program.model, program.optimizer, config)
 
     def all_steps(state: Any, batch: Any) -> Any:
       return jax.lax.scan(
@@ -303,7 +299,6 @@ def step(rounds: int) -> None:
 
   from bn_repro import parallel
   from bn_repro.models import factory
-  from bn_repro.training import optimizer as optimizer_lib
   from bn_repro.training import steps
   from bn_repro.training.experiment import create_experiment
 
@@ -325,9 +320,7 @@ def step(rounds: int) -> None:
   }
 
   def create(config: Any, model: Any) -> Callable[[], float]:
-    optimizer = optimizer_lib.create_optimizer(
-      config.optim, config.batch_size, program.schedule
-    )
+    optimizer = program.optimizer
     variables = factory.initial_variables(
       model, dataset.image_shape, seed=0, init_std=0.0, init_scale=1.0
     )
@@ -418,7 +411,9 @@ def _full_width_step(
     on_device = parallel.replicate(program.mesh, state)
     jax.block_until_ready(on_device)
     return seconds(
-      lambda: jax.block_until_ready(program.train_steps(on_device, batches))
+      lambda: jax.block_until_ready(
+        program.steps.train_steps(on_device, batches)
+      )
     )
 
   return step

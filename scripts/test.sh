@@ -24,7 +24,7 @@ if [ "${1:-}" = --all ]; then
   ruff check .
   ruff format --check .
   mypy
-  python -m pytest -n 2 --strict-skips "$@"
+  python -m pytest -n 2 --dist loadgroup --strict-skips "$@"
 else
-  python -m pytest -n 2 -m 'not slow' "$@"
+  python -m pytest -n 2 --dist loadgroup -m 'not slow' "$@"
 fi

@@ -59,7 +59,7 @@ class Sharing(NamedTuple):
     )
 
   def num_values(self, shape: Sequence[int]) -> int:
-    """M (or m'): the number of values that a statistic is computed over."""
+    """The number of values that a statistic is computed over: m, or m'."""
     m = math.prod(shape[axis] for axis in self.axes)
     if self.axis_index_groups is not None:
       return m * len(self.axis_index_groups[0])
@@ -282,6 +282,7 @@ class BatchNorm(nn.Module):
     |mean| >> std; see the docstring of this module for the limit.
   - With a mask, devices are weighted by their numbers of unmasked values.
   - Groups of examples can share statistics (`virtual_batch_size`).
+  - The running statistics are float64 if `param_dtype` is; Flax's are float32.
   - Statistics are always computed in at least float32, complex inputs are
     refused, and so is a single value per statistic in training.
   - Forward-mode differentiation (`jax.jvp`, `jax.linearize`) of the training
@@ -343,15 +344,12 @@ class BatchNorm(nn.Module):
     *,
     mask: Array | None = None,
   ) -> Array:
-    """Normalizes `x`.
+    """Normalizes `x`; returns an array of the same shape.
 
     Args:
       x: values, with the examples along the first axis.
       use_running_average: see the attribute.
       mask: True where a value enters the statistics, broadcastable to `x`.
-
-    Returns:
-      An array of the shape of `x`.
     """
     use_running_average = nn.merge_param(
       'use_running_average', self.use_running_average, use_running_average
@@ -473,7 +471,10 @@ class BatchNorm(nn.Module):
         f'device, or be a multiple of them that divides the '
         f'{examples * num_devices} examples of all {num_devices} devices.'
       )
-    run = group // examples
+    devices_per_group = group // examples
     devices = tuple(range(num_devices))
-    groups = tuple(devices[i : i + run] for i in range(0, num_devices, run))
+    groups = tuple(
+      devices[first : first + devices_per_group]
+      for first in range(0, num_devices, devices_per_group)
+    )
     return 1, Sharing(axes, self.axis_name, groups)

@@ -9,21 +9,19 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bn_repro.models import inception_table
 from bn_repro.models.layers import (
   NONLINEARITIES,
+  Array,
   Dropout,
   Logits,
+  ModuleDef,
   classifier,
   parameter_dtype,
 )
-
-Array = jax.Array
-ModuleDef = Callable[..., Any]
 
 # Caffe's values for both places (bvlc_googlenet); the paper gives none. Caffe
 # divides alpha by the window, as `local_response_norm` does.
@@ -31,7 +29,10 @@ LRN_WINDOW, LRN_ALPHA, LRN_BETA = 5, 1e-4, 0.75
 
 
 def local_response_norm(x: Array) -> Array:
-  """X / (1 + alpha / n * sum of x^2 over n neighbouring channels)^beta."""
+  """Local response normalization over n neighboring channels.
+
+  Returns x / (1 + alpha / n * sum of x^2)^beta; n, alpha and beta are above.
+  """
   reach = LRN_WINDOW // 2
   squares = jnp.pad(x * x, ((0, 0),) * (x.ndim - 1) + ((reach, reach),))
   channels = x.shape[-1]
@@ -40,7 +41,18 @@ def local_response_norm(x: Array) -> Array:
 
 
 class ConvUnit(nn.Module):
-  """Convolution, normalization, nonlinearity: z = g(BN(Wu)), section 3.2."""
+  """Convolution, normalization, nonlinearity: z = g(BN(Wu)), section 3.2.
+
+  Attributes:
+    features: number of output channels.
+    kernel: window size.
+    conv: convolution, called with (features, window, strides).
+    norm: normalization.
+    nonlinearity: applied last.
+    strides: strides of the convolution.
+    depth_multiplier: if not 0, a depthwise convolution with this multiplier
+      comes first, and `conv` is pointwise.
+  """
 
   features: int
   kernel: int
@@ -70,7 +82,13 @@ class ConvUnit(nn.Module):
 
 
 class InceptionModule(nn.Module):
-  """One row of the table: four branches, concatenated in the printed order."""
+  """One row of the table: four branches, concatenated in the printed order.
+
+  Attributes:
+    row: filters and pooling.
+    unit: `ConvUnit` without features, kernel and name.
+    avg_pool: average pooling, as `nn.avg_pool`.
+  """
 
   row: inception_table.Row
   unit: ModuleDef
@@ -104,6 +122,11 @@ class AuxHead(nn.Module):
 
   Its layers have biases and no BN in every variant, as in the implementation
   that its sizes are taken from.
+
+  Attributes:
+    num_classes: number of logits.
+    nonlinearity: applied after both hidden layers.
+    dtype: compute dtype.
   """
 
   num_classes: int
@@ -147,7 +170,7 @@ class Inception(nn.Module):
     torch_padding: pad strided convolutions and average pooling as Caffe and
       PyTorch do, not as TensorFlow's SAME.
     lrn: local response normalization before and after the second convolution.
-    dropout_rate: fraction of the 1,024 features dropped before the classifier.
+    dropout_rate: fraction of the inputs of the classifier to drop.
     aux_head: add an auxiliary classifier after 4d, in training.
     dtype: compute dtype.
   """

@@ -31,7 +31,8 @@ class Row:
   """One Inception module: the filters of its four branches, as printed.
 
   `conv_1x1` and `projection` are 0 in the two modules of stride 2, which have
-  no 1x1 branch and whose pooling branch passes its input through.
+  no 1x1 branch and whose pooling branch passes its input through. `pool` is avg
+  or max.
   """
 
   name: str
@@ -87,8 +88,8 @@ def rows(reading: str, *, tiny: bool = False) -> tuple[Row, ...]:
   return tuple(row for row in table if not tiny or row.name in TINY)
 
 
-def smallest_width() -> float:
-  """The largest width multiplier at which a branch has no filters."""
+def width_bound() -> float:
+  """The width multiplier above which every branch has at least one filter."""
   thinnest = min(
     filters
     for row in rows('576')

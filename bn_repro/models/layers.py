@@ -1,5 +1,6 @@
 """Layers and types that the networks share."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from bn_repro import parallel
 
 Array = jax.Array
+ModuleDef = Callable[..., Any]
 
 NONLINEARITIES = {'relu': nn.relu, 'sigmoid': nn.sigmoid}
 

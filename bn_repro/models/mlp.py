@@ -4,17 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 from ml_collections import ConfigDict
 
 from bn_repro.models.layers import (
   NONLINEARITIES,
+  Array,
   Logits,
+  ModuleDef,
   classifier,
 )
-
-Array = jax.Array
-ModuleDef = Callable[..., Any]
 
 HIDDEN_LAYERS = 3
 HIDDEN_UNITS = 100

@@ -69,7 +69,7 @@ class MetricWriter:
     self._keys: set[_Key] = set(map(tuple, keys))
 
   def has(self, step: int, split: str, statistics: str | None) -> bool:
-    """Whether a line of these exists."""
+    """Whether there is a line of this step, split and statistics."""
     return (step, split, statistics) in self._keys
 
   def write(self, line: Mapping[str, Any]) -> None:
@@ -104,8 +104,10 @@ class MetricWriter:
     if self._tensorboard is not None:
       self._tensorboard.flush()
 
-  def close(self) -> None:
-    """Closes all files."""
+  def __enter__(self) -> 'MetricWriter':
+    return self
+
+  def __exit__(self, *exception: object) -> None:
     for file in (self._file, self._tensorboard):
       if file is not None:
         file.close()

@@ -253,6 +253,11 @@ def gather(text: str) -> list[str]:
   ]
 
 
+def barrier() -> None:
+  """Waits until every process has called it."""
+  gather('')
+
+
 def broadcast(value: Any) -> Any:
   """Returns the value of process 0, which JSON can represent."""
   return json.loads(gather(json.dumps(value))[0])

@@ -8,6 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+# Fraction of the time spent waiting for data above which a warning is printed.
+# Our choice.
+_MAX_WAITING = 0.1
+
 
 class ProgressDisplay:
   """A bar on a terminal, plain lines elsewhere.
@@ -22,6 +26,7 @@ class ProgressDisplay:
     self._first_step = 0
     self._start = time.monotonic()
     self._bar: Progress | None = None
+    self._input_bound = False
     self._console = Console(
       file=sys.stdout, soft_wrap=True, highlight=False, quiet=silent
     )
@@ -55,6 +60,7 @@ class ProgressDisplay:
         f' ({line["num_examples"]} images)'
       )
       return
+    self._warn_if_input_bound(line['timing']['shares']['waiting_for_data'])
     rate = line['timing']['images_per_second']
     facts += f'  {rate:.0f} images/s  ETA {self._remaining(step)}'
     if self._bar is not None:
@@ -62,11 +68,28 @@ class ProgressDisplay:
     else:
       self.say(f'step {step}/{self._total_steps}  train: {facts}')
 
+  def _warn_if_input_bound(self, waiting: float) -> None:
+    """Warns when steps begin to wait for data, not at every line."""
+    if waiting > _MAX_WAITING and not self._input_bound:
+      self.say(
+        f'warning: {waiting:.0%} of the time is spent waiting for data. Try '
+        '--config.data.num_workers=2 or more if cores are idle, and a local '
+        'disk for the data; otherwise the machine has too few cores for its '
+        'accelerator.'
+      )
+    self._input_bound = waiting > _MAX_WAITING
+
   def stop(self) -> None:
     """Removes the bar."""
     if self._bar is not None:
       self._bar.stop()
       self._bar = None
+
+  def __enter__(self) -> 'ProgressDisplay':
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.stop()
 
   def _remaining(self, step: int) -> str:
     done = step - self._first_step

@@ -35,12 +35,12 @@ class DamagedCheckpoint(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """What commits together.
+  """A restored checkpoint.
 
   Attributes:
     state: pytree of NumPy arrays.
-    meta: JSON object: `step`, `checksums`, the identity of the run, and what
-      was given to `Checkpoints.save`.
+    meta: JSON object with `step`, `checksums`, the identity of the run and the
+      `meta` of `Checkpoints.save`.
   """
 
   state: Any
@@ -48,7 +48,11 @@ class Checkpoint:
 
 
 class Checkpoints:
-  """The checkpoints of one run; a context manager that ends Orbax's threads."""
+  """The checkpoints of one run; a context manager that ends Orbax's threads.
+
+  Attributes:
+    directory: where they are.
+  """
 
   def __init__(
     self,
@@ -69,7 +73,7 @@ class Checkpoints:
       identity: JSON object that is saved with each checkpoint, and that a
         checkpoint must share to be restored by `restore_newest`.
     """
-    self._directory = directory
+    self.directory = directory
     self._identity = dict(identity or {})
     self._writes = keep is not None
     if keep is None:
@@ -93,7 +97,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Steps that have a committed checkpoint, oldest first."""
-    if not self._directory.is_dir():
+    if not self.directory.is_dir():
       return []
     self._manager.reload()
     return sorted(self._manager.all_steps())
@@ -149,8 +153,8 @@ class Checkpoints:
       yield
     except Exception as error:  # Orbax raises what its storage layers raise.
       raise SaveFailed(
-        f'{self._directory}: a checkpoint could not be saved '
-        f'({_first_line(error)}). Earlier checkpoints are intact: free some '
+        f'{self.directory}: a checkpoint could not be saved '
+        f'({_short_reason(error)}). Earlier checkpoints are intact: free some '
         'space, then run the same command again.'
       ) from error
 
@@ -160,9 +164,9 @@ class Checkpoints:
     Raises:
       DamagedCheckpoint: if it cannot be read, or a checksum differs.
     """
-    abstract = jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), like)
+    target = jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), like)
     meta = self._read(step, meta=ocp.args.JsonRestore()).meta
-    state = self._read(step, state=ocp.args.StandardRestore(abstract)).state
+    state = self._read(step, state=ocp.args.StandardRestore(target)).state
     found = checksums(state)
     for name, checksum in found.items():
       if meta['checksums'].get(name) != checksum:
@@ -189,11 +193,11 @@ class Checkpoints:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # Orbax raises what its storage layers raise.
       raise DamagedCheckpoint(
-        f'cannot be read ({type(error).__name__}: {_first_line(error)})'
+        f'cannot be read ({type(error).__name__}: {_short_reason(error)})'
       ) from error
 
   def restore_newest(self, like: Any) -> Checkpoint | None:
-    """Restores the newest undamaged checkpoint; None if there is none.
+    """Returns the newest undamaged checkpoint, or None without checkpoints.
 
     Damaged checkpoints are renamed so that they are out of the way, and never
     deleted.
@@ -203,7 +207,7 @@ class Checkpoints:
 
     Raises:
       UserError: if all checkpoints are damaged, or the newest undamaged one
-        belongs to a run of another identity.
+        belongs to a run of a different identity.
     """
     damaged: dict[int, DamagedCheckpoint] = {}
     for step in reversed(self.steps()):
@@ -217,15 +221,15 @@ class Checkpoints:
         damaged[step] = error
         continue
       self._check_identity(checkpoint.meta)
-      for each in damaged:
-        aside = self._directory.with_name(f'damaged_checkpoint_{each}')
-        (self._directory / str(each)).rename(aside)
+      for step in damaged:
+        aside = self.directory.with_name(f'damaged_checkpoint_{step}')
+        (self.directory / str(step)).rename(aside)
       self._manager.reload()
       return checkpoint
     if damaged:
       problems = '; '.join(f'{step} {error}' for step, error in damaged.items())
       raise UserError(
-        f'{self._directory}: all checkpoints are damaged ({problems}). Nothing '
+        f'{self.directory}: all checkpoints are damaged ({problems}). Nothing '
         'was changed. To train from the start, use another workdir.'
       )
     return None
@@ -236,8 +240,8 @@ class Checkpoints:
     ]
     if differing:
       raise UserError(
-        f'--workdir={self._directory.parent}: its checkpoint of step '
-        f'{meta["step"]} has another '
+        f'--workdir={self.directory.parent}: its checkpoint of step '
+        f'{meta["step"]} has a different '
         f'{" and ".join(differing).replace("_", " ")}. Use the same config, '
         'data and kind of devices, or another workdir.'
       )
@@ -251,7 +255,7 @@ def checksums(tree: Any) -> dict[str, str]:
   }
 
 
-def _first_line(error: Exception) -> str:
+def _short_reason(error: Exception) -> str:
   """The message of a storage layer, without its internal details."""
   line = (str(error).splitlines() or [''])[0].split(' [')[0]
   # The cause comes last in a long one.
@@ -283,8 +287,9 @@ def restore_or_initialize(
     step, total_steps = newest.meta['step'], experiment.total_steps
     if step > total_steps:
       raise UserError(
-        f'the newest checkpoint is at step {step}, past the {total_steps} '
-        f'steps of the config. Train for at least {step} steps.'
+        f'--workdir={checkpoints.directory.parent}: the newest checkpoint is '
+        f'at step {step}, past the {total_steps} steps of the config. Train '
+        f'for at least {step} steps.'
       )
     return newest.state, newest.meta['interval_sums']
 
@@ -293,11 +298,11 @@ def restore_or_initialize(
 
 
 def warm_start(state: TrainState, init_from: str) -> TrainState:
-  """Takes parameters and statistics from the newest checkpoint of another run.
+  """Takes parameters and statistics from the newest checkpoint of a run.
 
   Args:
     state: a new state.
-    init_from: workdir of the other run.
+    init_from: workdir of that run.
 
   Raises:
     UserError: if it has no checkpoint, or its network has other variables.
@@ -319,7 +324,7 @@ def warm_start(state: TrainState, init_from: str) -> TrainState:
   for name in sorted(expected.keys() | found.keys()):
     if expected.get(name) != found.get(name):
       raise UserError(
-        f'config.init_from={init_from}: another network. {name} is '
+        f'config.init_from={init_from}: a different network. {name} is '
         f'{found.get(name, "missing")}, and should be '
         f'{expected.get(name, "missing")}.'
       )

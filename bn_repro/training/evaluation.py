@@ -1,7 +1,6 @@
 """Exact evaluation, and the population statistics of Algorithm 2."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import itertools
 import time
 from typing import Any
 
@@ -14,6 +13,7 @@ from bn_repro.training.experiment import Experiment
 from bn_repro.training.metrics import Sums, check_replaced
 from bn_repro.training.steps import TrainState
 
+# BN statistics: moving averages, or the population statistics of Algorithm 2.
 MOVING = 'moving'
 POPULATION = 'population'
 
@@ -37,7 +37,7 @@ def statistics_modes(experiment: Experiment) -> tuple[str | None, ...]:
 def evaluate(
   experiment: Experiment,
   state: TrainState,
-  wanted: Sequence[tuple[str, str | None]],
+  wanted: Mapping[str | None, Sequence[str]],
   check: Callable[[], None],
 ) -> Iterator[dict[str, Any]]:
   """Evaluates a state on splits, every example once.
@@ -45,21 +45,23 @@ def evaluate(
   Args:
     experiment: compiled or not.
     state: a training state, on the devices.
-    wanted: pairs of a split and a mode of `statistics_modes`, sorted by mode.
+    wanted: the splits to evaluate, by mode of `statistics_modes`.
     check: called between batches; raises to stop.
 
   Yields:
-    A line of metrics for each pair: `step`, `split`, `statistics` (with BN),
-    the means, `percentiles` of the values that the network stores of itself, if
-    any, and `timing`.
+    A line of metrics for each mode and split: `step`, `split`, `statistics`
+    (with BN), the means, `percentiles` of the probes (if the network has any),
+    and `timing`, without the seconds of population statistics.
 
   Raises:
     RuntimeError: if the number of examples counted is wrong.
     UserError: if too many images could not be decoded.
   """
-  for statistics, pairs in itertools.groupby(wanted, key=lambda pair: pair[1]):
+  for statistics, splits in wanted.items():
+    if not splits:
+      continue
     inference = inference_state(experiment, state, statistics, check)
-    for split, _ in pairs:
+    for split in splits:
       started = time.monotonic()
       sums, percentiles = evaluate_split(experiment, inference, split, check)
       yield {
@@ -105,7 +107,7 @@ def _with_population_statistics(
   )
   for index, batch in enumerate(experiment.train_batches(0, num_batches)):
     check()
-    statistics = experiment.statistics_step(
+    statistics = experiment.steps.statistics_step(
       state.replace(step=parallel.replicate(experiment.mesh, np.int32(index))),
       batch,
     )
@@ -148,7 +150,7 @@ def evaluate_split(
   for batch in experiment.eval_batches(split):
     check()
     # The sums of one batch are read while the next one runs.
-    dispatched, probed = experiment.eval_step(state, batch)
+    dispatched, probed = experiment.steps.eval_step(state, batch)
     if pending is not None:
       sums = sums.merge(pending.fetch())
     pending = dispatched

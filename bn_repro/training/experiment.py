@@ -1,8 +1,8 @@
 """The experiment of a config: model, optimizer, compiled steps and batches."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,11 +13,26 @@ import optax
 
 from bn_repro import config as config_lib
 from bn_repro import parallel
-from bn_repro.data import datasets, input_pipeline
-from bn_repro.data import split as split_lib
+from bn_repro.data import input_pipeline
+from bn_repro.data.split import Batch, Dataset
 from bn_repro.models import factory
 from bn_repro.training import optimizer as optimizer_lib
-from bn_repro.training import steps
+from bn_repro.training import steps as steps_lib
+
+
+class Steps(NamedTuple):
+  """The computations of an experiment, jitted or compiled.
+
+  Attributes:
+    train_steps: `(state, batches) -> (state, sums)` over `steps_per_call`
+      steps; donates the state.
+    eval_step: `(state, batch) -> (sums, probes)`.
+    statistics_step: `(state, batch) -> batch_stats` of that batch.
+  """
+
+  train_steps: Any
+  eval_step: Any
+  statistics_step: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,22 +45,15 @@ class Experiment:
     mesh: the devices.
     model: the network.
     optimizer: momentum SGD, see `optimizer.create_optimizer`.
-    schedule: maps a step to a factor of the learning rate.
-    train_steps: `(state, batches) -> (state, sums)` over `steps_per_call`
-      steps; donates the state.
-    eval_step: `(state, batch) -> (sums, probes)`.
-    statistics_step: `(state, batch) -> batch_stats` of that batch.
+    steps: the computations.
   """
 
   config: ConfigDict
-  dataset: datasets.Dataset
+  dataset: Dataset
   mesh: Mesh
   model: nn.Module
   optimizer: optax.GradientTransformation
-  schedule: Any
-  train_steps: Any
-  eval_step: Any
-  statistics_step: Any
+  steps: Steps
 
   @property
   def total_steps(self) -> int:
@@ -54,7 +62,15 @@ class Experiment:
       self.config, len(self.dataset.splits['train'])
     )
 
-  def initial_state(self) -> steps.TrainState:
+  def learning_rate(self, step: int) -> float:
+    """The learning rate of the update from `step` to `step` + 1."""
+    schedule = _create_schedule(self.config, self.dataset)
+    initial = optimizer_lib.applied_learning_rate(
+      self.config.optim, self.config.batch_size
+    )
+    return initial * float(schedule(step))
+
+  def initial_state(self) -> steps_lib.TrainState:
     """The state at step 0, NumPy arrays on the host."""
     config = self.config
     variables = factory.initial_variables(
@@ -65,7 +81,7 @@ class Experiment:
       config.model.init_scale,
     )
     opt_state = self.optimizer.init(variables['params'])
-    state = steps.TrainState(
+    state = steps_lib.TrainState(
       step=np.int32(0),
       seed=np.uint32(config.seed),
       params=variables['params'],
@@ -86,21 +102,21 @@ class Experiment:
       first: the first step, a multiple of `steps_per_call`.
       last: the step after the last one, also a multiple of it.
     """
-    number = self.config.steps_per_call
+    steps_per_call = self.config.steps_per_call
     for batch in self._train_batches(
       first,
       last,
-      steps_per_batch=number,
+      steps_per_batch=steps_per_call,
       num_workers=self.config.data.num_workers,
     ):
       stacked = jax.tree.map(
-        lambda x: x.reshape(number, len(x) // number, *x.shape[1:]), batch
+        lambda x: x.reshape(steps_per_call, -1, *x.shape[1:]), batch
       )
       yield parallel.shard_batch(self.mesh, stacked, batch_axis=1)
 
   def _train_batches(
     self, first: int, last: int, **options: Any
-  ) -> Iterator[split_lib.Batch]:
+  ) -> Iterator[Batch]:
     split = self.dataset.splits['train']
     return input_pipeline.train_batches(
       split,
@@ -108,18 +124,18 @@ class Experiment:
       self.config.batch_size,
       first,
       last,
-      host_shard=_share(),
+      host_shard=_host_shard(),
       **options,
     )
 
   def eval_batches(self, split: str) -> Iterator[Any]:
     """Every example of a split once, padded and masked, on the devices."""
     batches = input_pipeline.eval_batches(
-      self.dataset.splits[split], self.config.batch_size, _share()
+      self.dataset.splits[split], self.config.batch_size, _host_shard()
     )
     return (parallel.shard_batch(self.mesh, batch) for batch in batches)
 
-  def compile(self, state: steps.TrainState) -> 'Experiment':
+  def compile(self, state: steps_lib.TrainState) -> 'Experiment':
     """Compiles ahead of time every step that the config needs.
 
     Args:
@@ -128,9 +144,9 @@ class Experiment:
     compiled: dict[str, Any] = {
       name: step.compile() for name, step in self.lower(state).items()
     }
-    return dataclasses.replace(self, **compiled)
+    return dataclasses.replace(self, steps=self.steps._replace(**compiled))
 
-  def lower(self, state: steps.TrainState) -> dict[str, jax.stages.Lowered]:
+  def lower(self, state: steps_lib.TrainState) -> dict[str, jax.stages.Lowered]:
     """Lowers every step that the config needs; returns them by name.
 
     Args:
@@ -140,16 +156,19 @@ class Experiment:
     batch = self.abstract_batch()
     batches = self.abstract_batch(self.config.steps_per_call)
     lowered = {
-      'train_steps': self.train_steps.lower(state, batches),
-      'eval_step': self.eval_step.lower(state, batch),
+      'train_steps': self.steps.train_steps.lower(state, batches),
+      'eval_step': self.steps.eval_step.lower(state, batch),
     }
     if self.config.bn.enabled and self.config.bn.population_batches:
-      lowered['statistics_step'] = self.statistics_step.lower(state, batch)
+      lowered['statistics_step'] = self.steps.statistics_step.lower(
+        state, batch
+      )
     return lowered
 
-  def abstract_batch(self, *steps: int) -> Any:
-    """Shapes and dtypes of a batch, with leading axes of the sizes `steps`."""
-    shape = (*steps, self.config.batch_size)
+  def abstract_batch(self, steps: int | None = None) -> Any:
+    """Shapes and dtypes of a batch, or of `steps` batches on a leading axis."""
+    leading = () if steps is None else (steps,)
+    shape = (*leading, self.config.batch_size)
     batch = {
       'image': jax.ShapeDtypeStruct(
         (*shape, *self.dataset.image_shape), np.uint8
@@ -158,17 +177,17 @@ class Experiment:
       'mask': jax.ShapeDtypeStruct(shape, np.bool_),
       'replaced': jax.ShapeDtypeStruct(shape, np.bool_),
     }
-    return parallel.shard_abstract(self.mesh, batch, batch_axis=len(steps))
+    return parallel.shard_abstract(self.mesh, batch, batch_axis=len(leading))
 
 
-def _share() -> input_pipeline.HostShard:
+def _host_shard() -> input_pipeline.HostShard:
   """The part of every batch that this process loads."""
   return input_pipeline.HostShard(jax.process_index(), jax.process_count())
 
 
 def create_experiment(
   config: ConfigDict,
-  dataset: datasets.Dataset,
+  dataset: Dataset,
   mesh: Mesh | None = None,
 ) -> Experiment:
   """Builds the experiment of a config, not yet compiled.
@@ -187,26 +206,29 @@ def create_experiment(
   batch_statistics_model = factory.create_model(
     config.model, config.bn, dataset.num_classes, momentum=0.0
   )
-  steps_per_epoch = len(dataset.splits['train']) / config.batch_size
-  schedule = optimizer_lib.create_schedule(config.optim, steps_per_epoch)
   optimizer = optimizer_lib.create_optimizer(
-    config.optim, config.batch_size, schedule
+    config.optim, config.batch_size, _create_schedule(config, dataset)
   )
-  train_step = steps.create_train_step(model, optimizer, config)
-  eval_step = steps.create_eval_step(model)
-  statistics_step = steps.create_statistics_step(batch_statistics_model, config)
-  return Experiment(
-    config=config,
-    dataset=dataset,
-    mesh=mesh,
-    model=model,
-    optimizer=optimizer,
-    schedule=schedule,
+  train_step = steps_lib.create_train_step(model, optimizer, config)
+  statistics_step = steps_lib.create_statistics_step(
+    batch_statistics_model, config
+  )
+  steps = Steps(
     train_steps=parallel.data_parallel(
-      steps.scan_steps(train_step), mesh, donate_state=True, batch_axis=1
+      steps_lib.scan_steps(train_step), mesh, donate_state=True, batch_axis=1
     ),
-    eval_step=parallel.data_parallel(eval_step, mesh, donate_state=False),
+    eval_step=parallel.data_parallel(
+      steps_lib.create_eval_step(model), mesh, donate_state=False
+    ),
     statistics_step=parallel.data_parallel(
       statistics_step, mesh, donate_state=False
     ),
   )
+  return Experiment(config, dataset, mesh, model, optimizer, steps)
+
+
+def _create_schedule(
+  config: ConfigDict, dataset: Dataset
+) -> Callable[[Any], Any]:
+  steps_per_epoch = len(dataset.splits['train']) / config.batch_size
+  return optimizer_lib.create_schedule(config.optim, steps_per_epoch)

@@ -12,10 +12,11 @@ from typing import Any
 
 from bn_repro import config as config_lib
 from bn_repro.models import summary
-from bn_repro.runtime.workdir import Workdir
+from bn_repro.runtime.workdir import Status, Workdir
 from bn_repro.training import optimizer
 from bn_repro.training.experiment import Experiment
 
+# Packages that results depend on.
 PACKAGES = (
   'jax',
   'jaxlib',
@@ -38,18 +39,18 @@ def identity(experiment: Experiment) -> dict[str, Any]:
   }
 
 
-def announce(
+def write_start(
   experiment: Experiment,
   workdir: Workdir,
   step: int,
   config_file: str,
   say: Callable[[str], None],
 ) -> None:
-  """Writes `run.json`, and prints what is about to run.
+  """Writes config, facts and status of a start, and prints the main facts.
 
   Args:
     experiment: the run.
-    workdir: where `run.json` is written.
+    workdir: where `config.json`, `run.json` and `status.json` are written.
     step: the step that the run starts or resumes from.
     config_file: value of --config.
     say: prints a line.
@@ -63,7 +64,9 @@ def announce(
     'start_step': step,
     **_facts(experiment),
   }
+  workdir.write_config(experiment.config)
   previous = workdir.write_run(facts)
+  workdir.write_status(Status.RUNNING, step, 'in progress')
   batch_size = experiment.config.batch_size
   for line in summary.table(rows):
     say(line)
@@ -84,10 +87,11 @@ def announce(
     say('no checkpoint yet: starting again from step 0')
   if previous is not None:
     for package, version in facts['versions'].items():
-      before = previous['versions'].get(package)
-      if before != version:
+      previous_version = previous['versions'].get(package)
+      if previous_version != version:
         say(
-          f'warning: {package} is {version} now and was {before}; the resumed '
+          f'warning: {package} is {version} now and was '
+          f'{previous_version}; the resumed '
           'run may not be bit for bit equal'
         )
 

@@ -5,7 +5,7 @@ metrics, an evaluation, a checkpoint. A resumed run begins with the actions that
 are due at its step, and skips those that have been done already.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import math
@@ -32,16 +32,12 @@ from bn_repro.runtime.profiling import Profile
 from bn_repro.runtime.progress import ProgressDisplay
 from bn_repro.runtime.watchdog import Watchdog
 from bn_repro.runtime.workdir import EXIT_CODES, Status, Workdir
-from bn_repro.training import evaluation, optimizer, run_info
+from bn_repro.training import evaluation, run_info
 from bn_repro.training.checkpoint import Checkpoints, restore_or_initialize
 from bn_repro.training.experiment import Experiment, create_experiment
 from bn_repro.training.metrics import Sums, check_replaced
 from bn_repro.training.steps import TrainState
 from bn_repro.training.timing import Clock, DeviceIdleTimer
-
-# Fraction of the time spent waiting for data above which a warning is printed.
-# Our choice.
-_MAX_WAITING = 0.1
 
 
 class Diverged(Exception):
@@ -68,7 +64,8 @@ def train_and_evaluate(
     How the run ended: done, preempted or diverged.
 
   Raises:
-    UserError: if the workdir holds another run, or only damaged checkpoints.
+    UserError: if the workdir holds a different run, or only damaged
+      checkpoints.
   """
   _check_processes_agree(config, dataset)
   with contextlib.ExitStack() as stack:
@@ -83,16 +80,13 @@ def train_and_evaluate(
     )
     state, interval_sums = restore_or_initialize(experiment, checkpoints)
     step = int(state.step)
-    display = ProgressDisplay(experiment.total_steps, silent=not workdir.writes)
-    stack.callback(display.stop)
-    writer = stack.enter_context(
-      contextlib.closing(
-        MetricWriter(workdir, step, display, tensorboard=config.tensorboard)
-      )
+    display = stack.enter_context(
+      ProgressDisplay(experiment.total_steps, silent=not workdir.writes)
     )
-    workdir.write_config(config)
-    run_info.announce(experiment, workdir, step, config_file, display.say)
-    workdir.write_status(Status.RUNNING, step, 'in progress')
+    writer = stack.enter_context(
+      MetricWriter(workdir, step, display, tensorboard=config.tensorboard)
+    )
+    run_info.write_start(experiment, workdir, step, config_file, display.say)
     if processes.count() > 1:
       preemption = AgreedPreemption(
         preemption, parallel.create_maximum(experiment.mesh)
@@ -105,25 +99,9 @@ def train_and_evaluate(
     trainer = Trainer(
       experiment, state, interval_sums, checkpoints, writer, check
     )
-    try:
-      status, reason = _train_until_stopped(
-        trainer, preemption, display, workdir
-      )
-      watchdog.stop()  # The last save may take as long as it needs.
-      checkpoints.wait()
-      # A process that left while another one saves would end it.
-      processes.gather('saved')
-      step = trainer.step
-    except Exception as error:
-      if not processes.is_peer_failure(error):
-        with contextlib.suppress(OSError):  # The disk may be what failed.
-          workdir.write_status(Status.FAILED, trainer.step, _first_line(error))
-        raise
-      # Nothing more can be agreed on, nor saved.
-      status, reason = Status.PREEMPTED, 'lost another process'
-      print(f'error: {reason}: {_first_line(error)}', file=sys.stderr)
-      step = max(checkpoints.steps(), default=0)
-      processes.leave()
+    status, step, reason = _run_to_end(
+      trainer, preemption, watchdog, display, workdir
+    )
     display.say(trainer.clock.summary())
   workdir.write_status(status, step, reason)
   display.say(f'{status} at step {step}: {reason}')
@@ -135,7 +113,7 @@ def _check_processes_agree(config: ConfigDict, dataset: Dataset) -> None:
   processes.assert_equal(
     {
       **{
-        f'config.{name}': f'{value}'
+        f'config.{name}': str(value)
         for name, value in config_fields.flatten(config).items()
         if not config_fields.FIELDS[name].per_host
       },
@@ -153,6 +131,38 @@ def _exit_stuck() -> None:
 
 def _first_line(error: Exception) -> str:
   return f'{type(error).__name__}: {error}'.splitlines()[0]
+
+
+def _run_to_end(
+  trainer: 'Trainer',
+  preemption: Preemption,
+  watchdog: Watchdog,
+  display: ProgressDisplay,
+  workdir: Workdir,
+) -> tuple[Status, int, str]:
+  """Trains, and waits until the last checkpoint is on disk.
+
+  Returns:
+    `(status, step, reason)` of the end.
+  """
+  try:
+    status, reason = _train_until_stopped(trainer, preemption, display, workdir)
+    watchdog.stop()  # The last save may take as long as it needs.
+    trainer.checkpoints.wait()
+    # A process that left while another one saves would end it.
+    processes.barrier()
+    return status, trainer.step, reason
+  except Exception as error:
+    if not processes.is_peer_failure(error):
+      with contextlib.suppress(OSError):  # The disk may be what failed.
+        workdir.write_status(Status.FAILED, trainer.step, _first_line(error))
+      raise
+    # Nothing more can be agreed on, nor saved.
+    reason = 'lost another process'
+    print(f'error: {reason}: {_first_line(error)}', file=sys.stderr)
+    step = max(trainer.checkpoints.steps(), default=0)
+    processes.leave()
+    return Status.PREEMPTED, step, reason
 
 
 def _train_until_stopped(
@@ -183,52 +193,44 @@ def _compile(
   display.say('compiling ...')
   started = time.monotonic()
   with trainer.clock.spending('compile'):
-    preemption.run(trainer.compile)
+    trainer.compile(preemption)
     # No process starts to train, with its watchdog running, before all have
     # compiled.
-    processes.gather('compiled')
+    processes.barrier()
   display.say(f'compiled in {time.monotonic() - started:.0f} s')
 
 
 def _train(
   trainer: 'Trainer', display: ProgressDisplay, workdir: Workdir
 ) -> None:
-  """The loop."""
+  """Trains to the last step; after each call logs, evaluates and saves."""
   config, total_steps = trainer.config, trainer.total_steps
   profile = Profile(
     workdir.path / 'profile', config.profile_first_step, config.profile_steps
   )
   stream = trainer.experiment.stacked_batches(trainer.step, total_steps)
-  input_bound = False
+  first_step = trainer.step
 
   def due(every: int) -> bool:
     is_last = trainer.step == total_steps
     return trainer.step > 0 and (trainer.step % every == 0 or is_last)
 
-  display.start(trainer.step)
+  display.start(first_step)
   with contextlib.closing(stream), contextlib.closing(profile):
     while True:
       if due(config.log_every):
-        waiting = trainer.log()
-        if waiting > _MAX_WAITING and not input_bound:
-          _warn_input_bound(waiting, display)
-        input_bound = waiting > _MAX_WAITING
+        trainer.log()
       if due(config.eval_every):
         trainer.evaluate()
       if due(config.checkpoint_every):
         trainer.save()
       if trainer.step == total_steps:
         return
+      # Not before the first step, for which the watchdog allows an hour.
+      if trainer.step > first_step:
+        trainer.check()
       profile.before_call(trainer.step, config.steps_per_call)
       trainer.advance(stream)
-
-
-def _warn_input_bound(waiting: float, display: ProgressDisplay) -> None:
-  display.say(
-    f'warning: {waiting:.0%} of the time is spent waiting for data. Try '
-    '--config.data.num_workers=2 or more if cores are idle, and a local disk '
-    'for the data; otherwise the machine has too few cores for its accelerator.'
-  )
 
 
 class Trainer:
@@ -239,7 +241,8 @@ class Trainer:
     config: the config of the run.
     total_steps: steps of the whole run.
     step: updates applied to the state.
-    clock: where the time goes.
+    checkpoints: where the state is saved.
+    clock: time spent on steps, evaluations and so on.
   """
 
   def __init__(
@@ -270,15 +273,22 @@ class Trainer:
     self._interval_sums = interval_sums
     # Sums of the steps of the last call, which may not be computed yet.
     self._pending: Sums | None = None
-    self._checkpoints = checkpoints
+    self.checkpoints = checkpoints
     self._writer = writer
     self._check = check
-    self._device = DeviceIdleTimer()
+    self._idle_timer = DeviceIdleTimer()
     self._differing_replicas = parallel.create_replica_check(experiment.mesh)
 
-  def compile(self) -> None:
-    """Compiles every step that the config needs."""
-    self.experiment = self.experiment.compile(self._state)
+  def compile(self, preemption: Preemption) -> None:
+    """Compiles every step that the config needs, unless preempted."""
+    self.experiment = preemption.run(
+      lambda: self.experiment.compile(self._state)
+    )
+
+  def check(self) -> None:
+    """Raises if a save has failed, or if the run is to stop."""
+    self.checkpoints.check()
+    self._check()
 
   def advance(self, stream: Iterator[Any]) -> None:
     """Dispatches the next call, of `steps_per_call` steps.
@@ -292,17 +302,17 @@ class Trainer:
       self.clock.spending('step'),
       jax.profiler.StepTraceAnnotation('train', step_num=self.step),
     ):
-      asked = time.monotonic()
+      asked_at = time.monotonic()
       batches = next(stream)
-      idle = self._device.idle_seconds(asked)
-      self._state, sums = self.experiment.train_steps(self._state, batches)
-      self._device.works_on(sums)
+      waited = self._idle_timer.idle_seconds(asked_at)
+      self._state, sums = self.experiment.steps.train_steps(
+        self._state, batches
+      )
+      self._idle_timer.works_on(sums)
       self._fetch_pending_sums()
-    self.clock.move('step', 'waiting_for_data', idle)
+    self.clock.move('step', 'waiting_for_data', waited)
     self._pending = sums
     self.step += self.config.steps_per_call
-    self._checkpoints.check()
-    self._check()
 
   def _fetch_pending_sums(self) -> None:
     """Adds the sums of the last call to those of the log interval.
@@ -321,37 +331,29 @@ class Trainer:
         raise Diverged(reason)
       self._interval_sums = self._interval_sums.merge(sums)
 
-  def log(self) -> float:
-    """Writes a line of training metrics and starts the next log interval.
-
-    Returns:
-      The fraction of the interval spent waiting for data.
-    """
+  def log(self) -> None:
+    """Writes a line of training metrics and starts the next log interval."""
     with self.clock.spending('step'):
       self._fetch_pending_sums()
     sums, self._interval_sums = self._interval_sums, Sums()
-    if not sums.count:  # The line was written before the run was resumed.
-      return 0.0
+    # The line may have been written before the run was resumed.
+    if not sums.count or self._writer.has(self.step, 'train', None):
+      return
     check_replaced(
       sums, self.config.data.max_replaced, f'training up to step {self.step}'
-    )
-    timing = self.clock.lap(self.step, self.config.batch_size)
-    rate = optimizer.applied_learning_rate(
-      self.config.optim, self.config.batch_size
     )
     self._writer.write(
       {
         'step': self.step,
         'split': 'train',
         **sums.means(),
-        'learning_rate': rate * float(self.experiment.schedule(self.step - 1)),
-        'timing': timing,
+        'learning_rate': self.experiment.learning_rate(self.step - 1),
+        'timing': self.clock.lap(self.step, self.config.batch_size),
       }
     )
-    return timing['shares']['waiting_for_data']
 
   def evaluate(self) -> None:
-    """Writes the lines of this step that are missing.
+    """Evaluates the splits that have no line for this step.
 
     Test images are evaluated after the last step only.
 
@@ -359,30 +361,34 @@ class Trainer:
       Diverged: if a loss is not finite.
     """
     splits = [self.config.eval_split]
-    if (
-      self.step == self.total_steps and 'test' in self.experiment.dataset.splits
-    ):
-      splits += [] if 'test' in splits else ['test']
-    missing = [
-      (split, statistics)
+    has_test = 'test' in self.experiment.dataset.splits
+    if self.step == self.total_steps and has_test and 'test' not in splits:
+      splits.append('test')
+    missing = {
+      statistics: [
+        split
+        for split in splits
+        if not self._writer.has(self.step, split, statistics)
+      ]
       for statistics in evaluation.statistics_modes(self.experiment)
-      for split in splits
-      if not self._writer.has(self.step, split, statistics)
-    ]
+    }
     with self.clock.spending('evaluation'):
       self._fetch_pending_sums()
       for line in evaluation.evaluate(
         self.experiment, self._state, missing, self._check
       ):
         # Parameters may be finite and yet too large to compute with.
-        if not np.isfinite([line['loss'], *_percentile_values(line)]).all():
+        values = [line['loss'], *jax.tree.leaves(line.get('percentiles', {}))]
+        if not np.isfinite(values).all():
           raise Diverged(
-            f'{line["split"]} loss {line["loss"]:g}, or inputs not finite'
+            f'{line["split"]} loss {line["loss"]:g}, or percentiles not finite'
           )
         self._writer.write(line)
 
   def save(self, *, wait: bool = False) -> None:
-    """Saves this step, unless it is saved; all lines up to it come first.
+    """Saves the state, unless this step has a checkpoint.
+
+    All metrics up to this step are on disk first.
 
     Args:
       wait: return only when the checkpoint is on disk.
@@ -393,15 +399,15 @@ class Trainer:
     with self.clock.spending('checkpoint'):
       self._fetch_pending_sums()
       self._check_replicas()
-      if self.step not in self._checkpoints.steps():
+      if self.step not in self.checkpoints.steps():
         self._writer.sync()
-        self._checkpoints.save(
+        self.checkpoints.save(
           self.step,
           self._state,
           {'interval_sums': dataclasses.asdict(self._interval_sums)},
         )
       if wait:
-        self._checkpoints.wait()
+        self.checkpoints.wait()
 
   def _check_replicas(self) -> None:
     """Refuses to save a state whose replicas differ."""
@@ -426,9 +432,3 @@ def _divergence(sums: Sums, limit: float) -> str | None:
   if loss > limit:
     return f'loss {loss:g} above divergence_loss={limit:g}'
   return None
-
-
-def _percentile_values(line: Mapping[str, Any]) -> Iterator[float]:
-  for rows in line.get('percentiles', {}).values():
-    for row in rows:
-      yield from row

@@ -16,7 +16,6 @@ from bn_repro import config as config_lib
 from bn_repro import parallel
 from bn_repro.data import datasets
 from bn_repro.tpu import collectives
-from bn_repro.training import optimizer as optimizer_lib
 from bn_repro.training import steps
 from bn_repro.training.experiment import create_experiment
 
@@ -48,7 +47,7 @@ def program(variant, num_devices, *overrides):
 
 
 def lower(program):
-  return program.train_steps.lower(
+  return program.steps.train_steps.lower(
     program.initial_state(), program.abstract_batch(1)
   )
 
@@ -60,7 +59,7 @@ def found(variant, num_devices, *overrides):
 
 def found_in_evaluation(variant, num_devices):
   created = program(variant, num_devices)
-  lowered = created.eval_step.lower(
+  lowered = created.steps.eval_step.lower(
     created.initial_state(), created.abstract_batch()
   )
   return collectives.count_lowered(lowered.as_text())
@@ -149,11 +148,8 @@ def test_no_more_reductions_after_compiling_than_with_flax(network):
     axis_name=parallel.AXIS,
   )
   model = ours.model.clone(norm=flax_norm)
-  optimizer = optimizer_lib.create_optimizer(
-    config.optim, config.batch_size, ours.schedule
-  )
   flax_step = parallel.data_parallel(
-    steps.scan_steps(steps.create_train_step(model, optimizer, config)),
+    steps.scan_steps(steps.create_train_step(model, ours.optimizer, config)),
     ours.mesh,
     donate_state=True,
     batch_axis=1,
@@ -164,7 +160,7 @@ def test_no_more_reductions_after_compiling_than_with_flax(network):
       .compile()
       .as_text()
     )
-    for step in (ours.train_steps, flax_step)
+    for step in (ours.steps.train_steps, flax_step)
   ]
   assert 0 < counts[0] <= counts[1]
 

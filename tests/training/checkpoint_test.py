@@ -143,7 +143,7 @@ def test_refused_checkpoints_stay(tmp_path):
     Checkpoints(
       tmp_path / 'c', keep=3, identity={'data_fingerprint': 'a'}
     ) as checkpoints,
-    pytest.raises(UserError, match='step 1 has another data fingerprint'),
+    pytest.raises(UserError, match='step 1 has a different data fingerprint'),
   ):
     checkpoints.restore_newest(state(0))
   assert restore_newest(tmp_path / 'c').meta['step'] == 1

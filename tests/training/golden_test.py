@@ -49,7 +49,7 @@ def losses(name):
   state = parallel.replicate(mesh, program.initial_state())
   history = []
   for batches in program.stacked_batches(0, max(STEPS)):
-    state, sums = program.train_steps(state, batches)
+    state, sums = program.steps.train_steps(state, batches)
     history += sums.fetch_steps()
   return {str(step): history[step - 1].means()['loss'] for step in STEPS}
 

@@ -1,5 +1,7 @@
 """Eight devices against one, in float64: the same numbers."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -9,9 +11,13 @@ from bn_repro import parallel
 from bn_repro.data import datasets
 from bn_repro.training.experiment import create_experiment
 
+# In one worker, so that each experiment compiles once.
+pytestmark = pytest.mark.xdist_group('steps')
 
-def trained(num_devices, num_steps, *overrides, variant='bn_baseline'):
-  """The state after some steps, on the host."""
+
+@functools.cache
+def experiment_of(num_devices, overrides, variant):
+  """An experiment, which compiles once for all tests."""
   config = config_lib.load(
     f'configs/{variant}.py:mini',
     (
@@ -22,10 +28,15 @@ def trained(num_devices, num_steps, *overrides, variant='bn_baseline'):
     ),
   )
   mesh = parallel.create_mesh(jax.devices()[:num_devices])
-  experiment = create_experiment(config, datasets.check(config), mesh)
-  state = parallel.replicate(mesh, experiment.initial_state())
+  return create_experiment(config, datasets.check(config), mesh)
+
+
+def trained(num_devices, num_steps, *overrides, variant='bn_baseline'):
+  """The state after some steps, on the host."""
+  experiment = experiment_of(num_devices, overrides, variant)
+  state = parallel.replicate(experiment.mesh, experiment.initial_state())
   for batches in experiment.stacked_batches(0, num_steps):
-    state, sums = experiment.train_steps(state, batches)
+    state, sums = experiment.steps.train_steps(state, batches)
   return jax.device_get(state), sums.fetch_steps()[-1]
 
 
@@ -77,14 +88,13 @@ def test_twenty_steps(x64):
 def test_steps_in_one_call_are_the_steps(variant, x64):
   """One trainer: a scan over five batches against five calls."""
   short = ('log_every=10', 'eval_every=10', 'checkpoint_every=10')
-  states = [
+  (one, one_sums), (five, five_sums) = (
     trained(2, 10, f'steps_per_call={number}', *short, variant=variant)
-    for number in (1, 5, 10)
-  ]
-  (one, one_sums), (five, five_sums), (ten, _) = states
-  assert int(five.step) == int(ten.step) == 10
+    for number in (1, 5)
+  )
+  assert int(five.step) == 10
   assert_close(five.params, one.params, 1e-9)
-  assert_close(ten.opt_state, one.opt_state, 1e-9)
+  assert_close(five.opt_state, one.opt_state, 1e-9)
   assert five_sums.loss == pytest.approx(one_sums.loss, rel=1e-9)
 
 
@@ -107,7 +117,7 @@ def test_rates_are_not_compiled_in():
     experiment = create_experiment(config, datasets.check(config))
     state = parallel.replicate(experiment.mesh, experiment.initial_state())
     batches = next(experiment.stacked_batches(0, 1))
-    texts.append(experiment.train_steps.lower(state, batches).as_text())
+    texts.append(experiment.steps.train_steps.lower(state, batches).as_text())
   assert texts[0] == texts[1]
 
 
@@ -121,3 +131,57 @@ def test_l2_is_on_weights_only():
     strict=True,
   ):
     assert np.array_equal(a, b) == (path[-1].key != 'kernel'), path
+
+
+WHOLE = 'model.name=inception'
+# What shares statistics on one device, and the same on eight. Of 16 images and
+# more: with statistics of 4, a change of the parameters by 1e-15 grows to 1e-6
+# in ten steps and to 1 in twenty, on one device as well.
+FORMS = {
+  'global': ((), ()),
+  'device': (
+    ('batch_size=128', 'bn.statistics=group', 'bn.virtual_batch_size=16'),
+    ('batch_size=128', 'bn.statistics=device'),
+  ),
+  'group': (
+    ('batch_size=128', 'bn.statistics=group', 'bn.virtual_batch_size=32'),
+    ('batch_size=128', 'bn.statistics=group', 'bn.virtual_batch_size=32'),
+  ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('form', FORMS)
+def test_the_whole_network_in_float64(form, x64):
+  one, eight = FORMS[form]
+  expected, _ = trained(1, 1, WHOLE, *one)
+  found, _ = trained(8, 1, WHOLE, *eight)
+  # After one step momentum is the gradient.
+  assert_close(found.opt_state, expected.opt_state, 1e-10)
+  assert_close(found.batch_stats, expected.batch_stats, 1e-10)
+  expected, _ = trained(1, 20, WHOLE, *one)
+  found, _ = trained(8, 20, WHOLE, *eight)
+  assert_close(found.params, expected.params, 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('form', FORMS)
+def test_the_whole_network_in_float32(form):
+  """After one step, for a seed at which no maximum or ReLU is undecided.
+
+  At about every third seed rounding takes another side of one, on one device
+  with parameters changed by their last bit as well; that is 1e-2 of the
+  gradients below it. A fault shows at every seed.
+  """
+  one, eight = FORMS[form]
+  for seed in range(3):
+    options = (WHOLE, 'model.dtype=float32', f'seed={seed}')
+    expected, _ = trained(1, 1, *options, *one)
+    found, _ = trained(8, 1, *options, *eight)
+    assert_close(found.batch_stats, expected.batch_stats, 1e-5)
+    try:
+      assert_close(found.opt_state, expected.opt_state, 1e-4)
+      return
+    except AssertionError as error:
+      problem = error
+  raise problem

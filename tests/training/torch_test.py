@@ -59,6 +59,7 @@ def create(config, image_size, num_classes):
   return model, variables
 
 
+@pytest.mark.slow
 def test_ten_steps_of_training():
   golden = np.load(HERE / 'torch_small.npz')
   config = config_lib.load('configs/bn_baseline.py:mini', torch_case.SMALL)

@@ -1,6 +1,7 @@
 """The loop in this process, on eight devices: what no kill hits by luck."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import shutil
@@ -37,19 +38,24 @@ OVERRIDES = (
 
 
 class StopAt:
-  """Interrupts at the n-th question, as a signal just before it would."""
+  """Raises at the n-th check, by default as after a signal."""
 
-  def __init__(self, stop_at=None):
-    self.questions = 0
+  def __init__(self, stop_at, error):
+    self.checks = 0
     self.stop_at = stop_at
+    self.error = error
 
   def check(self):
-    self.questions += 1
-    if self.questions == self.stop_at:
-      raise Preempted('stopped by a test')
+    self.checks += 1
+    if self.checks == self.stop_at:
+      raise self.error
 
   def run(self, work):
     return work()
+
+
+# In one worker, so that each experiment compiles once.
+pytestmark = pytest.mark.xdist_group('train')
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +66,9 @@ def compiled_once(monkeypatch):
   def cached(experiment, state):
     key = config_lib.digest(experiment.config)
     if key not in _COMPILED:
-      _COMPILED[key] = compile_steps(experiment, state)
+      _COMPILED[key] = compile_steps(experiment, state).steps
     steps = _COMPILED[key]
-    return experiment_lib.dataclasses.replace(
-      experiment,
-      train_steps=steps.train_steps,
-      eval_step=steps.eval_step,
-      statistics_step=steps.statistics_step,
-    )
+    return dataclasses.replace(experiment, steps=steps)
 
   monkeypatch.setattr(experiment_lib.Experiment, 'compile', cached)
   monkeypatch.setattr(parallel, 'create_replica_check', _REPLICA_CHECK)
@@ -77,7 +78,12 @@ _COMPILED = {}
 _REPLICA_CHECK = functools.cache(parallel.create_replica_check)
 
 
-def train_once(workdir, *overrides, variant='bn_baseline', stop_at=None):
+STOPPED = Preempted('stopped by a test')
+
+
+def train_once(
+  workdir, *overrides, variant='bn_baseline', stop_at=None, error=STOPPED
+):
   """One start of a run; returns its status and how often it could stop."""
   config = config_lib.load(
     f'configs/{variant}.py:mini', (*OVERRIDES, *overrides)
@@ -85,14 +91,14 @@ def train_once(workdir, *overrides, variant='bn_baseline', stop_at=None):
   workdir = workdir_lib.Workdir(workdir)
   workdir.check(config)
   workdir.claim()
-  preemption = StopAt(stop_at)
+  preemption = StopAt(stop_at, error)
   try:
     status = train.train_and_evaluate(
       config, datasets.check(config), workdir, preemption, 'test.py'
     )
   finally:
     workdir.release()
-  return status, preemption.questions
+  return status, preemption.checks
 
 
 def lines(workdir):
@@ -120,10 +126,10 @@ def assert_equal_trees(found, expected):
 def test_interrupted_at_every_place(tmp_path):
   """In each step, evaluation batch and population batch in turn."""
   reference = tmp_path / 'reference'
-  _, questions = train_once(reference)
+  _, checks = train_once(reference)
   expected = lines(reference)
-  assert questions > 20
-  for stop_at in range(1, questions + 1, 2):
+  assert checks > 20
+  for stop_at in range(1, checks + 1, 2):
     workdir = tmp_path / str(stop_at)
     status, _ = train_once(workdir, stop_at=stop_at)
     assert status == 'preempted'
@@ -133,6 +139,23 @@ def test_interrupted_at_every_place(tmp_path):
     assert train_once(workdir)[0] == 'done'
     assert lines(workdir) == expected, stop_at
     assert_equal_trees(variables(workdir), variables(reference))
+
+
+def test_line_at_a_checkpoint_is_written_once(tmp_path):
+  """The line of step 3 comes after its checkpoint, then the run is killed."""
+  every = ('log_every=3', 'eval_every=100')
+  train_once(tmp_path, 'eval_every=100', stop_at=3)
+  with pytest.raises(RuntimeError, match='killed'):
+    train_once(tmp_path, *every, stop_at=1, error=RuntimeError('killed'))
+  assert train_once(tmp_path, *every)[0] == 'done'
+  steps = [line['step'] for line in lines(tmp_path) if line['split'] == 'train']
+  assert steps == [3, 6]
+
+
+def test_a_line_that_is_due_comes_before_the_stop(tmp_path):
+  train_once(tmp_path, 'eval_every=100', stop_at=4)
+  steps = [line['step'] for line in lines(tmp_path) if line['split'] == 'train']
+  assert steps == [4]
 
 
 def test_lines_of_a_run(tmp_path):
@@ -297,7 +320,7 @@ def test_warm_start(tmp_path):
 def test_warm_start_from_another_network(tmp_path):
   source = tmp_path / 'source'
   train_once(source)
-  with pytest.raises(UserError, match='another network'):
+  with pytest.raises(UserError, match='a different network'):
     train_once(tmp_path / 'warm', f'init_from={source}', 'model.width=0.25')
   with pytest.raises(UserError, match='init_from'):
     train_once(tmp_path / 'warm', f'init_from={tmp_path / "nowhere"}')
