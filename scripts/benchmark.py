@@ -1,42 +1,43 @@
-"""Measurements, each as ratios within one run: medians of interleaved rounds.
+"""Compares times and rates that are measured in turns, in one run.
 
   python scripts/benchmark.py loop
 
-loop   images per second of `main` in `mini` between evaluations, as a share of
-       a bare loop that calls the same compiled step on a batch already on the
-       device.
-fig1   time of both nets of Fig. 1, 50,000 steps and 200 evaluations each, over
-       that of the bare steps in one `lax.scan`.
-bn     time of a BN layer, forward and forward + backward, beside those of flax
-       (both of its variances) and, where it is installed, of PyTorch.
+A first round warms up. Results are medians over the rounds after it.
+
+bn     Time of a BN layer, forward and forward + backward, over that of Flax's
+       layer (with each of its two variances) and of PyTorch's, if installed.
+step   Time of a training step of BN-Baseline in `mini` over that of the same
+       network with Flax's BN, and over that of the network without BN.
+loop   Images per second that `main` trains on between evaluations, over those
+       of a loop that only calls its step, on one batch. BN-x5 in `mini`.
+fig1   Time to train both networks of Fig. 1, 50,000 steps and 200 evaluations
+       each, over the time of their steps alone in one `lax.scan`.
 checkpoint
-       time for which saving a checkpoint holds up the loop, as a share of a
-       step of BN-x5 at full width and 224 pixels, 8 images.
-devices
-       accuracy of BN-x5 in `mini`, float32, on one fake CPU device and on
-       eight, for three seeds; a round is 100 of its steps.
+       Time for which a save stops the training loop, over the time of a step.
+       BN-x5 at full width and 224 pixels, 8 images.
 distortion
-       time of distorting and normalising a batch, as a share of the whole step
-       of BN-x5 and Inception at full width and 224 pixels, 8 images.
-input  training images of ImageNet's size a second of a core: ours, tf.data as
-       the Flax ImageNet example has it, Pillow in worker processes, and
-       decoding alone; and how near each comes to antialiased bicubic resizing.
-       It makes the environment of `scripts/prepare_imagenet.sh`, for tf.data.
-stream seconds from a cold start to the first batch of 256 on an index of
-       ImageNet's size, and the growth of resident memory from the 1,000th to
-       the 10,000th batch. Its images are tiny and take 3 GB of disk meanwhile.
-step   time of a whole step of BN-Baseline in `mini` beside the same network
-       with flax's BN, and without BN.
+       Time to distort and normalize a batch, over the time of a step. BN-x5 and
+       Inception at full width and 224 pixels, 8 images.
+devices
+       Accuracy of BN-x5 in `mini` and float32 on one fake CPU device and on
+       eight, for three seeds. A round is 100 steps of training.
+input  Training images of ImageNet's size per second of CPU time, over those of
+       tf.data as in Flax's ImageNet example; also those of Pillow, and of
+       decoding alone. PSNR of the images against antialiased bicubic resizing.
+       Installs the environment of `scripts/prepare_imagenet.sh`.
+stream Seconds from a cold start to the first batch of 256 from a data set of
+       ImageNet's length, and the growth of resident memory between batches
+       1,000 and 10,000. The images are tiny, and take 3 GB of disk while it
+       runs. It has no rounds.
 """
 
 import argparse
 from collections.abc import Callable, Mapping
 import contextlib
+import dataclasses
 import functools
-import io
 import itertools
 import json
-import math
 import os
 from pathlib import Path
 import statistics
@@ -44,21 +45,46 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import benchmark_input
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+# JAX is imported in functions, after `cli.set_up_jax`.
 from bn_repro import cli
 from bn_repro import config as config_lib
-from bn_repro.data import datasets
+from bn_repro.data import datasets, imagenet_metadata
+from bn_repro.errors import UserError
+from bn_repro.runtime import processes
+from bn_repro.runtime.preemption import Preemption
+from bn_repro.runtime.workdir import Workdir, read_metrics
 
-# The sizes of conv2_reduce, 3a and 4a at 224 pixels.
+if TYPE_CHECKING:
+  from bn_repro.training.experiment import Experiment
+
+# Results of each candidate, one per round.
+Results = Mapping[str, list[float]]
+
+# The inputs of the BN layers of conv2_reduce, 3a and 4a at 224 pixels.
 BN_SHAPES = ((32, 56, 56, 64), (32, 28, 28, 192), (32, 14, 14, 576))
+
+# Overrides with which a config in `full` trains on generated images.
+FULL_WIDTH = (
+  'data.name=synthetic',
+  'data.num_shards=1',
+  'eval_split=test',
+  'batch_size=8',
+)
+
+# Errors that are reported without a traceback.
+FAILURES = (OSError, RuntimeError, subprocess.CalledProcessError, UserError)
 
 
 def seconds(function: Callable[[], Any]) -> float:
-  """How long a call takes."""
+  """Returns the duration of a call."""
   start = time.perf_counter()
   function()
   return time.perf_counter() - start
@@ -66,8 +92,8 @@ def seconds(function: Callable[[], Any]) -> float:
 
 def interleaved(
   candidates: Mapping[str, Callable[[], float]], rounds: int
-) -> dict[str, list[float]]:
-  """What each candidate returns in each round, after one round to warm up."""
+) -> Results:
+  """Calls each candidate once per round, after one call to warm up."""
   for candidate in candidates.values():
     candidate()
   results: dict[str, list[float]] = {name: [] for name in candidates}
@@ -79,15 +105,13 @@ def interleaved(
   return results
 
 
-def ratio(results: Mapping[str, list[float]], above: str, below: str) -> float:
-  """The ratio of two candidates' medians."""
+def ratio(results: Results, above: str, below: str) -> float:
+  """Returns the ratio of two candidates' medians."""
   return statistics.median(results[above]) / statistics.median(results[below])
 
 
-def show_ratio(
-  results: Mapping[str, list[float]], above: str, below: str
-) -> None:
-  """Prints the ratio of the medians, and its range over rounds."""
+def show_ratio(results: Results, above: str, below: str) -> None:
+  """Prints the ratio of two candidates' medians, and its range over rounds."""
   by_round = [
     a / b for a, b in zip(results[above], results[below], strict=True)
   ]
@@ -97,116 +121,116 @@ def show_ratio(
   )
 
 
-def train(config: Any, dataset: datasets.Dataset) -> list[dict[str, Any]]:
-  """Runs the trainer in a workdir of its own; returns its lines."""
-  from bn_repro.runtime.preemption import Preemption
-  from bn_repro.runtime.workdir import Workdir, read_metrics
+def create_experiment(spec: str, *overrides: str) -> 'Experiment':
+  """Sets up JAX, and creates the experiment of a config with overrides."""
+  config = config_lib.load(spec, overrides)
+  dataset = datasets.check(config)
+  cli.set_up_jax(config)
+  from bn_repro.training import experiment
+
+  return experiment.create_experiment(config, dataset)
+
+
+def step_timer(
+  experiment: 'Experiment',
+  step: Callable[..., Any],
+  batch: Any,
+  count: int = 1,
+) -> Callable[[], float]:
+  """Creates a function that returns the seconds of `count` successive steps.
+
+  Every call of the function starts from the initial state.
+
+  Args:
+    experiment: the experiment of the step.
+    step: `(state, batch) -> (state, sums)`.
+    batch: argument of every step, on the devices.
+    count: number of steps.
+  """
+  import jax
+
+  from bn_repro import parallel
+
+  initial_state = experiment.initial_state()
+
+  def measure() -> float:
+    state = parallel.replicate(experiment.mesh, initial_state)
+    jax.block_until_ready(state)
+    start = time.perf_counter()
+    for _ in range(count):
+      state, _ = step(state, batch)
+    jax.block_until_ready(state)
+    return time.perf_counter() - start
+
+  return measure
+
+
+def train_step_timer(
+  experiment: 'Experiment', count: int = 1
+) -> Callable[[], float]:
+  """Creates a `step_timer` for the step that `main` calls."""
+  batches = next(experiment.stacked_batches(0, 1))
+  return step_timer(experiment, experiment.steps.train_steps, batches, count)
+
+
+def train(experiment: 'Experiment') -> list[dict[str, Any]]:
+  """Trains in a temporary workdir; returns the lines of `metrics.jsonl`."""
   from bn_repro.training import train as train_lib
 
   with tempfile.TemporaryDirectory() as folder:
     workdir = Workdir(folder)
     workdir.claim()
     train_lib.train_and_evaluate(
-      config, dataset, workdir, Preemption(), 'benchmark'
+      experiment.config, experiment.dataset, workdir, Preemption(), 'benchmark'
     )
     lines = read_metrics(workdir.metrics)
     workdir.release()
   return lines
 
 
-def loop(rounds: int) -> None:
-  """Images per second of both loops, and the ratio of their medians."""
-  steps = 300
-  config = config_lib.load(
-    str(ROOT / 'configs/bn_x5.py:mini'),
-    (
-      f'total_steps={steps}',
-      f'log_every={steps // 2}',
-      f'eval_every={steps}',
-      f'checkpoint_every={steps}',
-      'bn.population_batches=1',
-    ),
-  )
-  dataset = datasets.check(config)
-  cli.set_up_jax(config)
+def _jax_layer(
+  layer: Any, x: Any, dy: Any, *, backward: bool
+) -> Callable[[], Any]:
+  """Creates a function that runs a linen layer, and its gradient given `dy`."""
   import jax
 
-  from bn_repro import parallel
-  from bn_repro.training.experiment import create_experiment
+  variables = layer.init(jax.random.key(0), x)
 
-  program = create_experiment(config, dataset)
-  state = program.initial_state()
-  program = program.compile(state)
-  batches = next(program.stacked_batches(0, 1))
+  def forward(params: Any, x: Any) -> Any:
+    y, updated = layer.apply(
+      {**variables, 'params': params}, x, mutable=['batch_stats']
+    )
+    return (y * dy).sum() if backward else y, updated
 
-  def bare() -> float:
-    device_state = parallel.replicate(program.mesh, state)
-    device_state, _ = program.steps.train_steps(device_state, batches)
-    jax.block_until_ready(device_state)
-    start = time.perf_counter()
-    for _ in range(steps // 2):
-      device_state, _ = program.steps.train_steps(device_state, batches)
-    jax.block_until_ready(device_state)
-    return steps // 2 * config.batch_size / (time.perf_counter() - start)
-
-  def ours() -> float:
-    # The second interval: the first has the start-up in it.
-    return [
-      line['timing']['images_per_second']
-      for line in train(config, dataset)
-      if line['split'] == 'train'
-    ][-1]
-
-  print('images per second')
-  results = interleaved({'bare': bare, 'main': ours}, rounds)
-  show_ratio(results, 'main', 'bare')
+  if backward:
+    compiled = jax.jit(jax.grad(forward, argnums=(0, 1), has_aux=True))
+  else:
+    compiled = jax.jit(forward)
+  return lambda: jax.block_until_ready(compiled(variables['params'], x))
 
 
-def fig1(rounds: int) -> None:
-  """Seconds of both nets of Fig. 1 in the trainer, and in one scan each."""
-  configs = [
-    config_lib.load(f'{ROOT}/configs/{name}.py:mini')
-    for name in ('mnist', 'bn_mnist')
-  ]
-  dataset = datasets.check(configs[0])
-  cli.set_up_jax(configs[0])
-  import jax
+def _torch_layer(x: Any, dy: Any, *, backward: bool) -> Callable[[], Any]:
+  """Creates the same function for PyTorch's layer, which must be installed."""
+  import torch
 
-  from bn_repro import parallel
-  from bn_repro.training import steps
-  from bn_repro.training.experiment import create_experiment
-
-  def bare_steps(config: Any) -> Callable[[], Any]:
-    program = create_experiment(config, dataset)
-    step = steps.create_train_step(program.model, program.optimizer, config)
-
-    def all_steps(state: Any, batch: Any) -> Any:
-      return jax.lax.scan(
-        lambda state, _: step(state, batch),
-        state,
-        length=config.total_steps,
-      )
-
-    run = parallel.data_parallel(all_steps, program.mesh, donate_state=False)
-    state = parallel.replicate(program.mesh, program.initial_state())
-    batch = next(program.train_batches(0, 1))
-    return lambda: jax.block_until_ready(run(state, batch))
-
-  bare = [bare_steps(config) for config in configs]
-  results = interleaved(
-    {
-      'bare': lambda: sum(seconds(run) for run in bare),
-      'main': lambda: sum(
-        seconds(functools.partial(train, config, dataset)) for config in configs
-      ),
-    },
-    rounds,
+  layer = torch.nn.BatchNorm2d(x.shape[-1])
+  images, gradient = (
+    torch.tensor(np.array(array).transpose(0, 3, 1, 2)).contiguous()
+    for array in (x, dy)
   )
-  show_ratio(results, 'main', 'bare')
+  images.requires_grad_(backward)
+
+  def call() -> None:
+    y = layer(images)
+    if backward:
+      y.backward(gradient)
+
+  return call
 
 
 def bn(rounds: int) -> None:
-  """Milliseconds of a BN layer at three shapes, float32."""
+  """Prints milliseconds of BN layers at three shapes, in float32."""
+  processes.hide_missing_tpu()
   import flax.linen as nn
   import jax
   import jax.numpy as jnp
@@ -221,301 +245,291 @@ def bn(rounds: int) -> None:
     ),
   }
 
-  def of_jax(layer: Any, x: Any, dy: Any, *, backward: bool) -> Any:
-    variables = layer.init(jax.random.key(0), x)
-
-    def forward(params: Any, x: Any) -> Any:
-      y, updated = layer.apply(
-        {**variables, 'params': params}, x, mutable=['batch_stats']
-      )
-      return (y * dy).sum() if backward else y, updated
-
-    function = (
-      jax.grad(forward, argnums=(0, 1), has_aux=True) if backward else forward
-    )
-    compiled = jax.jit(function)
-    return lambda: jax.block_until_ready(compiled(variables['params'], x))
-
-  def of_torch(x: Any, dy: Any, *, backward: bool) -> Any:
-    import torch
-
-    layer = torch.nn.BatchNorm2d(x.shape[-1])
-    images = torch.tensor(x.transpose(0, 3, 1, 2)).contiguous()
-    gradient = torch.tensor(dy.transpose(0, 3, 1, 2)).contiguous()
-    images.requires_grad_(backward)
-
-    def call() -> None:
-      y = layer(images)
-      if backward:
-        y.backward(gradient)
-
-    return call
+  def milliseconds(call: Callable[[], Any]) -> float:
+    return 1e3 * min(seconds(call) for _ in range(3))
 
   ratios: dict[str, list[float]] = {}
-  for backward in (False, True):
-    for shape in BN_SHAPES:
-      key = jax.random.key(1)
-      x, dy = jax.random.normal(key, (2, *shape), jnp.float32)
-      calls = {
-        name: of_jax(layer, x, dy, backward=backward)
-        for name, layer in layers.items()
-      }
-      try:
-        import numpy as np
-
-        calls['torch'] = of_torch(np.array(x), np.array(dy), backward=backward)
-      except ImportError:
-        pass
-
-      def milliseconds(call: Callable[[], Any]) -> float:
-        return 1e3 * min(seconds(call) for _ in range(3))
-
-      what = 'forward + backward' if backward else 'forward'
-      print(f'{what}, {"x".join(map(str, shape))}, ms')
-      results = interleaved(
-        {
-          name: functools.partial(milliseconds, call)
-          for name, call in calls.items()
-        },
-        rounds,
-      )
-      for name in results:
-        if name != 'ours':
-          ratios.setdefault(f'{what}, {name}', []).append(
-            ratio(results, 'ours', name)
-          )
+  for backward, shape in itertools.product((False, True), BN_SHAPES):
+    x, dy = jax.random.normal(jax.random.key(1), (2, *shape), jnp.float32)
+    calls = {
+      name: _jax_layer(layer, x, dy, backward=backward)
+      for name, layer in layers.items()
+    }
+    with contextlib.suppress(ImportError):
+      calls['torch'] = _torch_layer(x, dy, backward=backward)
+    what = 'forward + backward' if backward else 'forward'
+    print(f'{what}, {"x".join(map(str, shape))}, ms')
+    results = interleaved(
+      {
+        name: functools.partial(milliseconds, call)
+        for name, call in calls.items()
+      },
+      rounds,
+    )
+    for name in calls:
+      if name != 'ours':
+        quotients = ratios.setdefault(f'{what}, {name}', [])
+        quotients.append(ratio(results, 'ours', name))
   for name, values in ratios.items():
     each = ', '.join(f'{value:.2f}' for value in values)
     print(f'ratio={statistics.geometric_mean(values):.3f} ({name}: {each})')
 
 
 def step(rounds: int) -> None:
-  """Milliseconds of a step in `mini`: our BN, flax's, none."""
-  config = config_lib.load(str(ROOT / 'configs/bn_baseline.py:mini'))
-  dataset = datasets.check(config)
-  cli.set_up_jax(config)
+  """Prints milliseconds of a step in `mini` with our BN, Flax's, and none."""
+  ours = create_experiment('bn_baseline:mini')
   import flax.linen as nn
-  import jax
 
   from bn_repro import parallel
-  from bn_repro.models import factory
   from bn_repro.training import steps
-  from bn_repro.training.experiment import create_experiment
-
-  program = create_experiment(config, dataset)
-  batch = next(program.train_batches(0, 1))
-  plain = config_lib.load(str(ROOT / 'configs/inception.py:mini'))
-  model = program.model
 
   flax_norm = functools.partial(
     nn.BatchNorm,
-    momentum=config.bn.momentum,
-    epsilon=config.bn.epsilon,
+    momentum=ours.config.bn.momentum,
+    epsilon=ours.config.bn.epsilon,
     axis_name=parallel.AXIS,
   )
-  models = {
-    'ours': (config, model),
-    'flax': (config, model.clone(norm=flax_norm)),
-    'without': (plain, create_experiment(plain, dataset).model),
+  experiments = {
+    'ours': ours,
+    'flax': dataclasses.replace(ours, model=ours.model.clone(norm=flax_norm)),
+    'without': create_experiment('inception:mini'),
   }
+  batch = next(ours.train_batches(0, 1))
+  count = 30
 
-  def create(config: Any, model: Any) -> Callable[[], float]:
-    optimizer = program.optimizer
-    variables = factory.initial_variables(
-      model, dataset.image_shape, seed=0, init_std=0.0, init_scale=1.0
-    )
-    state = steps.TrainState(
-      step=0, seed=0, opt_state=optimizer.init(variables['params']), **variables
-    )
-    state = parallel.replicate(program.mesh, state)
-    run = parallel.data_parallel(
-      steps.create_train_step(model, optimizer, config),
-      program.mesh,
+  def timer(experiment: 'Experiment') -> Callable[[], float]:
+    train_step = parallel.data_parallel(
+      steps.create_train_step(
+        experiment.model, experiment.optimizer, experiment.config
+      ),
+      experiment.mesh,
       donate_state=False,
     )
+    measure = step_timer(experiment, train_step, batch, count)
+    return lambda: 1e3 * measure() / count
 
-    def milliseconds() -> float:
-      current = state
-      start = time.perf_counter()
-      for _ in range(30):
-        current, _ = run(current, batch)
-      jax.block_until_ready(current)
-      return 1e3 * (time.perf_counter() - start) / 30
-
-    return milliseconds
-
-  print('milliseconds a step')
+  print('milliseconds per step')
   results = interleaved(
-    {name: create(*parts) for name, parts in models.items()}, rounds
+    {name: timer(experiment) for name, experiment in experiments.items()},
+    rounds,
   )
   show_ratio(results, 'ours', 'flax')
   show_ratio(results, 'ours', 'without')
 
 
+def loop(rounds: int) -> None:
+  """Prints images per second of `main` and of its steps alone."""
+  interval = 150
+  experiment = create_experiment(
+    'bn_x5:mini',
+    f'total_steps={2 * interval}',
+    f'log_every={interval}',
+    f'eval_every={2 * interval}',
+    f'checkpoint_every={2 * interval}',
+    'bn.population_batches=1',
+  )
+  images = interval * experiment.config.batch_size
+  measure = train_step_timer(experiment, interval)
+
+  def rate_of_main() -> float:
+    rates = [
+      line['timing']['images_per_second']
+      for line in train(experiment)
+      if line['split'] == 'train'
+    ]
+    return rates[-1]  # The first interval includes the start.
+
+  print('images per second')
+  results = interleaved(
+    {'bare': lambda: images / measure(), 'main': rate_of_main}, rounds
+  )
+  show_ratio(results, 'main', 'bare')
+
+
+def fig1(rounds: int) -> None:
+  """Prints seconds of both networks of Fig. 1, in `main` and in one scan."""
+  experiments = [create_experiment(f'{n}:mini') for n in ('mnist', 'bn_mnist')]
+  import jax
+
+  from bn_repro import parallel
+  from bn_repro.training import steps
+
+  def scan_timer(experiment: 'Experiment') -> Callable[[], float]:
+    config = experiment.config
+    train_step = steps.create_train_step(
+      experiment.model, experiment.optimizer, config
+    )
+
+    def all_steps(state: Any, batch: Any) -> Any:
+      return jax.lax.scan(
+        lambda state, _: train_step(state, batch),
+        state,
+        length=config.total_steps,
+      )
+
+    scan = parallel.data_parallel(
+      all_steps, experiment.mesh, donate_state=False
+    )
+    return step_timer(experiment, scan, next(experiment.train_batches(0, 1)))
+
+  scans = [scan_timer(experiment) for experiment in experiments]
+  results = interleaved(
+    {
+      'bare': lambda: sum(measure() for measure in scans),
+      'main': lambda: seconds(lambda: [train(e) for e in experiments]),
+    },
+    rounds,
+  )
+  show_ratio(results, 'main', 'bare')
+
+
 def checkpoint(rounds: int) -> None:
-  """Seconds of a full-width step, and of starting to save a checkpoint."""
-  program, state, batches = _full_width('bn_x5')
+  """Prints seconds for which a save stops the loop, and those of a step."""
+  experiment = create_experiment('bn_x5', *FULL_WIDTH)
   import jax
 
   from bn_repro import parallel
   from bn_repro.training.checkpoint import Checkpoints
 
+  state = parallel.replicate(experiment.mesh, experiment.initial_state())
+  jax.block_until_ready(state)
+  numbers = itertools.count()
   with (
-    tempfile.TemporaryDirectory() as name,
-    Checkpoints(Path(name) / 'checkpoints', keep=2) as checkpoints,
+    tempfile.TemporaryDirectory() as folder,
+    Checkpoints(Path(folder) / 'checkpoints', keep=2) as checkpoints,
   ):
-    numbers = itertools.count()
-    on_device = parallel.replicate(program.mesh, state)
-    jax.block_until_ready(on_device)
 
     def save() -> float:
       checkpoints.wait()
-      return seconds(lambda: checkpoints.save(next(numbers), on_device, {}))
+      return seconds(lambda: checkpoints.save(next(numbers), state, {}))
 
     results = interleaved(
-      {'save': save, 'step': _full_width_step(program, state, batches)}, rounds
+      {'save': save, 'step': train_step_timer(experiment)}, rounds
     )
     checkpoints.wait()
   show_ratio(results, 'save', 'step')
 
 
-def _full_width(variant: str) -> tuple[Any, Any, Any]:
-  """The compiled program of a variant, 8 images; a state; a batch."""
-  config = config_lib.load(
-    f'{ROOT}/configs/{variant}.py',
-    (
-      'data.name=synthetic',
-      'data.num_shards=1',
-      'eval_split=test',
-      'batch_size=8',
-    ),
-  )
-  dataset = datasets.check(config)
-  cli.set_up_jax(config)
-  from bn_repro.training.experiment import create_experiment
-
-  program = create_experiment(config, dataset)
-  state = program.initial_state()
-  program = program.compile(state)
-  return program, state, next(program.stacked_batches(0, 1))
-
-
-def _full_width_step(
-  program: Any, state: Any, batches: Any
-) -> Callable[[], float]:
-  import jax
-
-  from bn_repro import parallel
-
-  def step() -> float:
-    on_device = parallel.replicate(program.mesh, state)
-    jax.block_until_ready(on_device)
-    return seconds(
-      lambda: jax.block_until_ready(
-        program.steps.train_steps(on_device, batches)
-      )
-    )
-
-  return step
-
-
 def distortion(rounds: int) -> None:
-  """Seconds of full-width steps, and of their distortions alone."""
+  """Prints seconds of a step, and of its distortions alone."""
   for variant in ('bn_x5', 'inception'):
-    _distortion_of(variant, rounds)
+    experiment = create_experiment(variant, *FULL_WIDTH)
+    candidates = {
+      'distortion': _distortion_timer(experiment),
+      'step': train_step_timer(experiment),
+    }
+    print(f'{variant}, seconds')
+    results = interleaved(candidates, rounds)
+    print(f'{variant}, {experiment.config.data.distortion}:', end=' ')
+    show_ratio(results, 'distortion', 'step')
 
 
-def _distortion_of(variant: str, rounds: int) -> None:
-  program, state, batches = _full_width(variant)
-  config = program.config
+def _distortion_timer(experiment: 'Experiment') -> Callable[[], float]:
+  """Creates a function that returns the seconds to distort a batch."""
   import jax
 
   from bn_repro import parallel
   from bn_repro.data import preprocess
   from bn_repro.training import steps
 
-  batch = next(program.train_batches(0, 1))
-
-  def distort(at: Any, batch: Any) -> Any:
-    seed, number = at
+  def distort(position: tuple[Any, Any], batch: Any) -> Any:
+    seed, step = position
     images = steps.distorted_images(
-      batch['image'], seed, number, config.data.distortion
+      batch['image'], seed, step, experiment.config.data.distortion
     )
-    return parallel.gather(preprocess.normalize(images, program.model.dtype))
+    return parallel.gather(preprocess.normalize(images, experiment.model.dtype))
 
-  alone = parallel.data_parallel(distort, program.mesh, donate_state=False)
-  at = parallel.replicate(program.mesh, (state.seed, state.step))
-  print(f'{variant}, seconds')
-  results = interleaved(
-    {
-      'distortion': lambda: seconds(
-        lambda: jax.block_until_ready(alone(at, batch))
-      ),
-      'step': _full_width_step(program, state, batches),
-    },
-    rounds,
+  mesh = experiment.mesh
+  compiled = parallel.data_parallel(distort, mesh, donate_state=False)
+  position = parallel.replicate(mesh, (np.uint32(0), np.int32(0)))
+  batch = next(experiment.train_batches(0, 1))
+  return lambda: seconds(
+    lambda: jax.block_until_ready(compiled(position, batch))
   )
-  print(f'{variant}, {config.data.distortion}:', end=' ')
-  show_ratio(results, 'distortion', 'step')
 
 
 def devices(rounds: int) -> None:
-  """Final accuracies with population statistics, and their difference."""
-  from bn_repro.runtime.workdir import read_metrics
-
-  config = f'{ROOT}/configs/bn_x5.py:mini'
+  """Prints final accuracies with population statistics, and the difference."""
+  config = 'bn_x5:mini'
   steps = min(100 * rounds, config_lib.load(config).total_steps)
-
-  def accuracy(number: int, seed: int) -> float:
-    flags = f'--xla_force_host_platform_device_count={number}'
-    with tempfile.TemporaryDirectory() as workdir:
-      subprocess.run(
-        [
-          sys.executable,
-          '-m',
-          'bn_repro.main',
-          f'--config={config}',
-          f'--workdir={workdir}',
-          f'--config.seed={seed}',
-          f'--config.total_steps={steps}',
-          f'--config.eval_every={steps}',
-          f'--config.checkpoint_every={steps}',
-          '--config.model.dtype=float32',
-        ],
-        cwd=ROOT,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
-        stdout=subprocess.DEVNULL,
-        check=True,
-      )
-      (found,) = (
-        line['accuracy']
-        for line in read_metrics(Path(workdir, 'metrics.jsonl'))
-        if line['split'] == 'validation' and line['statistics'] == 'population'
-      )
-    return found
-
-  found: dict[int, list[float]] = {1: [], 8: []}
+  accuracies: dict[int, list[float]] = {1: [], 8: []}
   for seed in range(3):
-    for number, accuracies in found.items():
-      accuracies.append(accuracy(number, seed))
-    latest = ', '.join(f'{a[-1]:.4f} on {n}' for n, a in found.items())
+    for number, found in accuracies.items():
+      found.append(_accuracy(config, steps, seed, number))
+    latest = ', '.join(f'{a[-1]:.4f} on {n}' for n, a in accuracies.items())
     print(f'seed {seed}, {steps} steps: {latest}', flush=True)
-  one, eight = map(statistics.mean, found.values())
-  by_seed = [b - a for a, b in zip(*found.values(), strict=True)]
+  one, eight = map(statistics.mean, accuracies.values())
+  by_seed = [b - a for a, b in zip(*accuracies.values(), strict=True)]
   print(
     f'accuracy_difference={eight - one:+.4f} (mean on 8 devices, {eight:.4f}, '
-    f'less that on 1, {one:.4f}; by seed {min(by_seed):+.4f} to '
+    f'minus mean on 1, {one:.4f}; by seed {min(by_seed):+.4f} to '
     f'{max(by_seed):+.4f})'
   )
 
 
-def input_pipelines(rounds: int) -> None:
-  """Images per second of processors and of the clock, and PSNR."""
-  import benchmark_input
-  import numpy as np
+def _accuracy(config: str, steps: int, seed: int, num_devices: int) -> float:
+  """Trains on fake CPU devices; returns the final accuracy on validation."""
+  flags = f'--xla_force_host_platform_device_count={num_devices}'
+  with tempfile.TemporaryDirectory() as workdir:
+    arguments = [
+      f'--config={config}',
+      f'--workdir={workdir}',
+      f'--config.seed={seed}',
+      f'--config.total_steps={steps}',
+      f'--config.eval_every={steps}',
+      f'--config.checkpoint_every={steps}',
+      '--config.model.dtype=float32',
+    ]
+    subprocess.run(
+      [sys.executable, '-m', 'bn_repro.main', *arguments],
+      cwd=ROOT,
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
+      stdout=subprocess.DEVNULL,
+      check=True,
+    )
+    (accuracy,) = (
+      line['accuracy']
+      for line in read_metrics(Path(workdir, 'metrics.jsonl'))
+      if line['split'] == 'validation' and line['statistics'] == 'population'
+    )
+  return accuracy
 
-  images = 3 * benchmark_input.BATCH_SIZE
-  python = {'tf.data': str(ROOT / '.venv-prepare/bin/python')}
+
+def start_input(*arguments: str) -> subprocess.Popen[str]:
+  """Starts `benchmark_input.py`, with TensorFlow if it needs it."""
+  python = sys.executable
+  if arguments[0] in ('tf.data', 'tfrecord'):
+    python = f'{ROOT}/.venv-prepare/bin/python'
+  return subprocess.Popen(
+    [python, f'{ROOT}/scripts/benchmark_input.py', *arguments],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
+    text=True,
+  )
+
+
+def read_answer(process: subprocess.Popen[str]) -> dict[str, float]:
+  """Reads a line of JSON from a process of `start_input`.
+
+  Raises:
+    RuntimeError: if the process exits instead.
+  """
+  assert process.stdout is not None
+  line = process.stdout.readline()
+  if not line:
+    raise RuntimeError(f'{process.args!r} exited with {process.wait()}')
+  return json.loads(line)
+
+
+def ask(process: subprocess.Popen[str], question: str) -> dict[str, float]:
+  """Sends a line to a process of `start_input`; returns the answer."""
+  print(question, file=process.stdin, flush=True)
+  return read_answer(process)
+
+
+def input_pipelines(rounds: int) -> None:
+  """Prints images per second of CPU time and of wall time, and PSNRs."""
   subprocess.run(
     [
       'bash',
@@ -526,254 +540,104 @@ def input_pipelines(rounds: int) -> None:
     cwd=ROOT,
     check=True,
   )
-  with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-    folder = Path(name)
-    make_photographs(folder, images)
-    subprocess.run(
-      [python['tf.data'], '-c', _TO_TFRECORD, str(folder)],
-      env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
-      check=True,
-    )
-    processes = {
-      name: stack.enter_context(
-        subprocess.Popen(
-          [
-            python.get(name, sys.executable),
-            str(ROOT / 'scripts/benchmark_input.py'),
-            name,
-            str(folder),
-          ],
-          stdin=subprocess.PIPE,
-          stdout=subprocess.PIPE,
-          env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
-          text=True,
-        )
-      )
+  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    benchmark_input.write_photographs(Path(folder))
+    read_answer(stack.enter_context(start_input('tfrecord', folder)))
+    pipelines = {
+      name: stack.enter_context(start_input(name, folder))
       for name in benchmark_input.PIPELINES
     }
-
-    def ask(name: str, question: str) -> dict[str, float]:
-      process = processes[name]
-      assert process.stdin is not None and process.stdout is not None
-      process.stdin.write(question + '\n')
-      process.stdin.flush()
-      answer = process.stdout.readline()
-      if not answer:
-        raise RuntimeError(f'{name} has ended with {process.wait()}')
-      return json.loads(answer)
-
-    wall: dict[str, list[float]] = {name: [] for name in processes}
+    wall: dict[str, list[float]] = {name: [] for name in pipelines}
 
     def measure(name: str) -> float:
-      answer = ask(name, '15')
+      answer = ask(pipelines[name], '15')
       wall[name].append(answer['images'] / answer['wall'])
       return answer['images'] / answer['cpu']
 
-    print('images a second of one core')
+    print('images per second of CPU time')
     results = interleaved(
-      {name: functools.partial(measure, name) for name in processes}, rounds
+      {name: functools.partial(measure, name) for name in pipelines}, rounds
     )
-    reference = antialiased_views(folder)
-    quality = {}
+    reference = benchmark_input.antialiased_views(Path(folder))
+    psnrs = {}
     for name in ('ours', 'tf.data', 'pillow'):
-      ask(name, 'views')
-      error = np.load(folder / f'{name}.npy').astype(float) - reference
-      by_image = np.mean(error**2, (1, 2, 3))
-      quality[name] = float(np.mean(10 * np.log10(255**2 / by_image)))
+      ask(pipelines[name], 'views')
+      views = np.load(f'{folder}/{name}.npy').astype(float)
+      errors = np.mean((views - reference) ** 2, (1, 2, 3))
+      psnrs[name] = float(np.mean(10 * np.log10(255**2 / errors)))
   for name in results:
-    psnr = f'{quality[name]:.1f} dB' if name in quality else '-'
+    psnr = f'{psnrs[name]:.1f} dB' if name in psnrs else '-'
     print(
       f'{name:12}  {statistics.median(results[name]):7.0f} images/CPU-s  '
       f'{statistics.median(wall[name][1:]):7.0f} images/s  {psnr:>8}  '
       f'{ratio(results, name, "tf.data"):.2f} of tf.data'
     )
   print(
-    f'ratio={ratio(results, "ours", "tf.data"):.2f} psnr={quality["ours"]:.1f} '
-    f'psnr_tfdata={quality["tf.data"]:.1f}'
+    f'ratio={ratio(results, "ours", "tf.data"):.2f} psnr={psnrs["ours"]:.1f} '
+    f'psnr_tfdata={psnrs["tf.data"]:.1f}'
   )
-
-
-# Run where TensorFlow is: the photographs once more, as tfds has TFRecord.
-_TO_TFRECORD = """
-from pathlib import Path
-import sys
-import tensorflow as tf
-folder = Path(sys.argv[1])
-with tf.io.TFRecordWriter(str(folder / 'photographs.tfrecord')) as writer:
-  for path in sorted(folder.glob('*.jpg')):
-    image = tf.train.BytesList(value=[path.read_bytes()])
-    label = tf.train.Int64List(value=[0])
-    feature = {
-      'image': tf.train.Feature(bytes_list=image),
-      'label': tf.train.Feature(int64_list=label),
-    }
-    features = tf.train.Features(feature=feature)
-    writer.write(tf.train.Example(features=features).SerializeToString())
-"""
-
-
-def make_photographs(folder: Path, count: int) -> None:
-  """JPEGs of 500 x 375 pixels, of a size like ImageNet's, from three photos.
-
-  They are pieces of the two photos of scikit-learn and the one of Matplotlib,
-  at the scale at which they fill the frame and up to a quarter above. Beside
-  the files they stand in `folder` as ArrayRecord, and with a box for each.
-  """
-  import make_stand_in
-  import matplotlib as mpl
-  import numpy as np
-  from PIL import Image
-  from sklearn.datasets import load_sample_images
-
-  from bn_repro.data import crops, imagenet_metadata
-
-  photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
-  hopper = Path(mpl.get_data_path(), 'sample_data/grace_hopper.jpg')
-  photos.append(Image.open(hopper).convert('RGB'))
-  rng = np.random.default_rng(0)
-  encoded, boxes = [], []
-  for number in range(count):
-    photo = photos[number % len(photos)]
-    scale = max(500 / photo.width, 375 / photo.height) * rng.uniform(1, 1.25)
-    size = (math.ceil(photo.width * scale), math.ceil(photo.height * scale))
-    left, top = rng.integers(0, (size[0] - 499, size[1] - 374))
-    piece = photo.resize(size, Image.Resampling.BICUBIC).crop(
-      (left, top, left + 500, top + 375)
-    )
-    file = io.BytesIO()
-    piece.save(file, 'JPEG', quality=95)
-    encoded.append(file.getvalue())
-    boxes.append(crops.random_box(500, 375, rng.random(crops.NUM_DRAWS)))
-    (folder / f'{number:04}.jpg').write_bytes(encoded[-1])
-  (folder / 'boxes.json').write_text(json.dumps(boxes))
-  sizes = [len(raw) for raw in encoded]
-  print(f'{count} photographs of {statistics.mean(sizes) / 1e3:.0f} kB')
-  synset = imagenet_metadata.synsets()[0]
-  first = imagenet_metadata.validation_synsets()[0]
-  label = imagenet_metadata.synsets().index(first)
-  make_stand_in.write_prepared(
-    folder,
-    {
-      'train': [
-        (f'{synset}_{i}.JPEG', 0, raw) for i, raw in enumerate(encoded)
-      ],
-      'validation': [('ILSVRC2012_val_00000001.JPEG', label, encoded[0])],
-    },
-    num_shards=1,
-  )
-
-
-def antialiased_views(folder: Path) -> Any:
-  """The boxes of `make_photographs`, by Pillow's bicubic resizing, float64."""
-  import benchmark_input
-  import numpy as np
-  from PIL import Image
-
-  boxes = json.loads((folder / 'boxes.json').read_text())
-  size = (benchmark_input.SIZE, benchmark_input.SIZE)
-  views = [
-    np.asarray(
-      Image.open(path).resize(
-        size,
-        Image.Resampling.BICUBIC,
-        (left, top, left + width, top + height),
-      )
-    )
-    for path, (left, top, width, height) in zip(
-      sorted(folder.glob('*.jpg')), boxes, strict=True
-    )
-  ]
-  return np.stack(views).astype(np.float64)
 
 
 def stream(rounds: int) -> None:
-  """Seconds and bytes of the training stream on an index of full size."""
+  """Prints seconds and bytes of a training stream of ImageNet's length."""
   del rounds
-  import make_stand_in
-  from PIL import Image
-
-  from bn_repro.data import imagenet_metadata
-
-  synsets = imagenet_metadata.synsets()
-  labels = {synset: label for label, synset in enumerate(synsets)}
-  of_validation = imagenet_metadata.validation_synsets()
-  file = io.BytesIO()
-  picture = make_stand_in.picture(synsets[0], 0)
-  Image.open(io.BytesIO(picture)).resize((64, 48)).save(file, 'JPEG')
-  count = imagenet_metadata.NUM_EXAMPLES['train']
-  with tempfile.TemporaryDirectory() as name:
-    folder = Path(name)
-    print(f'writing {count:,} small images', flush=True)
-    make_stand_in.write_prepared(
-      folder,
-      {
-        'train': (
-          (f'{synsets[i % 1000]}_{i}.JPEG', i % 1000, file.getvalue())
-          for i in range(count)
-        ),
-        'validation': (
-          (f'ILSVRC2012_val_{i:08}.JPEG', labels[synset], file.getvalue())
-          for i, synset in enumerate(of_validation, start=1)
-        ),
-      },
+  count = imagenet_metadata.NUM_EXAMPLES
+  with tempfile.TemporaryDirectory() as folder:
+    print(f'writing {count["train"]:,} small images', flush=True)
+    image = benchmark_input.tiny_image()
+    benchmark_input.write_imagenet(
+      Path(folder),
+      itertools.repeat(image, count['train']),
+      itertools.repeat(image, count['validation']),
       num_shards=1024,
     )
     start = time.perf_counter()
-    with subprocess.Popen(
-      [
-        sys.executable,
-        str(ROOT / 'scripts/benchmark_input.py'),
-        'stream',
-        str(folder),
-        '10000',
-      ],
-      stdout=subprocess.PIPE,
-      text=True,
-    ) as process:
-      assert process.stdout is not None
-      first = json.loads(process.stdout.readline())
-      seconds_to_first = time.perf_counter() - start
+    with start_input('stream', folder, '10000') as process:
+      without_python = read_answer(process)['first']
+      to_first = time.perf_counter() - start
       print(
-        f'first batch after {seconds_to_first:.1f} s, '
-        f'{first["first"]:.1f} s of them after starting Python',
+        f'first batch after {to_first:.1f} s, {without_python:.1f} s of them '
+        'after starting Python',
         flush=True,
       )
-      early, late = (json.loads(line)['bytes'] for line in process.stdout)
-    if process.returncode:
-      raise RuntimeError(f'the stream ended with {process.returncode}')
+      early, late = (read_answer(process)['bytes'] for _ in range(2))
   print(
-    f'first_batch_seconds={seconds_to_first:.1f} resident_gb={late / 1e9:.2f} '
+    f'first_batch_seconds={to_first:.1f} resident_gb={late / 1e9:.2f} '
     f'growth={late / early - 1:.2%}'
   )
 
 
 BENCHMARKS = {
+  'bn': bn,
+  'step': step,
   'loop': loop,
   'fig1': fig1,
-  'bn': bn,
   'checkpoint': checkpoint,
-  'devices': devices,
   'distortion': distortion,
+  'devices': devices,
   'input': input_pipelines,
-  'step': step,
   'stream': stream,
 }
 
 
 def main() -> int:
-  """Runs the benchmark that is named."""
+  """Runs a benchmark; returns the exit code."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('name', choices=BENCHMARKS)
-  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument(
+    '--rounds',
+    type=cli.positive,
+    default=7,
+    metavar='N',
+    help='number of rounds (default: 7)',
+  )
   flags = parser.parse_args()
   try:
     BENCHMARKS[flags.name](flags.rounds)
-  except (subprocess.CalledProcessError, RuntimeError) as error:
-    print(
-      f'error: {flags.name} could not be measured: {error}', file=sys.stderr
-    )
+  except FAILURES as error:
+    print(f'error: {flags.name} was not measured: {error}', file=sys.stderr)
     return 1
   return 0
 

@@ -1,25 +1,25 @@
-"""Trains all runs that `results/` reports, at CPU scale, and writes the page.
+"""Trains all runs of `results/` at CPU scale, and writes a report.
 
-  python scripts/study.py            all parts, one or two hours on two cores
+  python scripts/study.py            all parts, about two hours on two cores
   python scripts/study.py fig1       one part
 
-The same command resumes an interrupted study. Parts:
+The same command resumes an interrupted study. The base rate of a part is the
+learning rate of Inception; the other variants train at the paper's multiples of
+it, for which nothing is tuned. Seeds are 0, 1 and 2 if not given. Parts:
 
-mnist_5k       the seven configs in `mini`, seeds 0, 1, 2. Their base rate comes
-               from a prototype and was not tuned for them.
-rates          Inception and BN-Baseline in `mini` at rates from 0.02 to 1.28,
-               seeds 0, 1, 2: up to which rate does each train?
+mnist_5k       The seven configs of section 4.2 in `mini`. Their base rate comes
+               from a prototype.
+rates          Inception and BN-Baseline in `mini` at rates from 0.02 to 1.28.
+               Question: up to which rate does each of them train?
 choose_rate    Inception on Fashion-MNIST at six rates, seed 100.
-fashion_mnist  the seven configs on Fashion-MNIST, seeds 0, 1, 2. The base rate
-               is the best one for Inception in `choose_rate`, by the highest
-               mean of five successive evaluations on validation images. The BN
-               nets take the paper's multiples of that rate; nothing is tuned
-               for them.
-low_rate       four of them at a base rate of 0.003, at which BN-x30 ended
-               highest in a prototype, seeds 0, 1, 2.
-fig1           both nets of Fig. 1, seeds 0, 1, 2.
-fig1_settings  both at other initial weights and rates, seed 0: how much does
-               Fig. 1 depend on the choice of these two?
+fashion_mnist  The seven configs on Fashion-MNIST. Their base rate is the one of
+               `choose_rate` with the highest accuracy on validation images,
+               averaged over five successive evaluations.
+low_rate       Four of them at a base rate of 0.003, at which BN-x30 reached the
+               highest accuracy in a prototype.
+fig1           Both networks of Fig. 1.
+fig1_settings  Both at other initial weights and rates, seed 0. Question: how
+               much does Fig. 1 depend on these two choices?
 """
 
 import argparse
@@ -44,7 +44,7 @@ from bn_repro.sweep import grid, runner
 from bn_repro.sweep.progress import SweepProgress
 from bn_repro.sweep.sweep import Base, Trial, Value
 
-# Fixed before any of these runs was looked at.
+# Chosen before any of the runs was evaluated.
 SEEDS = (0, 1, 2)
 SEED_OF_CHOICE = 100
 
@@ -64,7 +64,7 @@ FASHION_HOLDOUT = 3000
 def _digits(
   base: Base, variant: str, seed: int, rate: float | None = None
 ) -> ConfigDict:
-  """A config as it is, or at another learning rate."""
+  """Returns a config with a seed, and with another learning rate if given."""
   config = base(variant)
   config.seed = seed
   if rate is not None:
@@ -73,9 +73,15 @@ def _digits(
 
 
 def _fashion(base: Base, variant: str, rate: float, seed: int) -> ConfigDict:
-  """A config on Fashion-MNIST, given the base rate, which is Inception's.
+  """Returns a config that trains on Fashion-MNIST.
 
-  The rate decays at the same fraction of the run as on the digits.
+  The learning rate decays at the same fractions of the run as on the digits.
+
+  Args:
+    base: as for `sweep.Sweep.trial`.
+    variant: name of the config.
+    rate: learning rate of Inception.
+    seed: seed of the run.
   """
   config = base(variant)
   longer = FASHION_STEPS / config.total_steps
@@ -95,14 +101,14 @@ def _fashion(base: Base, variant: str, rate: float, seed: int) -> ConfigDict:
 
 
 def _rounded(value: float) -> float:
-  """A value rounded to six digits, as in the published configs."""
+  """Returns a value rounded to six digits, as in the published configs."""
   return float(f'{value:g}')
 
 
 def _fig1_setting(
   base: Base, variant: str, std: float, rate: float
 ) -> ConfigDict:
-  """A net of Fig. 1, given the rate that is applied at its batch size."""
+  """Returns a config of Fig. 1; `rate` applies to its own batch size."""
   config = base(variant)
   config.model.init_std = std
   config.optim.learning_rate = rate * 32 / config.batch_size
@@ -111,13 +117,13 @@ def _fig1_setting(
 
 
 class Part(NamedTuple):
-  """A part of the study: the arguments of `grid.expand`."""
+  """A part of the study, as arguments of `grid.expand`."""
 
   trial: Callable[..., ConfigDict]
   axes: dict[str, Sequence[Value]]
 
 
-# Parts by their folder in `results/`, in the order in which they run.
+# The parts by their folder in `results/`, in the order in which they run.
 PARTS = {
   'mnist_5k': Part(_digits, {'variant': VARIANTS, 'seed': SEEDS}),
   'rates': Part(
@@ -136,7 +142,7 @@ PARTS = {
       'seed': (SEED_OF_CHOICE,),
     },
   ),
-  # `create_trials` fills in the rate.
+  # `create_trials` sets the rate.
   'fashion_mnist': Part(
     _fashion, {'variant': VARIANTS, 'rate': (), 'seed': SEEDS}
   ),
@@ -156,14 +162,14 @@ PARTS = {
 
 
 def chosen_rate(out: Path) -> float:
-  """The rate of `choose_rate` at which Inception did best on validation.
+  """Returns the rate of `choose_rate` with the best validation accuracy.
 
   Raises:
-    UserError: if not all of its runs have ended.
+    UserError: if a run of that part is not complete.
   """
   runs, _ = runs_lib.read_runs([str(out / 'choose_rate')])
   if sum(run.ended for run in runs) < len(PARTS['choose_rate'].axes['rate']):
-    raise UserError('choose_rate has not ended. Run that part first.')
+    raise UserError('choose_rate is not complete. Run that part first.')
   best = max(runs, key=lambda run: run.best() or 0.0)
   return best.config['optim']['learning_rate']
 
@@ -172,7 +178,7 @@ def create_trials(part: str, out: Path) -> tuple[Trial, ...]:
   """Returns the trials of a part of the study in the folder `out`.
 
   Raises:
-    UserError: if it depends on a part that has not ended.
+    UserError: if it depends on a part that is not complete.
   """
   trial, axes = PARTS[part]
   if part == 'fashion_mnist':
@@ -183,7 +189,13 @@ def create_trials(part: str, out: Path) -> tuple[Trial, ...]:
 def train(
   part: str, out: Path, jobs: int | None, preemption: Preemption
 ) -> list[str] | None:
-  """Trains the remaining runs of a part.
+  """Trains the runs of a part that are not complete.
+
+  Args:
+    part: name of the part.
+    out: folder of the study.
+    jobs: number of runs at a time; None for one per core or GPU.
+    preemption: stops the runs after a signal.
 
   Returns:
     A line for each run that failed; None if the study was interrupted.
@@ -197,11 +209,16 @@ def train(
   return runner.failures(trials)
 
 
+# The files of a run that are published.
 KEPT = ('config.json', 'run.json', 'status.json', 'metrics.jsonl')
 
 
 def publish(out: Path) -> list[str]:
-  """Copies the runs into `results/`, without checkpoints; writes its page."""
+  """Copies the runs to `results/`, without checkpoints, and reports on them.
+
+  Returns:
+    A line for each run that the report leaves out.
+  """
   published = ROOT / 'results'
   for part in PARTS:
     for config in sorted((out / part).glob('*/config.json')):
@@ -209,7 +226,7 @@ def publish(out: Path) -> list[str]:
       folder.mkdir(parents=True, exist_ok=True)
       for name in KEPT:
         text = (config.parent / name).read_text()
-        # Paths of the machine that trained them mean nothing to readers.
+        # Readers do not need the paths of the machine that trained the runs.
         (folder / name).write_text(text.replace(f'{out}/', ''))
   return page.write_report([str(published)], published / 'report')
 
@@ -222,14 +239,22 @@ def main() -> int:
   parser.add_argument(
     'parts', nargs='*', metavar='PART', help='default: all parts'
   )
-  parser.add_argument('--out', default='runs/study', metavar='DIR')
   parser.add_argument(
-    '--jobs', type=cli.positive, metavar='N', help='runs at once'
+    '--out',
+    default='runs/study',
+    metavar='DIR',
+    help='folder of the runs and the report (default: runs/study)',
+  )
+  parser.add_argument(
+    '--jobs',
+    type=cli.positive,
+    metavar='N',
+    help='runs at a time (default: one per GPU, one on a TPU, or one per core)',
   )
   parser.add_argument(
     '--publish',
     action='store_true',
-    help='then copy the runs into results/',
+    help='also copy the runs to results/, and write the report there',
   )
   flags = parser.parse_args()
   unknown = set(flags.parts) - PARTS.keys()
@@ -238,7 +263,7 @@ def main() -> int:
       f'{", ".join(unknown)}: no such part. The parts are {", ".join(PARTS)}'
     )
   out = Path(flags.out).resolve()
-  # Trials name their configs relative to the repository.
+  # Paths of configs in trials are relative to the repository.
   os.chdir(ROOT)
   preemption = Preemption()
   preemption.listen()
