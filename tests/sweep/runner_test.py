@@ -36,23 +36,22 @@ class Told(runner_lib.Progress):
   def __init__(self, reactions=None):
     self.events = []
     self.most = 0
-    self._running = 0
+    self._running = set()
     self._reactions = reactions or {}
 
-  def started(self, trial):
-    self._running += 1
-    self.most = max(self.most, self._running)
-    self._add(('start', trial.name))
-
-  def ended(self, trial, code):
-    self._running -= 1
-    self._add((code, trial.name))
+  def changed(self, trial):
+    if trial.state == 'running':
+      self._running.add(trial.name)
+      self.most = max(self.most, len(self._running))
+      self._add(('start', trial.name))
+    elif trial.state == 'runs elsewhere':
+      self._add(f'elsewhere {trial.name}')
+    else:
+      self._running.discard(trial.name)
+      self._add((trial.code, trial.name))
 
   def stopping(self):
     self._add('stop')
-
-  def found_elsewhere(self, trial):
-    self._add(f'elsewhere {trial.name}')
 
   def _add(self, event):
     self.events.append(event)
@@ -76,7 +75,6 @@ def create(tmp_path):
         '-c',
         f'WORKDIR={tmp_path / name}\n{PRELUDE}\n{script}',
       ],
-      images=100,
       total_steps=10,
     )
 
@@ -140,7 +138,7 @@ def test_a_trial_that_cannot_start(create, tmp_path):
   finished, _ = run([bad, good])
   assert finished
   assert (bad.state, good.state) == ('failed', 'done')
-  assert runner_lib.failure_reason(bad) == f'see {bad.log}: error: no such data'
+  assert bad.failure_reason() == f'see {bad.log}: error: no such data'
 
 
 def test_a_trial_whose_process_cannot_be_started(create):
@@ -149,7 +147,7 @@ def test_a_trial_whose_process_cannot_be_started(create):
   finished, told = run([bad, good], jobs=1)
   assert finished
   assert (bad.state, good.state) == ('failed', 'done')
-  assert 'Is a directory' in runner_lib.failure_reason(bad)
+  assert 'Is a directory' in bad.failure_reason()
   assert ('start', 'bad') not in told.events
 
 
@@ -220,7 +218,7 @@ from bn_repro.runtime.preemption import Preemption
 from bn_repro.sweep import runner
 folder, number, script = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 many = [
-  runner.TrialProcess(f't{i}', folder / f't{i}', ['bash', '-c', script], 1, 1)
+  runner.TrialProcess(f't{i}', folder / f't{i}', ['bash', '-c', script], 1)
   for i in range(number)
 ]
 runner.Runner(many, [{}] * 20, 0, runner.Progress()).run(Preemption())
@@ -308,15 +306,18 @@ def test_slots(monkeypatch):
   assert runner_lib.slots(3) == [{}, {}, {}]
 
 
-def test_the_end_of_a_long_log(tmp_path):
+def test_the_end_of_a_long_log(create):
   """Whole lines only, from the end of the file."""
+  trial = create('trial', 'true')
+  trial.workdir.mkdir()
   line = {'split': 'train', 'loss': 1.0}
-  with (tmp_path / 'metrics.jsonl').open('w') as file:
+  with (trial.workdir / 'metrics.jsonl').open('w') as file:
     for step in range(5000):
       file.write(json.dumps({'step': step, **line}) + '\n')
     file.write('{"step": 9')
-  found = runner_lib.last_lines(tmp_path)
+  found = runner_lib.last_lines(trial.workdir)
   assert 10 < len(found) < 1000
   assert [each['step'] for each in found] == list(range(5000))[-len(found) :]
-  assert runner_lib.last_step(tmp_path) == 4999
-  assert runner_lib.last_step(tmp_path / 'none') == 0
+  trial.update()
+  assert trial.step == 4999
+  assert runner_lib.last_lines(trial.workdir / 'none') == []
