@@ -20,7 +20,7 @@ from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.progress import duration
 from bn_repro.sweep import grid
 from bn_repro.sweep import runner as runner_lib
-from bn_repro.sweep.sweep import Sweep, Trial, TrialStatus
+from bn_repro.sweep.sweep import Sweep, TrialStatus
 
 _DESCRIPTION = """\
 Train every combination of what a sweep varies, and compare the results. The
@@ -146,29 +146,17 @@ def _check(folder: Path, sweep: Sweep) -> None:
       f'--workdir={folder}: holds {len(others)} runs that are not trials of '
       f'this sweep, such as {others[0]}. Name another directory.'
     )
-  problems = [
-    problem for trial in sweep.trials for problem in _misfits(folder, trial)
-  ]
-  if problems:
-    more = f' So do {len(problems) - 1} more.' if problems[1:] else ''
-    raise UserError(problems[0] + more)
-
-
-def _misfits(folder: Path, trial: Trial) -> list[str]:
-  """Returns a line for each reason why a trial cannot use its workdir."""
-  workdir = folder / trial.name
-  try:
+  for trial in sweep.trials:
+    workdir = folder / trial.name
     workdir_lib.Workdir(str(workdir)).check(trial.config)
-  except UserError as error:
-    return list(error.problems)
-  saved = workdir_lib.read_json(workdir / 'config.json') or trial.config
-  # A resumed run may change these fields; comparable trials may not.
-  return [
-    f'--workdir={workdir}: holds a run with {name}={saved[name]}, not '
-    f'{trial.config[name]}. Name another directory.'
-    for name in ('total_steps', 'total_epochs', 'eval_every')
-    if saved[name] != trial.config[name]
-  ]
+    saved = workdir_lib.read_json(workdir / 'config.json') or trial.config
+    # A resumed run may change these fields; comparable trials may not.
+    for name in ('total_steps', 'total_epochs', 'eval_every'):
+      if saved.get(name) != trial.config[name]:
+        raise UserError(
+          f'--workdir={workdir}: holds a run with {name}={saved.get(name)}, '
+          f'not {trial.config[name]}. Name another directory.'
+        )
 
 
 def _exec_trial(folder: Path, sweep: Sweep, name: str) -> None:

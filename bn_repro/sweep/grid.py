@@ -26,6 +26,9 @@ from bn_repro.sweep.sweep import (
 
 DEFAULT_MODE = 'mini'
 
+# Returns the config of a trial, given `base`: see `Sweep.trial`.
+MakeConfig = Callable[[Callable[..., ConfigDict]], ConfigDict]
+
 
 def load(
   spec: str,
@@ -197,7 +200,7 @@ def _call(
 
 def _trial(
   values: Mapping[str, Value],
-  make: Callable[[Callable[..., ConfigDict]], ConfigDict],
+  make: MakeConfig,
   base: Base,
   keys: Sequence[str],
   num_examples: dict[str, int],
@@ -218,11 +221,7 @@ def _trial(
   spec, fields = base.spec_of(made), config_lib.flatten(made)
   original = read_config(spec)
   before = config_lib.flatten(original)
-  overrides = tuple(
-    f'{key}={value}'
-    for key, value in fields.items()
-    if before.get(key) != value
-  )
+  overrides = tuple(f'{k}={v}' for k, v in fields.items() if before.get(k) != v)
   # As `main` reads it.
   config = config_lib.override(original, overrides)
   axes = ' or '.join(f'--sweep.{axis}' for axis in values)
@@ -250,7 +249,7 @@ def _trial(
 
 def _ignored(
   keys: Sequence[str],
-  make: Callable[[Callable[..., ConfigDict]], ConfigDict],
+  make: MakeConfig,
   base: Base,
   fields: Mapping[str, Any],
 ) -> list[str]:

@@ -22,67 +22,6 @@ _PLAIN = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+-]*')
 read_config = functools.cache(config_lib.read)
 
 
-class TrialStatus(enum.StrEnum):
-  """What a trial can be that the status of a run cannot express."""
-
-  WAITING = 'waiting'
-  # Another process holds the lock of the workdir.
-  ELSEWHERE = 'runs elsewhere'
-  NOT_STARTED = 'not started'
-  # Done, without learning: see `claims.learns`.
-  BELOW = 'below twice chance'
-
-
-class Base:
-  """The argument `base` of `Sweep.trial`, for one trial."""
-
-  def __init__(self, config_spec: str, overrides: Sequence[str]):
-    """Initialises the argument.
-
-    Args:
-      config_spec: value of `--config` with a mode, or only ':' and a mode.
-      overrides: assignments to fields of each config, such as 'seed=1'.
-    """
-    self._config_spec = config_spec
-    self._overrides = overrides
-    self._returned: list[tuple[ConfigDict, str]] = []
-
-  def __call__(self, name: str = '') -> ConfigDict:
-    """Returns a copy of a config, to assign to its fields.
-
-    It has the mode of the sweep, and the values of `--config.KEY`.
-
-    Args:
-      name: name of a config in the folder of `--config`, or of a shipped one.
-        If empty, the config is that of `--config`.
-
-    Raises:
-      UserError: if there is no such config, or an override is invalid.
-    """
-    path, _, mode = self._config_spec.partition(':')
-    if not name and not path:
-      raise UserError('--config: this sweep needs one to start from.')
-    if name and path.endswith('.py'):
-      path = os.path.join(os.path.dirname(path), f'{name}.py')
-    elif name:
-      path = name
-    spec = f'{path}:{mode}'
-    config = config_lib.override(read_config(spec), self._overrides)
-    self._returned.append((config, spec))
-    return config
-
-  def spec_of(self, config: ConfigDict) -> str:
-    """Returns the value of `--config` that a returned config was loaded from.
-
-    Raises:
-      UserError: if this object has not returned it.
-    """
-    for returned, spec in self._returned:
-      if returned is config:
-        return spec
-    raise UserError('trial(): must return a config that it got from base().')
-
-
 @dataclasses.dataclass(frozen=True)
 class Trial:
   """One run of a sweep.
@@ -128,7 +67,9 @@ class Sweep:
     trials: one for each combination of values; `grid.load` fills them in.
 
   Raises:
-    ValueError: if an axis has no values or is missing.
+    TypeError: if `axes` or `defaults` is not a dict.
+    ValueError: if `x` or `repeat` is not an axis, or an axis has no values or
+      values that cannot be parts of file names.
   """
 
   axes: dict[str, tuple[Value, ...]]
@@ -182,3 +123,64 @@ def trial_name(values: Mapping[str, Value]) -> str:
 def to_text(value: Value) -> str:
   """A value as names of trials and tables show it."""
   return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+class Base:
+  """The argument `base` of `Sweep.trial`, for one trial."""
+
+  def __init__(self, config_spec: str, overrides: Sequence[str]):
+    """Initialises the argument.
+
+    Args:
+      config_spec: value of `--config` with a mode, or only ':' and a mode.
+      overrides: assignments to fields of each config, such as 'seed=1'.
+    """
+    self._config_spec = config_spec
+    self._overrides = overrides
+    self._returned: list[tuple[ConfigDict, str]] = []
+
+  def __call__(self, name: str = '') -> ConfigDict:
+    """Returns a copy of a config, to assign to its fields.
+
+    It has the mode of the sweep, and the values of `--config.KEY`.
+
+    Args:
+      name: name of a config in the folder of `--config`, or of a shipped one.
+        If empty, the config is that of `--config`.
+
+    Raises:
+      UserError: if there is no such config, or an override is invalid.
+    """
+    path, _, mode = self._config_spec.partition(':')
+    if not name and not path:
+      raise UserError('--config: this sweep needs one to start from.')
+    if name and path.endswith('.py'):
+      path = os.path.join(os.path.dirname(path), f'{name}.py')
+    elif name:
+      path = name
+    spec = f'{path}:{mode}'
+    config = config_lib.override(read_config(spec), self._overrides)
+    self._returned.append((config, spec))
+    return config
+
+  def spec_of(self, config: ConfigDict) -> str:
+    """Returns the value of `--config` that a returned config was loaded from.
+
+    Raises:
+      UserError: if this object has not returned it.
+    """
+    for returned, spec in self._returned:
+      if returned is config:
+        return spec
+    raise UserError('trial(): must return a config that it got from base().')
+
+
+class TrialStatus(enum.StrEnum):
+  """What a trial can be that the status of a run cannot express."""
+
+  WAITING = 'waiting'
+  # Another process holds the lock of the workdir.
+  ELSEWHERE = 'runs elsewhere'
+  NOT_STARTED = 'not started'
+  # Done, without learning: see `claims.learns`.
+  BELOW = 'below twice chance'

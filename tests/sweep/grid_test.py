@@ -256,6 +256,9 @@ def test_fields_that_the_sweep_sets():
   assert problem.startswith(
     '--config.seed: the sweep sets this field. Use --sweep.variant or '
   )
+  # Some values of an axis set it, and others do not.
+  found = problems('section_421', overrides=['model.dropout_rate=0.3'])
+  assert any('--config.model.dropout_rate: the sweep sets' in p for p in found)
 
 
 def test_a_problem_of_many_trials_is_reported_once():
@@ -270,10 +273,7 @@ def test_a_problem_of_many_trials_is_reported_once():
   [
     ('multiplier=1,1.0', '2 trials have the same name: inception_multiplier1_'),
     ('seed=0,0', '2 trials have the same name'),
-    (
-      'variant=inception,nothing',
-      '--config=nothing: neither a file nor a',
-    ),
+    ('variant=inception,nothing', '--config=nothing: neither a file nor a'),
     ('multiplier=0', 'config.optim.learning_rate=0.0: must be greater than 0'),
     # A text: infinity is not a value.
     ('multiplier=inf', "trial(): TypeError: can't multiply"),
@@ -281,27 +281,15 @@ def test_a_problem_of_many_trials_is_reported_once():
     ('seed=-1', 'config.seed=-1: must be at least 0'),
     ('seed=1.5', 'trial(): TypeError'),
     ('seed', '--sweep.seed: give it values'),
-    ('retries=-1', '--sweep.retries: no such axis'),
+    ('larger=3', 'total_steps=512 is not a multiple of 3. (trial inception_'),
+    ('net=with_all', "no net 'with_all'. The nets are bn_baseline"),
   ],
 )
 def test_bad_values(axis, expected):
-  found = problems('lr_multipliers', axis)
+  sweeps = {'larger': 'batch_size', 'net': 'section_421'}
+  name = sweeps.get(axis.partition('=')[0], 'lr_multipliers')
+  found = problems(name, axis)
   assert any(expected in problem for problem in found), found
-
-
-def test_values_that_a_sweep_computes_with():
-  (problem,) = problems('batch_size', 'larger=3')
-  assert 'total_steps=512 is not a multiple of 3. (trial inception_' in problem
-
-
-def test_values_of_named_settings():
-  sweep = load('section_421', 'net=bn_baseline,with_lrn')
-  assert len(sweep.trials) == 4
-  (problem,) = problems('section_421', 'net=with_everything')
-  assert "no net 'with_everything'. The nets are bn_baseline" in problem
-  # An axis with texts may set a field for some of its values only.
-  found = problems('section_421', overrides=['model.dropout_rate=0.3'])
-  assert any('--config.model.dropout_rate: the sweep sets' in p for p in found)
 
 
 @pytest.mark.parametrize(

@@ -284,8 +284,9 @@ def test_a_trial_that_cannot_start(file, tmp_path):
   bad = workdir / NAMES[0] / 'checkpoints'
   bad.parent.mkdir(parents=True)
   bad.write_text('no directory')
-  code, out = run(file, workdir, '--sweep.multiplier=1')
+  code, out = run(file, workdir, '--sweep.multiplier=1', '--retries=0')
   assert code == 1, out
+  assert 'will be restarted' not in out
   assert out.splitlines()[-1].startswith(f'error: {NAMES[0]}: failed, see ')
   states = {row['trial']: row['status'] for row in table(workdir)}
   assert states[NAMES[1]] == 'done'

@@ -27,7 +27,7 @@ step() {
 
 
 class Told(runner_lib.Progress):
-  """Records events, and reacts to them.
+  """Records events, and calls a function after some of them.
 
   Args:
     reactions: functions to call after an event.
@@ -59,7 +59,7 @@ class Told(runner_lib.Progress):
 
 
 class Asked:
-  """An preemption that has come or not."""
+  """A preemption; a test sets its signal."""
 
   signal = 0
 
@@ -129,16 +129,6 @@ def test_ends(script, retries, expected, count, create):
   assert trial.state == expected
   assert starts(trial) == count
   assert other.state == workdir_lib.Status.DONE
-
-
-def test_a_trial_that_cannot_start(create, tmp_path):
-  """The other trials go on, and its output is kept."""
-  bad = create('bad', 'echo "error: no such data" >&2; exit 1')
-  good = create('good', 'exit 0')
-  finished, _ = run([bad, good])
-  assert finished
-  assert (bad.state, good.state) == ('failed', 'done')
-  assert bad.failure_reason() == f'see {bad.log}: error: no such data'
 
 
 def test_a_trial_whose_process_cannot_be_started(create):
@@ -269,9 +259,16 @@ def wait_for(path):
 
 
 def test_the_log_holds_all_output(create):
-  trial = create('trial', 'echo try $starts; [ $starts -gt 1 ] || exit 75')
-  run([trial])
-  assert trial.log.read_text() == 'try 1\ntry 2\n'
+  """Its last line is the reason of a failure; the other trials go on."""
+  bad = create('bad', 'echo "error: try $starts" >&2; exit 1')
+  good = create('good', 'exit 0')
+  finished, _ = run([bad, good], jobs=1)
+  assert finished
+  assert (bad.state, good.state) == ('failed', 'done')
+  assert bad.log.read_text() == 'error: try 1\nerror: try 2\n'
+  assert runner_lib.failures([bad, good]) == [
+    f'bad: failed, see {bad.log}: error: try 2'
+  ]
 
 
 def test_the_environment_of_a_slot(create, tmp_path):
