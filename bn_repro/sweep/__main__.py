@@ -1,4 +1,4 @@
-"""Trains every combination of what a sweep varies, and compares the results.
+"""Trains all trials of a sweep, and compares the results.
 
 Each trial is the ordinary command of `bn_repro.main`, in its own process and
 directory. The same command resumes an interrupted sweep.
@@ -23,9 +23,10 @@ from bn_repro.sweep import runner as runner_lib
 from bn_repro.sweep.sweep import Sweep, TrialStatus
 
 _DESCRIPTION = """\
-Train every combination of what a sweep varies, and compare the results. The
-same command resumes an interrupted sweep: it leaves completed trials alone,
-resumes stopped ones and retries failed ones. A trial that diverged is complete.
+Train all trials of a sweep, one for each combination of values, and compare the
+results. The same command resumes an interrupted sweep: it leaves completed
+trials alone, resumes stopped ones and retries failed ones. A trial that
+diverged is complete.
 """
 
 _EPILOG = """\

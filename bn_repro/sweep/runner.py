@@ -35,7 +35,7 @@ _PR_SET_PDEATHSIG = 1
 _STATES = {code: state for state, code in workdir_lib.EXIT_CODES.items()}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class TrialProcess:
   """A trial as the runner sees it: a command, and its progress.
 
@@ -348,20 +348,23 @@ def final_status(workdir: Path, total_steps: int) -> str | None:
 
 
 def last_lines(workdir: Path) -> list[dict[str, Any]]:
-  """The last lines of a run's `metrics.jsonl`, at most `_TAIL_BYTES`."""
+  """The last lines of a run's `metrics.jsonl`, at most `_TAIL_BYTES`.
+
+  None if the file cannot be read or is damaged, which `main` reports.
+  """
   try:
     with (workdir / 'metrics.jsonl').open('rb') as file:
       start = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
       file.seek(start)
       lines = file.read().split(b'\n')
-  except OSError:
+    # The first line may be cut, and the last one incomplete.
+    return [json.loads(line) for line in lines[1 if start else 0 : -1]]
+  except (OSError, ValueError):
     return []
-  # The first line may be cut, and the last one incomplete.
-  return [json.loads(line) for line in lines[1 if start else 0 : -1]]
 
 
 def seconds_taken(workdir: Path) -> float | None:
-  """Wall time of a run that is done, in seconds; None if it was resumed."""
+  """Wall time of a run in seconds; None unless it is done in a single start."""
   facts = workdir_lib.read_json(workdir / 'run.json') or {}
   status = workdir_lib.read_json(workdir / 'status.json') or {}
   is_done = status.get('status') == workdir_lib.Status.DONE

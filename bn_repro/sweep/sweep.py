@@ -176,7 +176,7 @@ class Base:
 
 
 class TrialStatus(enum.StrEnum):
-  """What a trial can be that the status of a run cannot express."""
+  """States of a trial that are not a `Status` of its run."""
 
   WAITING = 'waiting'
   # Another process holds the lock of the workdir.

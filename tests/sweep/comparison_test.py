@@ -67,7 +67,7 @@ def usual(tmp_path):
   }
   write(tmp_path, sweep, curves, **diverged)
   for trial in sweep.trials:
-    # The best on test images is another one, which nobody may see.
+    # On test images another setting is best, which no output may show.
     best = trial.name.startswith('bn_baseline_multiplier5_')
     add_test(
       tmp_path / trial.name, 0.8 + trial.values['seed'] / 50 if best else 0.99

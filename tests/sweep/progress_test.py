@@ -71,7 +71,7 @@ def test_lines(tmp_path, clock, capsys):
     first,
     (50, 'train', 0.9),
     (50, 'validation', 0.75),
-    # Nobody is to choose by it.
+    # Not shown, so that no choice relies on it.
     (50, 'test', 0.99),
   )
   clock.now += 50

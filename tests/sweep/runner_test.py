@@ -26,7 +26,7 @@ step() {
 """
 
 
-class Told(runner_lib.Progress):
+class Recorder(runner_lib.Progress):
   """Records events, and calls a function after some of them.
 
   Args:
@@ -58,7 +58,7 @@ class Told(runner_lib.Progress):
     self._reactions.get(event, lambda: None)()
 
 
-class Asked:
+class FakePreemption:
   """A preemption; a test sets its signal."""
 
   signal = 0
@@ -82,10 +82,10 @@ def create(tmp_path):
 
 
 def run(all_trials, jobs=2, retries=1, preemption=None, reactions=None):
-  told = Told(reactions)
-  runner = runner_lib.Runner(all_trials, [{}] * jobs, retries, told)
-  finished = runner.run(preemption or Asked())
-  return finished, told
+  recorder = Recorder(reactions)
+  runner = runner_lib.Runner(all_trials, [{}] * jobs, retries, recorder)
+  finished = runner.run(preemption or FakePreemption())
+  return finished, recorder
 
 
 def starts(trial):
@@ -94,10 +94,10 @@ def starts(trial):
 
 def test_some_at_a_time_in_order(create):
   many = [create(f't{i}', 'sleep 0.2') for i in range(5)]
-  finished, told = run(many)
+  finished, recorder = run(many)
   assert finished
-  assert told.most == 2
-  begun = [name for what, name in told.events if what == 'start']
+  assert recorder.most == 2
+  begun = [name for what, name in recorder.events if what == 'start']
   assert begun == [trial.name for trial in many]
   assert {trial.state for trial in many} == {workdir_lib.Status.DONE}
   assert all(trial.seconds >= 0.2 for trial in many)
@@ -134,22 +134,24 @@ def test_ends(script, retries, expected, count, create):
 def test_a_trial_whose_process_cannot_be_started(create):
   bad, good = create('bad', 'exit 0'), create('good', 'exit 0')
   bad.log.mkdir(parents=True)
-  finished, told = run([bad, good], jobs=1)
+  finished, recorder = run([bad, good], jobs=1)
   assert finished
   assert (bad.state, good.state) == ('failed', 'done')
   assert 'Is a directory' in bad.failure_reason()
-  assert ('start', 'bad') not in told.events
+  assert ('start', 'bad') not in recorder.events
 
 
 def test_stopping_before_the_handler_is_installed(create):
   """The trial has saved nothing, but has not failed."""
   trial = create('trial', 'sleep 60')
-  asked = Asked()
-  ask = {('start', 'trial'): lambda: setattr(asked, 'signal', signal.SIGTERM)}
-  finished, told = run([trial], preemption=asked, reactions=ask)
+  preemption = FakePreemption()
+  ask = {
+    ('start', 'trial'): lambda: setattr(preemption, 'signal', signal.SIGTERM)
+  }
+  finished, recorder = run([trial], preemption=preemption, reactions=ask)
   assert not finished
   assert trial.state == 'preempted'
-  assert told.events[-1] == (-signal.SIGTERM, 'trial')
+  assert recorder.events[-1] == (-signal.SIGTERM, 'trial')
 
 
 def test_stopping(create):
@@ -159,17 +161,17 @@ def test_stopping(create):
     'sleep 60 & wait'
   )
   many = [create(f't{i}', script) for i in range(3)]
-  asked = Asked()
+  preemption = FakePreemption()
 
   def ask():
     for trial in many[:2]:
       wait_for(trial.workdir / 'begun')
-    asked.signal = signal.SIGTERM
+    preemption.signal = signal.SIGTERM
 
   threading.Thread(target=ask).start()
-  finished, told = run(many, preemption=asked)
+  finished, recorder = run(many, preemption=preemption)
   assert not finished
-  assert told.events.count('stop') == 1
+  assert recorder.events.count('stop') == 1
   assert [t.state for t in many] == ['preempted', 'preempted', 'waiting']
   for trial in many[:2]:
     assert (trial.workdir / 'saved').read_text() == 'saved\n'
@@ -182,8 +184,8 @@ def test_a_workdir_that_is_locked(create):
   holder = workdir_lib.Workdir(str(locked.workdir))
   holder.claim()
   assert runner_lib.is_locked(locked.workdir)
-  _, told = run([locked, free], 1, reactions={(0, 'free'): holder.release})
-  assert told.events == [
+  _, recorder = run([locked, free], 1, reactions={(0, 'free'): holder.release})
+  assert recorder.events == [
     'elsewhere locked',
     ('start', 'free'),
     (0, 'free'),
@@ -280,7 +282,7 @@ def test_the_environment_of_a_slot(create, tmp_path):
   """
   many = [create(f't{i}', script) for i in (0, 1)]
   slots = [{'GPU': '0'}, {'GPU': '1'}]
-  runner_lib.Runner(many, slots, 0, runner_lib.Progress()).run(Asked())
+  runner_lib.Runner(many, slots, 0, runner_lib.Progress()).run(FakePreemption())
   found = [(t.workdir / 'gpu').read_text().strip() for t in many]
   assert found == ['0', '1']
 
@@ -317,4 +319,7 @@ def test_the_end_of_a_long_log(create):
   assert [each['step'] for each in found] == list(range(5000))[-len(found) :]
   trial.update()
   assert trial.step == 4999
-  assert runner_lib.last_lines(trial.workdir / 'none') == []
+  with (trial.workdir / 'metrics.jsonl').open('a') as file:
+    file.write('damaged\n')
+  for workdir in (trial.workdir, trial.workdir / 'none'):
+    assert runner_lib.last_lines(workdir) == []
