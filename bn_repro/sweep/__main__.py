@@ -1,17 +1,17 @@
-"""Trains every combination of what a sweep varies, and compares the results.
+"""Trains all trials of a sweep, and compares the results.
 
 Each trial is the ordinary command of `bn_repro.main`, in its own process and
 directory. The same command resumes an interrupted sweep.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import os
 from pathlib import Path
 import signal
+import statistics
 import sys
-from typing import TYPE_CHECKING
 
 from bn_repro import cli
 from bn_repro.errors import UserError
@@ -20,15 +20,13 @@ from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.progress import duration
 from bn_repro.sweep import grid
 from bn_repro.sweep import runner as runner_lib
-from bn_repro.sweep.sweep import Sweep, Trial, TrialStatus
-
-if TYPE_CHECKING:
-  from bn_repro.sweep.comparison import Comparison
+from bn_repro.sweep.sweep import Sweep, TrialStatus
 
 _DESCRIPTION = """\
-Train every combination of what a sweep varies, and compare the results. The
-same command resumes an interrupted sweep: it leaves completed trials alone,
-resumes stopped ones and retries failed ones. A trial that diverged is complete.
+Train all trials of a sweep, one for each combination of values, and compare the
+results. The same command resumes an interrupted sweep: it leaves completed
+trials alone, resumes stopped ones and retries failed ones. A trial that
+diverged is complete.
 """
 
 _EPILOG = """\
@@ -78,6 +76,13 @@ def _create_parser() -> cli.Parser:
     metavar='N',
     help='trials at once; default: one per GPU, one on a TPU, or one per core',
   )
+  add(
+    '--retries',
+    type=int,
+    default=1,
+    metavar='N',
+    help='times to restart a trial that fails without progress; default: 1',
+  )
   add('--dry_run', action='store_true', help='list the trials and their cost')
   add(
     '--trial',
@@ -114,8 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     preemption.listen()
     slots = runner_lib.slots(flags.jobs and min(flags.jobs, len(sweep.trials)))
     workdir.claim()
-    _freeze(folder, sweep)
-    return _run(folder, sweep, slots, preemption)
+    return _run(folder, sweep, slots, flags.retries, preemption)
   except UserError as error:
     return cli.report_errors(error.problems)
   except OSError as error:
@@ -136,69 +140,24 @@ def _check(folder: Path, sweep: Sweep) -> None:
     raise UserError(
       f'--workdir={folder}: holds a run, not a sweep. Name another directory.'
     )
-  saved = workdir_lib.read_json(folder / 'sweep.json')
-  if saved is None:
-    saved = {'trials': {}}
-  # A directory of version 0.1 has the same format, unless it holds a search.
-  if (
-    not isinstance(saved, dict) or 'trials' not in saved or saved.get('search')
-  ):
+  found = {path.parent.name for path in folder.glob('*/config.json')}
+  others = sorted(found - {trial.name for trial in sweep.trials})
+  if others:
     raise UserError(
-      f'{folder / "sweep.json"}: was not written by this version. Name another '
-      'directory.'
+      f'--workdir={folder}: holds {len(others)} runs that are not trials of '
+      f'this sweep, such as {others[0]}. Name another directory.'
     )
-  names = {trial.name for trial in sweep.trials}
-  missing = [name for name in saved['trials'] if name not in names]
-  if missing:
-    raise UserError(
-      f'--workdir={folder}: holds another sweep: {len(missing)} of its trials '
-      f'are not in this one, such as {missing[0]}. Name another directory.'
-    )
-  problems = [
-    problem for trial in sweep.trials for problem in _misfits(folder, trial)
-  ]
-  if problems:
-    more = f' So do {len(problems) - 1} more.' if problems[1:] else ''
-    raise UserError(problems[0] + more)
-
-
-def _misfits(folder: Path, trial: Trial) -> list[str]:
-  """Returns a line for each reason why a trial cannot use its workdir."""
-  workdir = folder / trial.name
-  if not workdir.exists():
-    return []
-  saved_path = workdir / 'config.json'
-  if saved_path.is_file() and saved_path.read_text() == trial.config_json:
-    return []
-  try:
-    workdir_lib.Workdir(str(workdir)).check(trial.config)
-  except UserError as error:
-    return list(error.problems)
-  saved = workdir_lib.read_json(saved_path) or trial.config
-  # A resumed run may change these fields; comparable trials may not.
-  return [
-    f'--workdir={workdir}: holds a run with {name}={saved[name]}, not '
-    f'{trial.config[name]}. Name another directory.'
-    for name in ('total_steps', 'total_epochs', 'eval_every')
-    if saved[name] != trial.config[name]
-  ]
-
-
-def _freeze(folder: Path, sweep: Sweep) -> None:
-  """Writes `sweep.json`, and the config of each trial, which its run checks."""
   for trial in sweep.trials:
-    path = folder / trial.name / 'config.json'
-    if not path.exists():
-      path.parent.mkdir(exist_ok=True)
-      workdir_lib.replace_file(path, trial.config_json)
-  content = {
-    'x': sweep.x,
-    'repeat': sweep.repeat,
-    'trials': {trial.name: dict(trial.values) for trial in sweep.trials},
-  }
-  workdir_lib.replace_file(
-    folder / 'sweep.json', json.dumps(content, indent=2) + '\n'
-  )
+    workdir = folder / trial.name
+    workdir_lib.Workdir(str(workdir)).check(trial.config)
+    saved = workdir_lib.read_json(workdir / 'config.json') or trial.config
+    # A resumed run may change these fields; comparable trials may not.
+    for name in ('total_steps', 'total_epochs', 'eval_every'):
+      if saved.get(name) != trial.config[name]:
+        raise UserError(
+          f'--workdir={workdir}: holds a run with {name}={saved.get(name)}, '
+          f'not {trial.config[name]}. Name another directory.'
+        )
 
 
 def _exec_trial(folder: Path, sweep: Sweep, name: str) -> None:
@@ -219,58 +178,48 @@ def _exec_trial(folder: Path, sweep: Sweep, name: str) -> None:
 
 
 def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
-  """Prints a line for each trial: its cost and its state."""
-  seconds = _seconds_per_image(folder, sweep)
+  """Prints a line for each trial, and then the cost of all."""
   width = max(len(trial.name) for trial in sweep.trials)
-  print(
-    f'{"trial":<{width}}  {"steps":>10}  {"images":>14}  {"time":>9}  state'
-  )
-  remaining = 0.0
-  unknown = False
+  print(f'{"trial":<{width}}  {"steps":>10}  {"images":>14}  state')
+  rates = []  # Seconds per image.
+  images_left = 0.0
   for trial in sweep.trials:
     path = folder / trial.name
     state = runner_lib.final_status(path, trial.total_steps)
-    rate = seconds.get(trial.config_spec)
-    time_text = '?' if rate is None else duration(rate * trial.images)
     if state is None:
-      left = 1 - runner_lib.last_step(path) / trial.total_steps
-      unknown = unknown or rate is None
-      remaining += (rate or 0.0) * trial.images * left
-      state = (workdir_lib.read_json(path / 'status.json') or {}).get(
-        'status', TrialStatus.WAITING
-      )
+      step = runner_lib.trial_process(trial, folder).step
+      images_left += trial.images * (1 - step / trial.total_steps)
+      state = workdir_lib.Workdir(str(path)).status().get('status')
+    elif seconds := runner_lib.seconds_taken(path):
+      rates.append(seconds / trial.images)
     print(
       f'{trial.name:<{width}}  {trial.total_steps:>10,}  {trial.images:>14,}  '
-      f'{time_text:>9}  {state}'
+      f'{state or TrialStatus.WAITING}'
     )
   images = sum(trial.images for trial in sweep.trials)
-  cost = (
-    'times are known once a trial of each config is done'
-    if unknown
-    else f'about {duration(remaining / jobs)} remaining with {jobs} at once'
-  )
+  cost = 'the time is known once a trial is done'
+  if rates:
+    left = duration(statistics.fmean(rates) * images_left / jobs)
+    cost = f'about {left} remaining with {jobs} at once'
   print(f'{len(sweep.trials)} trials, {images:,} images; {cost}')
-
-
-def _seconds_per_image(folder: Path, sweep: Sweep) -> dict[str, float]:
-  """Times by `--config`, from trials that ran without preemption."""
-  found: dict[str, float] = {}
-  for trial in sweep.trials:
-    if trial.config_spec in found:
-      continue
-    seconds = runner_lib.seconds_taken(folder / trial.name)
-    if seconds is not None:
-      found[trial.config_spec] = seconds / trial.images
-  return found
 
 
 def _run(
   folder: Path,
   sweep: Sweep,
-  slots: Sequence[dict[str, str]],
+  slots: Sequence[Mapping[str, str]],
+  retries: int,
   preemption: Preemption,
 ) -> int:
   """Runs the remaining trials, compares, and returns the exit code."""
+  content = {
+    'x': sweep.x,
+    'repeat': sweep.repeat,
+    'trials': {trial.name: dict(trial.values) for trial in sweep.trials},
+  }
+  workdir_lib.replace_file(
+    folder / 'sweep.json', json.dumps(content, indent=2, default=str) + '\n'
+  )
   remaining = runner_lib.remaining(sweep.trials, folder)
   print(
     f'{folder}: {len(sweep.trials)} trials, {len(remaining)} remaining, '
@@ -282,7 +231,7 @@ def _run(
     from bn_repro.sweep.progress import SweepProgress
 
     progress = SweepProgress(remaining, len(slots))
-    runner = runner_lib.Runner(remaining, slots, sweep.retries, progress)
+    runner = runner_lib.Runner(remaining, slots, retries, progress)
     finished = runner.run(preemption)
   return _conclude(sweep, folder, remaining, finished=finished)
 
@@ -298,16 +247,14 @@ def _conclude(
   from bn_repro.sweep import comparison
 
   problems = runner_lib.failures(trials)
-  endings = {
-    trial.name: trial.state
-    for trial in trials
-    if trial.state == workdir_lib.Status.FAILED
-  }
+  failed = [
+    trial.name for trial in trials if trial.state == workdir_lib.Status.FAILED
+  ]
   try:
-    found = comparison.read(sweep, folder, endings)
+    found = comparison.read(sweep, folder, failed)
     for line in comparison.conclusions(found):
       print(line)
-    write(found)
+    comparison.write(found)
     print(f'wrote trials.csv, summary.md and sweep.png into {folder}')
   except UserError as error:
     problems += error.problems
@@ -317,19 +264,6 @@ def _conclude(
     print('stopped; the same command resumes')
     return workdir_lib.EXIT_CODES[workdir_lib.Status.PREEMPTED]
   return cli.report_errors(problems) if problems else 0
-
-
-def write(found: 'Comparison') -> None:
-  """Writes `trials.csv`, `summary.md` and the figure."""
-  from bn_repro.sweep import comparison, figures  # Matplotlib takes a second.
-
-  tables = {
-    'trials.csv': comparison.table(found),
-    'summary.md': comparison.summary(found),
-  }
-  for name, text in tables.items():
-    workdir_lib.replace_file(found.folder / name, text)
-  figures.sweep(found, found.folder, 'sweep')
 
 
 if __name__ == '__main__':

@@ -1,14 +1,15 @@
 """Compares the trials of a sweep: a table, a summary, and conclusions.
 
 Trials that differ only in the repeated axis, such as the seed, form a setting.
-Settings are ranked on validation images. Only the best one is then evaluated on
-test images.
+Settings are ranked on validation images. The accuracy on test images is
+reported for the best one only.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import csv
 import dataclasses
+import functools
 import io
 import math
 from pathlib import Path
@@ -19,8 +20,8 @@ from bn_repro import paper
 from bn_repro.errors import UserError
 from bn_repro.report import claims
 from bn_repro.report import runs as runs_lib
-from bn_repro.report.runs import Run, Spread
-from bn_repro.runtime import workdir as workdir_lib
+from bn_repro.report.runs import Spread
+from bn_repro.runtime.workdir import ENDED, Status, replace_file
 from bn_repro.sweep.sweep import Sweep, Trial, TrialStatus, Value, to_text
 
 
@@ -29,44 +30,35 @@ class Result:
   """The result of a trial.
 
   Attributes:
-    name: name of the trial.
-    values: value of each axis.
-    total_steps: steps of the whole run.
+    trial: the trial.
     status: status of the run, or `NOT_STARTED`.
     step: last step.
     best: `Run.best`; None without an evaluation.
     last: `Run.last`; None without an evaluation.
+    test: `Run.test_accuracy`, which no choice may depend on.
     learns: whether accuracy exceeds chance, as `claims.learns` defines it.
     steps_to_target: steps of 32 images to the target accuracy; None if the run
       never reaches it.
   """
 
-  name: str
-  values: Mapping[str, Value]
-  total_steps: int
-  status: str = TrialStatus.NOT_STARTED
+  trial: Trial
+  status: str
   step: int = 0
   best: float | None = None
   last: float | None = None
+  test: float | None = None
   learns: bool = False
   steps_to_target: float | None = None
 
   @property
   def ended(self) -> bool:
     """Whether the run is done or has diverged."""
-    return self.status in workdir_lib.ENDED
-
-  @property
-  def usable(self) -> bool:
-    """Whether the run is done and learns."""
-    return self.status == workdir_lib.Status.DONE and self.learns
+    return self.status in ENDED
 
   @property
   def outcome(self) -> str:
-    """The status in words, with the step at which the run diverged."""
-    if self.status == workdir_lib.Status.DIVERGED:
-      return f'diverged at step {self.step}'
-    if self.status == workdir_lib.Status.DONE and not self.learns:
+    """The status, or `BELOW` for a run that is done and does not learn."""
+    if self.status == Status.DONE and not self.learns:
       return TrialStatus.BELOW
     return self.status
 
@@ -75,30 +67,25 @@ class Result:
 class Setting:
   """The results of trials that differ only in the repeated axis."""
 
-  line: tuple[Value, ...]
   x: Value
   results: Sequence[Result]
 
   @property
   def usable(self) -> bool:
-    """Whether all of its trials are usable."""
-    return all(result.usable for result in self.results)
+    """Whether all of its trials are done and learn."""
+    return all(result.outcome == Status.DONE for result in self.results)
 
   @property
   def mean(self) -> float:
     """Mean of the best accuracies; -infinity unless all trials are done."""
-    best = [r.best for r in self.results if r.status == workdir_lib.Status.DONE]
-    if len(best) < len(self.results) or None in best:
+    if any(r.status != Status.DONE or r.best is None for r in self.results):
       return -math.inf
-    return statistics.fmean(value or 0.0 for value in best)
+    return statistics.fmean(result.best or 0.0 for result in self.results)
 
-  def best(self) -> Spread:
-    """The best accuracies."""
-    return Spread([r.best for r in self.results], never=-math.inf, word='–')
-
-  def steps_to_target(self) -> Spread:
+  @property
+  def steps_to_target(self) -> list[float | None]:
     """The steps to the target."""
-    return Spread([result.steps_to_target for result in self.results])
+    return [result.steps_to_target for result in self.results]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,20 +109,20 @@ class Comparison:
   eval_split: str
   folder: Path
 
+  @functools.cached_property
   def lines(self) -> dict[tuple[Value, ...], list[Setting]]:
     """The settings of each line of the figure, in the order of x."""
     sweep = self.sweep
     found: dict[tuple[Value, ...], dict[Value, list[Result]]] = {}
     for result in self.results:
-      line = tuple(result.values[axis] for axis in sweep.lines)
-      by_x = found.setdefault(line, {})
-      by_x.setdefault(result.values[sweep.x], []).append(result)
+      values = result.trial.values
+      by_x = found.setdefault(tuple(values[axis] for axis in sweep.lines), {})
+      by_x.setdefault(values[sweep.x], []).append(result)
     order: list[Any] = list(sweep.axes[sweep.x])
-    if self.is_numeric:
+    if sweep.is_numeric:
       order.sort()
     return {
-      line: [Setting(line, x, by_x[x]) for x in order if x in by_x]
-      for line, by_x in found.items()
+      line: [Setting(x, by_x[x]) for x in order] for line, by_x in found.items()
     }
 
   def label(self, line: tuple[Value, ...]) -> str:
@@ -147,22 +134,15 @@ class Comparison:
       for axis, value in zip(self.sweep.lines, line, strict=True)
     )
 
-  @property
-  def is_numeric(self) -> bool:
-    """Whether all values of x are positive numbers, which have ranges."""
-    return all(
-      not isinstance(x, str) and x > 0 for x in self.sweep.axes[self.sweep.x]
-    )
 
-
-def read(sweep: Sweep, folder: Path, endings: Mapping[str, str]) -> Comparison:
+def read(sweep: Sweep, folder: Path, failed: Collection[str]) -> Comparison:
   """Reads what the trials of a sweep have written.
 
   Args:
     sweep: the sweep.
     folder: directory of the sweep.
-    endings: statuses by name of trial that replace those of `status.json`, for
-      trials that failed before they wrote one.
+    failed: names of trials that have failed, of which some have not written a
+      `status.json`.
 
   Raises:
     UserError: if a file of a run is damaged, or no trial has started.
@@ -178,75 +158,64 @@ def read(sweep: Sweep, folder: Path, endings: Mapping[str, str]) -> Comparison:
   # The order puts the first setting, and with it the targets, first. One run is
   # in memory at a time, as a sweep may have a thousand.
   for trial in trials:
+    ending = Status.FAILED if trial.name in failed else None
     if not (folder / trial.name / 'config.json').exists():
-      results.append(Result(trial.name, trial.values, trial.total_steps))
+      results.append(Result(trial, ending or TrialStatus.NOT_STARTED))
       continue
     run = runs_lib.read_run(folder / trial.name)
     repeat = trial.values[sweep.repeat]
     if trial.values == {**first, sweep.repeat: repeat}:
       targets[repeat] = run.best() if run.ended and claims.learns(run) else None
+    target = targets.get(repeat)
     results.append(
-      _result(trial, run, endings.get(trial.name), targets.get(repeat))
+      Result(
+        trial,
+        ending or run.status.get('status', TrialStatus.NOT_STARTED),
+        step=run.step,
+        best=run.best(),
+        last=run.last(),
+        test=run.test_accuracy(),
+        learns=claims.learns(run),
+        steps_to_target=None if target is None else run.steps_to(target),
+      )
     )
   if run is None:
     raise UserError(f'{folder}: no trial of this sweep has been started.')
-  return Comparison(
-    sweep=sweep,
-    results=results,
-    targets=targets,
-    chance=run.chance,
-    eval_split=run.config['eval_split'],
-    folder=folder,
-  )
+  eval_split = run.config['eval_split']
+  return Comparison(sweep, results, targets, run.chance, eval_split, folder)
 
 
-def _result(
-  trial: Trial, run: Run, ending: str | None, target: float | None
-) -> Result:
-  return Result(
-    name=trial.name,
-    values=trial.values,
-    total_steps=trial.total_steps,
-    status=ending or run.status.get('status', TrialStatus.NOT_STARTED),
-    step=run.step,
-    best=run.best(),
-    last=run.last(),
-    learns=claims.learns(run),
-    steps_to_target=None if target is None else run.steps_to(target),
-  )
+def write(comparison: Comparison) -> None:
+  """Writes `trials.csv`, `summary.md` and the figure."""
+  from bn_repro.sweep import figures  # Matplotlib takes a second.
+
+  folder = comparison.folder
+  replace_file(folder / 'trials.csv', table(comparison))
+  replace_file(folder / 'summary.md', summary(comparison))
+  figures.sweep(comparison, folder, 'sweep')
 
 
 def table(comparison: Comparison) -> str:
   """`trials.csv`: one row per trial, independent of time and machine."""
-  axes = list(comparison.sweep.axes)
   split = comparison.eval_split
+  rows = [
+    {
+      'trial': result.trial.name,
+      **{axis: to_text(v) for axis, v in result.trial.values.items()},
+      'status': result.status,
+      'step': result.step,
+      'total_steps': result.trial.total_steps,
+      f'best_{split}_accuracy': result.best,
+      f'last_{split}_accuracy': result.last,
+      'equivalent_steps_to_target': result.steps_to_target,
+      'learns': result.learns,
+    }
+    for result in comparison.results
+  ]
   file = io.StringIO()
-  writer = csv.writer(file, lineterminator='\n')
-  writer.writerow(
-    [
-      'trial',
-      *axes,
-      'status',
-      'step',
-      'total_steps',
-      f'best_{split}_accuracy',
-      f'last_{split}_accuracy',
-      'equivalent_steps_to_target',
-      'learns',
-    ]
-  )
-  for r in comparison.results:
-    writer.writerow(
-      [
-        r.name,
-        *(to_text(r.values[axis]) for axis in axes),
-        r.status,
-        r.step,
-        r.total_steps,
-        *('' if v is None else v for v in (r.best, r.last, r.steps_to_target)),
-        r.learns,
-      ]
-    )
+  writer = csv.DictWriter(file, rows[0], lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
   return file.getvalue()
 
 
@@ -267,9 +236,9 @@ def usable_range(settings: Sequence[Setting]) -> list[Value]:
 
 def conclusions(comparison: Comparison) -> list[str]:
   """What the results show, one sentence per line."""
-  found = _ranges(comparison) if comparison.is_numeric else []
+  found = _ranges(comparison) if comparison.sweep.is_numeric else []
   found.append(_best(comparison))
-  unfinished = [r.name for r in comparison.results if not r.ended]
+  unfinished = [r.trial.name for r in comparison.results if not r.ended]
   if unfinished:
     found.append(
       f'Not ended: {len(unfinished)} of {len(comparison.results)} trials, '
@@ -281,10 +250,9 @@ def conclusions(comparison: Comparison) -> list[str]:
 def _ranges(comparison: Comparison) -> list[str]:
   """The range of usable values of each line, relative to the first line's."""
   x = comparison.sweep.x
-  values: list[Any] = sorted(comparison.sweep.axes[x])
   found = []
   first: tuple[str, float] | None = None
-  for line, settings in comparison.lines().items():
+  for line, settings in comparison.lines.items():
     label, usable = comparison.label(line), usable_range(settings)
     missing = sum(not r.ended for s in settings for r in s.results)
     if missing or not usable:
@@ -300,7 +268,7 @@ def _ranges(comparison: Comparison) -> list[str]:
     width = high / low
     # The range may extend beyond an end of the sweep.
     ends = [
-      to_text(end) + ('*' if end in (values[0], values[-1]) else '')
+      to_text(end) + ('*' if end in (settings[0].x, settings[-1].x) else '')
       for end in (low, high)
     ]
     where = ' to '.join(ends) if width > 1 else f'{ends[0]} alone'
@@ -322,30 +290,41 @@ def _ranges(comparison: Comparison) -> list[str]:
 
 def _best(comparison: Comparison) -> str:
   """The best setting by validation, and its accuracy on test images."""
-  sweep = comparison.sweep
-  settings = [s for line in comparison.lines().values() for s in line]
-  best = max(settings, key=lambda setting: setting.mean)
+  sweep, split = comparison.sweep, comparison.eval_split
+  best = max(
+    (setting for line in comparison.lines.values() for setting in line),
+    key=lambda setting: setting.mean,
+  )
   if best.mean == -math.inf:
     return 'Best: no setting has all of its trials done.'
-  names = [result.name for result in best.results]
+  values = best.results[0].trial.values
   where = ', '.join(
-    f'{axis} {to_text(value)}'
-    for axis, value in zip(
-      (*sweep.lines, sweep.x), (*best.line, best.x), strict=True
-    )
+    f'{axis} {to_text(values[axis])}' for axis in (*sweep.lines, sweep.x)
   )
   sentence = (
-    f'Best on {comparison.eval_split} images: {where}, {100 * best.mean:.2f} % '
-    f'(mean of {len(names)})'
+    f'Best on {split} images: {where}, {100 * best.mean:.2f} % '
+    f'(mean of {len(best.results)})'
   )
-  if comparison.eval_split != 'validation':
+  if split != 'validation':
     return f'{sentence}. No other images remain to evaluate it on.'
-  runs = [runs_lib.read_run(comparison.folder / name) for name in names]
-  accuracies = [run.test_accuracy() for run in runs]
-  if None in accuracies:
+  accuracies = [r.test for r in best.results if r.test is not None]
+  if len(accuracies) < len(best.results):
     return f'{sentence}. It was not evaluated on test images.'
-  mean = statistics.fmean(value or 0.0 for value in accuracies)
+  mean = statistics.fmean(accuracies)
   return f'{sentence}; on the test images {100 * mean:.2f} %.'
+
+
+def _states(setting: Setting) -> str:
+  """The outcomes of a setting's trials, counted if they differ."""
+  outcomes = Counter(
+    f'{result.outcome} at step {result.step}'
+    if result.outcome == Status.DIVERGED
+    else result.outcome
+    for result in setting.results
+  )
+  if len(outcomes) == 1:
+    return next(iter(outcomes))
+  return ', '.join(f'{number} {state}' for state, number in outcomes.items())
 
 
 def summary(comparison: Comparison) -> str:
@@ -360,18 +339,16 @@ def summary(comparison: Comparison) -> str:
     'state',
   ]
   rows = [heads, ['---'] * len(heads)]
-  for line, settings in comparison.lines().items():
+  for line, settings in comparison.lines.items():
     for setting in settings:
-      outcomes = Counter(result.outcome for result in setting.results)
-      several = len(outcomes) > 1
+      best = [result.best for result in setting.results]
       rows.append(
         [
-          *map(to_text, line),
-          to_text(setting.x),
+          *map(to_text, (*line, setting.x)),
           str(len(setting.results)),
-          setting.best().show(lambda value: f'{100 * value:.1f}'),
-          setting.steps_to_target().show('{:,.0f}'.format),
-          ', '.join(f'{n} {o}' if several else o for o, n in outcomes.items()),
+          Spread(best, -math.inf, '–').show(lambda v: f'{100 * v:.1f}'),
+          Spread(setting.steps_to_target).show('{:,.0f}'.format),
+          _states(setting),
         ]
       )
   targets = ', '.join(
@@ -386,7 +363,7 @@ def summary(comparison: Comparison) -> str:
     f'evaluations; the lower median over {sweep.repeat}, and the range. A '
     'trial learns if it reaches twice the accuracy of chance.',
     f'Target: the best accuracy of the first setting '
-    f'({comparison.results[0].name} and the same with other values of '
+    f'({comparison.results[0].trial.name} and the same with other values of '
     f'{sweep.repeat}), by {sweep.repeat}: {targets}.',
     '\n'.join(f'- {line}' for line in conclusions(comparison)),
   ]

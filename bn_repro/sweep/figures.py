@@ -8,13 +8,13 @@ from matplotlib import pyplot as plt
 import numpy as np
 
 from bn_repro.report.figures import draw_spread, plain_text, save, style
-from bn_repro.runtime import workdir as workdir_lib
+from bn_repro.runtime.workdir import Status
 from bn_repro.sweep.comparison import Comparison
-from bn_repro.sweep.sweep import TrialStatus
+from bn_repro.sweep.sweep import TrialStatus, to_text
 
 # Markers of trials that diverged or did not learn.
 _MARKERS: Mapping[str, Mapping[str, Any]] = {
-  workdir_lib.Status.DIVERGED: {'marker': 'x', 'ms': 10, 'mew': 2},
+  Status.DIVERGED: {'marker': 'x', 'ms': 10, 'mew': 2},
   TrialStatus.BELOW: {'marker': 's', 'ms': 10, 'mfc': 'none'},
 }
 
@@ -24,20 +24,20 @@ def sweep(comparison: Comparison, out: Path, name: str) -> None:
   figure, (above, below) = plt.subplots(
     2, 1, figsize=(9, 9), layout='constrained', sharex=True
   )
-  values = comparison.sweep.axes[comparison.sweep.x]
-  if comparison.is_numeric:
-    places = {value: float(value) for value in values}
-  else:
-    places = {value: float(place) for place, value in enumerate(values)}
+  is_numeric = comparison.sweep.is_numeric
+  places = {
+    value: float(value if is_numeric else place)
+    for place, value in enumerate(comparison.sweep.axes[comparison.sweep.x])
+  }
   draw_accuracies(above, comparison, places)
   _draw_steps(below, comparison, places)
   below.set_xlabel(comparison.sweep.x)
-  if comparison.is_numeric:
+  if is_numeric:
     below.set_xscale('log')
   below.set_xticks(
     list(places.values()),
-    [value if isinstance(value, str) else f'{value:g}' for value in places],
-    rotation=0 if comparison.is_numeric else 60,
+    [to_text(value) for value in places],
+    rotation=0 if is_numeric else 60,
   )
   below.minorticks_off()
   for axes in (above, below):
@@ -62,7 +62,7 @@ def draw_accuracies(
     comparison: the results.
     places: position of each value of x.
   """
-  for index, (line, settings) in enumerate(comparison.lines().items()):
+  for index, (line, settings) in enumerate(comparison.lines.items()):
     # NaN interrupts the line where a trial has not ended or has no evaluation.
     draw_spread(
       axes,
@@ -76,25 +76,24 @@ def draw_accuracies(
       ],
       style(index),
       plain_text(comparison.label(line)),
-      joined=comparison.is_numeric,
+      joined=comparison.sweep.is_numeric,
     )
     for setting in settings:
       for result in setting.results:
-        outcome = result.outcome.partition(' at step')[0]
-        if outcome in _MARKERS:
+        if result.outcome in _MARKERS:
           axes.plot(
             places[setting.x],
             result.best or 0.0,
             color=style(index)['color'],
             clip_on=False,
-            **_MARKERS[outcome],
+            **_MARKERS[result.outcome],
           )
-  if comparison.is_numeric:
+  if comparison.sweep.is_numeric:
     axes.axhline(comparison.chance, color='#999', lw=0.8, ls=':')
     axes.set_ylim(0, 1)
   axes.set_title(
     f'Best accuracy on {comparison.eval_split} images; '
-    + ('dotted: chance; ' if comparison.is_numeric else '')
+    + ('dotted: chance; ' if comparison.sweep.is_numeric else '')
     + f'x: diverged; square: {TrialStatus.BELOW}',
     loc='left',
     fontsize=10,
@@ -104,24 +103,23 @@ def draw_accuracies(
 def _draw_steps(
   axes: Any, comparison: Comparison, places: Mapping[Any, float]
 ) -> None:
-  for index, (line, settings) in enumerate(comparison.lines().items()):
-    reached = [
-      (places[setting.x], [s for s in steps if s is not None])
+  for index, (line, settings) in enumerate(comparison.lines.items()):
+    reached = {
+      places[setting.x]: [s for s in setting.steps_to_target if s is not None]
       for setting in settings
-      for steps in [setting.steps_to_target().values]
-      if None not in steps
-    ]
+      if None not in setting.steps_to_target
+    }
     draw_spread(
       axes,
-      [place for place, _ in reached],
-      [steps for _, steps in reached],
+      list(reached),
+      list(reached.values()),
       style(index),
       plain_text(comparison.label(line)),
-      joined=comparison.is_numeric,
+      joined=comparison.sweep.is_numeric,
     )
     for setting in settings:
       ended = all(result.ended for result in setting.results)
-      if ended and None in setting.steps_to_target().values:
+      if ended and None in setting.steps_to_target:
         axes.plot(
           places[setting.x],
           # One below the other, for different lines.

@@ -32,8 +32,10 @@ _TAIL_BYTES = 20_000
 # From linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
 
+_STATES = {code: state for state, code in workdir_lib.EXIT_CODES.items()}
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(eq=False)
 class TrialProcess:
   """A trial as the runner sees it: a command, and its progress.
 
@@ -41,24 +43,30 @@ class TrialProcess:
     name: name of the trial.
     workdir: directory of the run.
     command: command that trains the trial, and that resumes it.
-    images: images that the whole run trains on, as a measure of its length.
     total_steps: steps of the whole run.
     state: status of the run, or a `TrialStatus`.
+    step: last recorded step, as of the last `update`.
+    accuracy: accuracy of the last evaluation; None if there is none.
+    first_step: `step` when its last process started.
+    start: `time.monotonic()` when its last process started.
     seconds: total run time of its processes, in this runner.
     failures: number of successive processes that ended without progress.
-    step: last step known.
+    code: exit code of its last process.
     problem: reason why the process could not be started; empty if it could.
   """
 
   name: str
   workdir: Path
   command: Sequence[str]
-  images: int
   total_steps: int
   state: str = TrialStatus.WAITING
+  step: int = 0
+  accuracy: float | None = None
+  first_step: int = 0
+  start: float = 0.0
   seconds: float = 0.0
   failures: int = 0
-  step: int = 0
+  code: int = 0
   problem: str = ''
 
   @property
@@ -66,11 +74,30 @@ class TrialProcess:
     """The output of its processes, next to the workdir."""
     return self.workdir.with_name(f'{self.workdir.name}.log')
 
+  def update(self) -> None:
+    """Reads the last step and accuracy that the run has recorded."""
+    lines = last_lines(self.workdir)
+    self.step = max([self.step, *(line['step'] for line in lines)])
+    # Test images only where there are no others, so that no choice relies on
+    # them.
+    for split in ('test', 'validation'):
+      for line in lines:
+        if line['split'] == split:
+          self.accuracy = line['accuracy']
+
+  def failure_reason(self) -> str:
+    """Why it has failed: the last line of its log."""
+    if self.problem:
+      return self.problem
+    output = self.log.read_text(errors='replace') if self.log.is_file() else ''
+    lines = output.splitlines()
+    return f'see {self.log}: {lines[-1] if lines else "no output"}'
+
 
 def trial_process(trial: Trial, folder: Path) -> TrialProcess:
   """Returns the process that trains a trial in the directory of a sweep."""
   workdir = folder / trial.name
-  return TrialProcess(
+  process = TrialProcess(
     name=trial.name,
     workdir=workdir,
     command=[
@@ -79,9 +106,10 @@ def trial_process(trial: Trial, folder: Path) -> TrialProcess:
       f'--workdir={workdir}',
       *(f'--config.{override}' for override in trial.overrides),
     ],
-    images=trial.images,
     total_steps=trial.total_steps,
   )
+  process.update()
+  return process
 
 
 def remaining(trials: Iterable[Trial], folder: Path) -> list[TrialProcess]:
@@ -96,7 +124,7 @@ def remaining(trials: Iterable[Trial], folder: Path) -> list[TrialProcess]:
 def failures(trials: Iterable[TrialProcess]) -> list[str]:
   """Returns a line for each trial that has failed, with the reason."""
   return [
-    f'{trial.name}: failed, {failure_reason(trial)}'
+    f'{trial.name}: failed, {trial.failure_reason()}'
     for trial in trials
     if trial.state == workdir_lib.Status.FAILED
   ]
@@ -105,25 +133,14 @@ def failures(trials: Iterable[TrialProcess]) -> list[str]:
 class Progress:
   """Callbacks of a runner. These do nothing."""
 
-  def started(self, trial: TrialProcess) -> None:
-    """The process of a trial has started."""
-
-  def ended(self, trial: TrialProcess, code: int) -> None:
-    """The process of a trial has ended, or could not be started.
-
-    Args:
-      trial: trial with its new state.
-      code: exit code of the process.
-    """
-
-  def found_elsewhere(self, trial: TrialProcess) -> None:
-    """Another process has locked the workdir of a trial."""
-
-  def tick(self) -> None:
-    """Called several times a second."""
+  def changed(self, trial: TrialProcess) -> None:
+    """A trial has started or ended, or another process has locked it."""
 
   def stopping(self) -> None:
     """All running trials have received SIGTERM."""
+
+  def tick(self) -> None:
+    """Called several times a second."""
 
   def close(self) -> None:
     """All processes have ended."""
@@ -151,7 +168,10 @@ class Runner:
     self._free = deque(slots)
     self._retries = retries
     self._progress = progress
-    self._running: dict[subprocess.Popen[bytes], _Attempt] = {}
+    # The running processes, each with its trial and slot.
+    self._running: dict[
+      subprocess.Popen[bytes], tuple[TrialProcess, Mapping[str, str]]
+    ] = {}
 
   def run(self, preemption: Preemption) -> bool:
     """Runs all trials to completion.
@@ -159,78 +179,71 @@ class Runner:
     Returns:
       False if it was interrupted by a signal.
     """
+    stopping = False
     try:
-      return self._run(preemption)
+      while self._running or self._waiting:
+        if preemption.signal and not stopping:
+          stopping = True
+          self._waiting.clear()
+          for process in self._running:
+            process.terminate()
+          self._progress.stopping()
+        for process in [p for p in self._running if p.poll() is not None]:
+          self._end(process, stopping=stopping)
+        while self._free and self._start_next():
+          pass
+        self._progress.tick()
+        if self._running or self._waiting:
+          time.sleep(_INTERVAL)
     finally:
       self._progress.close()
-
-  def _run(self, preemption: Preemption) -> bool:
-    stopping = False
-    while True:
-      if preemption.signal and not stopping:
-        stopping = True
-        self._waiting.clear()
-        for process in self._running:
-          process.terminate()
-        self._progress.stopping()
-      for process in [p for p in self._running if p.poll() is not None]:
-        self._end(process, stopping=stopping)
-      while self._free and self._start_next():
-        pass
-      self._progress.tick()
-      if not self._running and not self._waiting:
-        return not stopping
-      time.sleep(_INTERVAL)
+    return not stopping
 
   def _start_next(self) -> bool:
     """Starts the first trial whose workdir is free; False if there is none."""
-    locked = []
-    started = False
-    while not started and self._waiting:
-      trial = self._waiting.popleft()
-      if is_locked(trial.workdir):
-        locked.append(trial)
-        if trial.state != TrialStatus.ELSEWHERE:
-          trial.state = TrialStatus.ELSEWHERE
-          self._progress.found_elsewhere(trial)
-      else:
-        started = self._start(trial)
-    self._waiting.extend(locked)
-    return started
+    for trial in list(self._waiting):
+      if not is_locked(trial.workdir):
+        self._waiting.remove(trial)
+        self._start(trial)
+        return True
+      if trial.state != TrialStatus.ELSEWHERE:
+        trial.state = TrialStatus.ELSEWHERE
+        self._progress.changed(trial)
+    return False
 
-  def _start(self, trial: TrialProcess) -> bool:
+  def _start(self, trial: TrialProcess) -> None:
     """Starts the process of a trial; the trial fails if that is impossible."""
-    trial.step = max(trial.step, last_step(trial.workdir))
+    trial.update()
+    trial.first_step, trial.start = trial.step, time.monotonic()
     try:
-      process = _start(trial, self._free[0])
+      process = _start_process(trial, self._free[0])
     except OSError as error:
       trial.state, trial.problem = workdir_lib.Status.FAILED, str(error)
-      self._progress.ended(trial, workdir_lib.EXIT_CODES[trial.state])
-      return False
-    self._running[process] = _Attempt(trial, self._free.popleft())
-    trial.state = workdir_lib.Status.RUNNING
-    self._progress.started(trial)
-    return True
+      trial.code = workdir_lib.EXIT_CODES[trial.state]
+    else:
+      trial.state = workdir_lib.Status.RUNNING
+      self._running[process] = trial, self._free.popleft()
+    self._progress.changed(trial)
 
   def _end(self, process: subprocess.Popen[bytes], *, stopping: bool) -> None:
-    attempt = self._running.pop(process)
-    self._free.append(attempt.slot)
-    trial, code = attempt.trial, process.returncode
-    trial.seconds += time.monotonic() - attempt.start
-    trial.state = _STATES.get(code, workdir_lib.Status.FAILED)
+    trial, slot = self._running.pop(process)
+    self._free.append(slot)
+    trial.seconds += time.monotonic() - trial.start
+    trial.code = process.returncode
+    trial.state = _STATES.get(trial.code, workdir_lib.Status.FAILED)
+    trial.update()
     if trial.state not in workdir_lib.ENDED:
       if stopping:
         # Also if SIGTERM arrived before the trial had installed its handler.
         trial.state = workdir_lib.Status.PREEMPTED
       else:
         self._retry(trial)
-    self._progress.ended(trial, code)
+    self._progress.changed(trial)
 
   def _retry(self, trial: TrialProcess) -> None:
     """Queues a trial again, unless it has failed too often without progress."""
-    step = last_step(trial.workdir)
-    trial.failures = 0 if step > trial.step else trial.failures + 1
-    trial.step = max(trial.step, step)
+    progress = trial.step > trial.first_step
+    trial.failures = 0 if progress else trial.failures + 1
     if trial.failures <= self._retries:
       trial.state = TrialStatus.WAITING
       self._waiting.append(trial)
@@ -238,19 +251,7 @@ class Runner:
       trial.state = workdir_lib.Status.FAILED
 
 
-_STATES = {code: state for state, code in workdir_lib.EXIT_CODES.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Attempt:
-  """A process of a trial."""
-
-  trial: TrialProcess
-  slot: Mapping[str, str]
-  start: float = dataclasses.field(default_factory=time.monotonic)
-
-
-def _start(
+def _start_process(
   trial: TrialProcess, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
   trial.log.parent.mkdir(parents=True, exist_ok=True)
@@ -338,60 +339,36 @@ def is_locked(workdir: Path) -> bool:
 
 def final_status(workdir: Path, total_steps: int) -> str | None:
   """The status of a run that has nothing left to do; None for other runs."""
-  status = workdir_lib.read_json(workdir / 'status.json') or {}
-  name = status.get('status')
-  if name == workdir_lib.Status.DIVERGED:
-    return name
-  if name == workdir_lib.Status.DONE and status.get('step') == total_steps:
-    return name
-  return None
+  content = workdir_lib.read_json(workdir / 'status.json') or {}
+  status = content.get('status')
+  is_short = content.get('step') != total_steps
+  if status == workdir_lib.Status.DONE and is_short:
+    return None
+  return status if status in workdir_lib.ENDED else None
 
 
 def last_lines(workdir: Path) -> list[dict[str, Any]]:
-  """The last lines of a run's `metrics.jsonl`, at most `_TAIL_BYTES`."""
+  """The last lines of a run's `metrics.jsonl`, at most `_TAIL_BYTES`.
+
+  None if the file cannot be read or is damaged, which `main` reports.
+  """
   try:
     with (workdir / 'metrics.jsonl').open('rb') as file:
-      size = file.seek(0, os.SEEK_END)
-      file.seek(max(0, size - _TAIL_BYTES))
-      *whole, _ = file.read().split(b'\n')
-  except (FileNotFoundError, ValueError):
+      start = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
+      file.seek(start)
+      lines = file.read().split(b'\n')
+    # The first line may be cut, and the last one incomplete.
+    return [json.loads(line) for line in lines[1 if start else 0 : -1]]
+  except (OSError, ValueError):
     return []
-  lines = []
-  for number, line in enumerate(whole):
-    try:
-      lines.append(json.loads(line))
-    except ValueError:
-      # The first line may be cut.
-      if number:
-        raise
-  return lines
-
-
-def last_step(workdir: Path) -> int:
-  """The last step in a run's `metrics.jsonl`; 0 if there is none."""
-  return max((line['step'] for line in last_lines(workdir)), default=0)
 
 
 def seconds_taken(workdir: Path) -> float | None:
-  """Wall time of a completed run in seconds; None if it was interrupted."""
-  try:
-    facts = workdir_lib.read_json(workdir / 'run.json') or {}
-    status = workdir_lib.read_json(workdir / 'status.json') or {}
-    if (
-      status.get('status') != workdir_lib.Status.DONE or facts['earlier_starts']
-    ):
-      return None
-    started = datetime.datetime.fromisoformat(facts['started'])
-    ended = (workdir / 'status.json').stat().st_mtime
-  except (KeyError, ValueError):
+  """Wall time of a run in seconds; None unless it is done in a single start."""
+  facts = workdir_lib.read_json(workdir / 'run.json') or {}
+  status = workdir_lib.read_json(workdir / 'status.json') or {}
+  is_done = status.get('status') == workdir_lib.Status.DONE
+  if not is_done or facts.get('earlier_starts') != []:
     return None
-  return ended - started.timestamp()
-
-
-def failure_reason(trial: TrialProcess) -> str:
-  """Why a trial has failed: the last line of its log."""
-  if trial.problem:
-    return trial.problem
-  output = trial.log.read_text(errors='replace') if trial.log.is_file() else ''
-  lines = output.splitlines()
-  return f'see {trial.log}: {lines[-1] if lines else "no output"}'
+  started = datetime.datetime.fromisoformat(facts['started'])
+  return (workdir / 'status.json').stat().st_mtime - started.timestamp()

@@ -1,34 +1,25 @@
-"""What a sweep is, and what its trials are."""
+"""What a sweep is, and what its trials are. Sweep files import this module."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import enum
-from typing import Any, Protocol
+import functools
+import os
+import re
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from bn_repro import config as config_lib
+from bn_repro.errors import UserError
+
 Value = int | float | str
 
+# Characters that need no quotes in file names, shells and spreadsheets.
+_PLAIN = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.+-]*')
 
-class Base(Protocol):
-  """The argument `base` of `Sweep.trial`."""
-
-  def __call__(self, name: str = '') -> ConfigDict:
-    """Returns a copy of the config NAME, or of the one of `--config`.
-
-    It has the mode of the sweep, and the values of `--config.KEY`.
-    """
-
-
-class TrialStatus(enum.StrEnum):
-  """What a trial can be that the status of a run cannot express."""
-
-  WAITING = 'waiting'
-  # Another process holds the lock of the workdir.
-  ELSEWHERE = 'runs elsewhere'
-  NOT_STARTED = 'not started'
-  # Done, without learning: see `claims.learns`.
-  BELOW = 'below twice chance'
+# `read` locks what it returns, so that trials can share it.
+read_config = functools.cache(config_lib.read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +33,6 @@ class Trial:
     overrides: values of `--config.KEY`, as 'KEY=VALUE': the fields in which the
       config differs from the file of `config_spec`.
     config: the config.
-    config_json: the config, as `config.json` in a workdir holds it.
     total_steps: steps of the whole run.
   """
 
@@ -51,7 +41,6 @@ class Trial:
   config_spec: str
   overrides: tuple[str, ...]
   config: ConfigDict
-  config_json: str
   total_steps: int
 
   @property
@@ -75,8 +64,12 @@ class Sweep:
     repeat: axis whose values repeat a setting, such as the seed.
     defaults: fields of all base configs, by dotted name. `--config.KEY` takes
       precedence.
-    retries: times to restart a trial that fails without progress.
     trials: one for each combination of values; `grid.load` fills them in.
+
+  Raises:
+    TypeError: if `axes` or `defaults` is not a dict.
+    ValueError: if `x` or `repeat` is not an axis, or an axis has no values or
+      values that cannot be parts of file names.
   """
 
   axes: dict[str, tuple[Value, ...]]
@@ -84,15 +77,110 @@ class Sweep:
   x: str
   repeat: str
   defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
-  retries: int = 1
   trials: tuple[Trial, ...] = ()
+
+  def __post_init__(self) -> None:
+    for field in ('axes', 'defaults'):
+      if not isinstance(getattr(self, field), dict):
+        raise TypeError(f'{field}: must be a dict.')
+    for field in ('x', 'repeat'):
+      if getattr(self, field) not in self.axes:
+        raise ValueError(
+          f'{field}={getattr(self, field)}: no such axis. The axes are '
+          f'{", ".join(self.axes)}.'
+        )
+    if self.x == self.repeat:
+      raise ValueError(f'x={self.x}: is also `repeat`. Name two axes.')
+    for axis, values in self.axes.items():
+      if not isinstance(values, tuple) or not values:
+        raise ValueError(f'axis {axis}: must be a tuple of one or more values.')
+      for value in values:
+        if not _PLAIN.fullmatch(trial_name({axis: value})):
+          raise ValueError(
+            f'axis {axis}: {value!r} becomes a part of file names. Use a '
+            'number, or letters, digits and ._+-'
+          )
 
   @property
   def lines(self) -> tuple[str, ...]:
     """The axes whose combinations of values are the lines of the figure."""
     return tuple(a for a in self.axes if a not in (self.x, self.repeat))
 
+  @property
+  def is_numeric(self) -> bool:
+    """Whether all values of x are positive numbers, which have ranges."""
+    return all(not isinstance(x, str) and x > 0 for x in self.axes[self.x])
+
+
+def trial_name(values: Mapping[str, Value]) -> str:
+  """Name of a trial: texts as they are, numbers after the name of the axis."""
+  return '_'.join(
+    value if isinstance(value, str) else f'{axis}{to_text(value)}'
+    for axis, value in values.items()
+  )
+
 
 def to_text(value: Value) -> str:
   """A value as names of trials and tables show it."""
   return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+class Base:
+  """The argument `base` of `Sweep.trial`, for one trial."""
+
+  def __init__(self, config_spec: str, overrides: Sequence[str]):
+    """Initialises the argument.
+
+    Args:
+      config_spec: value of `--config` with a mode, or only ':' and a mode.
+      overrides: assignments to fields of each config, such as 'seed=1'.
+    """
+    self._config_spec = config_spec
+    self._overrides = overrides
+    self._returned: list[tuple[ConfigDict, str]] = []
+
+  def __call__(self, name: str = '') -> ConfigDict:
+    """Returns a copy of a config, to assign to its fields.
+
+    It has the mode of the sweep, and the values of `--config.KEY`.
+
+    Args:
+      name: name of a config in the folder of `--config`, or of a shipped one.
+        If empty, the config is that of `--config`.
+
+    Raises:
+      UserError: if there is no such config, or an override is invalid.
+    """
+    path, _, mode = self._config_spec.partition(':')
+    if not name and not path:
+      raise UserError('--config: this sweep needs one to start from.')
+    if name and path.endswith('.py'):
+      path = os.path.join(os.path.dirname(path), f'{name}.py')
+    elif name:
+      path = name
+    spec = f'{path}:{mode}'
+    config = config_lib.override(read_config(spec), self._overrides)
+    self._returned.append((config, spec))
+    return config
+
+  def spec_of(self, config: ConfigDict) -> str:
+    """Returns the value of `--config` that a returned config was loaded from.
+
+    Raises:
+      UserError: if this object has not returned it.
+    """
+    for returned, spec in self._returned:
+      if returned is config:
+        return spec
+    raise UserError('trial(): must return a config that it got from base().')
+
+
+class TrialStatus(enum.StrEnum):
+  """States of a trial that are not a `Status` of its run."""
+
+  WAITING = 'waiting'
+  # Another process holds the lock of the workdir.
+  ELSEWHERE = 'runs elsewhere'
+  NOT_STARTED = 'not started'
+  # Done, without learning: see `claims.learns`.
+  BELOW = 'below twice chance'

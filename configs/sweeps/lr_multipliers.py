@@ -45,6 +45,4 @@ def get_sweep(mode: str = 'mini') -> Sweep:
     repeat='seed',
     # Fields of every config that `base` returns, by dotted name.
     defaults={},
-    # Times to restart a trial that fails without getting further.
-    retries=1,
   )

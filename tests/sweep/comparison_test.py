@@ -11,7 +11,6 @@ from written_runs import write_run
 
 from bn_repro.errors import UserError
 from bn_repro.sweep import comparison, figures, grid
-from bn_repro.sweep.__main__ import write as write_comparison
 
 # Accuracies of ten evaluations; the best mean of five of the first is .6, which
 # it first reaches at the sixth.
@@ -68,12 +67,12 @@ def usual(tmp_path):
   }
   write(tmp_path, sweep, curves, **diverged)
   for trial in sweep.trials:
-    # The best on test images is another one, which nobody may see.
+    # On test images another setting is best, which no output may show.
     best = trial.name.startswith('bn_baseline_multiplier5_')
     add_test(
       tmp_path / trial.name, 0.8 + trial.values['seed'] / 50 if best else 0.99
     )
-  return comparison.read(sweep, tmp_path, {})
+  return comparison.read(sweep, tmp_path, ())
 
 
 def test_range_of_usable_rates(usual):
@@ -144,9 +143,9 @@ def test_each_seed_has_a_target_of_its_own(tmp_path):
     [('inception', 1), ('inception', 2), ('bn_baseline', 1)], PLAIN
   )
   write(tmp_path, sweep, curves, seeds_lower=0.2)
-  found = comparison.read(sweep, tmp_path, {})
+  found = comparison.read(sweep, tmp_path, ())
   assert found.targets == pytest.approx({0: 0.6, 1: 0.4})
-  by_name = {result.name: result for result in found.results}
+  by_name = {result.trial.name: result for result in found.results}
   assert by_name['inception_multiplier2_seed1'].steps_to_target == 60
 
 
@@ -161,7 +160,7 @@ def test_a_seed_that_does_not_learn_makes_a_rate_unusable(tmp_path):
   # Twice chance is .2: seed 1 of Inception at x2 is below.
   write(tmp_path, sweep, curves, seeds_lower=0.06)
   first, second, *_ = comparison.conclusions(
-    comparison.read(sweep, tmp_path, {})
+    comparison.read(sweep, tmp_path, ())
   )
   assert first == 'Inception: learns with multiplier 1* alone, a factor of 1.'
   assert second == (
@@ -175,11 +174,11 @@ def test_no_wider_range_and_none_at_all(tmp_path):
   same = {('inception', 1): PLAIN, ('bn_baseline', 2): FAST}
   write(tmp_path / 'same', sweep, same)
   _, second, *_ = comparison.conclusions(
-    comparison.read(sweep, tmp_path / 'same', {})
+    comparison.read(sweep, tmp_path / 'same', ())
   )
   assert second.endswith('a factor of 1; no wider than Inception.')
   write(tmp_path / 'none', sweep, {('bn_baseline', 2): FAST})
-  found = comparison.read(sweep, tmp_path / 'none', {})
+  found = comparison.read(sweep, tmp_path / 'none', ())
   first, second, *_ = comparison.conclusions(found)
   assert first == 'Inception: learns at no multiplier.'
   assert second.startswith('BN-Baseline: learns with multiplier 2* alone')
@@ -195,7 +194,7 @@ def test_what_has_not_ended_is_named(tmp_path):
     {('inception', 1): PLAIN},
     bn_baseline_multiplier1_seed0={'status': 'preempted'},
   )
-  lines = comparison.conclusions(comparison.read(sweep, tmp_path, {}))
+  lines = comparison.conclusions(comparison.read(sweep, tmp_path, ()))
   assert lines[1] == 'BN-Baseline: 1 trials have not ended.'
   assert lines[-1] == (
     'Not ended: 1 of 2 trials, bn_baseline_multiplier1_seed0.'
@@ -206,15 +205,17 @@ def test_trials_that_were_not_started(tmp_path, usual):
   sweep = usual.sweep
   missing = sweep.trials[0].name
   shutil.rmtree(usual.folder / missing)
-  found = comparison.read(sweep, usual.folder, {})
-  assert {r.name: r.status for r in found.results}[missing] == 'not started'
+  found = comparison.read(sweep, usual.folder, ())
+  assert {r.trial.name: r.status for r in found.results}[
+    missing
+  ] == 'not started'
   lines = comparison.conclusions(found)
   # Nothing is said of a range of which a part is unknown.
   assert lines[0] == 'Inception: 1 trials have not ended.'
   assert lines[1].endswith('15, a factor of 15.')
   assert lines[-1] == f'Not ended: 1 of 24 trials, {missing}.'
   with pytest.raises(UserError, match='no trial of this sweep'):
-    comparison.read(sweep, tmp_path / 'nothing', {})
+    comparison.read(sweep, tmp_path / 'nothing', ())
 
 
 def test_diverged_trials_are_no_best_setting(tmp_path):
@@ -225,7 +226,7 @@ def test_diverged_trials_are_no_best_setting(tmp_path):
     {('inception', 1): PLAIN, ('bn_baseline', 2): FAST},
     bn_baseline_multiplier2_seed0={'status': 'diverged', 'reason': 'loss'},
   )
-  lines = comparison.conclusions(comparison.read(sweep, tmp_path, {}))
+  lines = comparison.conclusions(comparison.read(sweep, tmp_path, ()))
   assert 'variant inception, multiplier 1, 60.00 %' in lines[-1]
 
 
@@ -237,10 +238,10 @@ def test_named_settings_have_no_ranges(tmp_path):
   )
   for trial in sweep.trials:
     write_run(tmp_path / trial.name, 'bn_x5', FAST, *trial.overrides)
-  found = comparison.read(sweep, tmp_path, {})
+  found = comparison.read(sweep, tmp_path, ())
   (best,) = comparison.conclusions(found)
   assert 'net bn_baseline, 80.00 % (mean of 1)' in best
-  write_comparison(found)
+  comparison.write(found)
   assert (tmp_path / 'sweep.png').stat().st_size > 10_000
 
 
@@ -258,14 +259,14 @@ def test_marks_of_the_picture(usual):
   values = usual.sweep.axes['multiplier']
   figures.draw_accuracies(axes, usual, dict(zip(values, values, strict=True)))
   marks = Counter(line.get_marker() for line in axes.lines)
-  states = Counter(r.outcome.split(' at step')[0] for r in usual.results)
+  states = Counter(result.outcome for result in usual.results)
   assert marks['x'] == states['diverged'] == 2
   assert marks['s'] == states['below twice chance'] == 8
   figures.plt.close()
 
 
 def test_what_is_written(usual):
-  write_comparison(usual)
+  comparison.write(usual)
   folder = usual.folder
   assert (folder / 'trials.csv').read_text() == comparison.table(usual)
   assert (folder / 'summary.md').read_text() == comparison.summary(usual)

@@ -34,9 +34,7 @@ def clock(monkeypatch):
 
 def create(tmp_path, number):
   return [
-    TrialProcess(
-      f't{i}', tmp_path / f't{i}', ['true'], images=3200, total_steps=100
-    )
+    TrialProcess(f't{i}', tmp_path / f't{i}', ['true'], total_steps=100)
     for i in range(number)
   ]
 
@@ -49,18 +47,31 @@ def write(trial, *lines):
       file.write(json.dumps(line) + '\n')
 
 
+def start(progress, trial):
+  """What a runner does when it starts a trial."""
+  trial.state = 'running'
+  trial.first_step, trial.start = trial.step, progress_lib.time.monotonic()
+  progress.changed(trial)
+
+
+def end(progress, trial, state, code):
+  """What a runner does when a trial has ended."""
+  trial.update()
+  trial.state, trial.code = state, code
+  progress.changed(trial)
+
+
 def test_lines(tmp_path, clock, capsys):
   """By hand: half of a trial in 50 s, of three that are trained one by one."""
   first, *_ = many = create(tmp_path, 3)
   progress = SweepProgress(many, jobs=1)
-  first.state = 'running'
-  progress.started(first)
+  start(progress, first)
   assert 't0: running from step 0' in capsys.readouterr().out
   write(
     first,
     (50, 'train', 0.9),
     (50, 'validation', 0.75),
-    # Nobody is to choose by it.
+    # Not shown, so that no choice relies on it.
     (50, 'test', 0.99),
   )
   clock.now += 50
@@ -72,8 +83,8 @@ def test_lines(tmp_path, clock, capsys):
   assert not capsys.readouterr().out
   clock.now += 49
   write(first, (100, 'validation', 0.8))
-  first.state, first.seconds = 'done', 100.0
-  progress.ended(first, 0)
+  first.seconds = 100.0
+  end(progress, first, 'done', 0)
   assert capsys.readouterr().out == (
     't0: done, accuracy 0.8000, 1:40; 1 done, 2 waiting, ETA 3:20\n'
   )
@@ -85,14 +96,18 @@ def test_lines(tmp_path, clock, capsys):
 
 def test_a_resumed_trial(tmp_path, clock, capsys):
   """What was there before takes no part in the estimate."""
-  (trial,) = create(tmp_path, 1)
-  progress = SweepProgress([trial], jobs=1)
-  trial.state, trial.step = 'running', 80
-  progress.started(trial)
+  trial, other = create(tmp_path, 2)
+  trial.step = 80
+  progress = SweepProgress([trial, other], jobs=1)
+  start(progress, trial)
   write(trial, (90, 'validation', 0.5))
   clock.now += 40
   progress.tick()
   assert 'step 90/100, accuracy 0.5000, ETA 0:40' in capsys.readouterr().out
+  clock.now += 40
+  # 20 steps took 80 s, and 100 steps remain.
+  end(progress, trial, 'done', 0)
+  assert '1 done, 1 waiting, ETA 6:40' in capsys.readouterr().out
 
 
 def test_endings(tmp_path, clock, capsys):
@@ -104,9 +119,8 @@ def test_endings(tmp_path, clock, capsys):
     (failed, 'failed', 1, 'see ' + str(failed.log) + ': error: no data'),
     (diverged, 'diverged', 3, 't2: diverged, 0:00'),
   ):
-    progress.started(trial)
-    trial.state = state
-    progress.ended(trial, code)
+    start(progress, trial)
+    end(progress, trial, state, code)
     assert expected in capsys.readouterr().out
 
 
@@ -119,11 +133,10 @@ def test_table(tmp_path, clock, monkeypatch):
   monkeypatch.setenv('TERM', 'xterm')
   many = create(tmp_path, 8)
   progress = SweepProgress(many, jobs=1)
-  many[4].state = 'running'
-  progress.started(many[4])
+  start(progress, many[4])
   write(many[4], (25, 'validation', 0.3))
-  many[6].state = 'done'
-  progress.ended(many[6], 0)
+  start(progress, many[6])
+  end(progress, many[6], 'done', 0)
   clock.now += 30
   progress.tick()
   text = terminal.getvalue()

@@ -26,8 +26,8 @@ step() {
 """
 
 
-class Told(runner_lib.Progress):
-  """Records events, and reacts to them.
+class Recorder(runner_lib.Progress):
+  """Records events, and calls a function after some of them.
 
   Args:
     reactions: functions to call after an event.
@@ -36,31 +36,30 @@ class Told(runner_lib.Progress):
   def __init__(self, reactions=None):
     self.events = []
     self.most = 0
-    self._running = 0
+    self._running = set()
     self._reactions = reactions or {}
 
-  def started(self, trial):
-    self._running += 1
-    self.most = max(self.most, self._running)
-    self._add(('start', trial.name))
-
-  def ended(self, trial, code):
-    self._running -= 1
-    self._add((code, trial.name))
+  def changed(self, trial):
+    if trial.state == 'running':
+      self._running.add(trial.name)
+      self.most = max(self.most, len(self._running))
+      self._add(('start', trial.name))
+    elif trial.state == 'runs elsewhere':
+      self._add(f'elsewhere {trial.name}')
+    else:
+      self._running.discard(trial.name)
+      self._add((trial.code, trial.name))
 
   def stopping(self):
     self._add('stop')
-
-  def found_elsewhere(self, trial):
-    self._add(f'elsewhere {trial.name}')
 
   def _add(self, event):
     self.events.append(event)
     self._reactions.get(event, lambda: None)()
 
 
-class Asked:
-  """An preemption that has come or not."""
+class FakePreemption:
+  """A preemption; a test sets its signal."""
 
   signal = 0
 
@@ -76,7 +75,6 @@ def create(tmp_path):
         '-c',
         f'WORKDIR={tmp_path / name}\n{PRELUDE}\n{script}',
       ],
-      images=100,
       total_steps=10,
     )
 
@@ -84,10 +82,10 @@ def create(tmp_path):
 
 
 def run(all_trials, jobs=2, retries=1, preemption=None, reactions=None):
-  told = Told(reactions)
-  runner = runner_lib.Runner(all_trials, [{}] * jobs, retries, told)
-  finished = runner.run(preemption or Asked())
-  return finished, told
+  recorder = Recorder(reactions)
+  runner = runner_lib.Runner(all_trials, [{}] * jobs, retries, recorder)
+  finished = runner.run(preemption or FakePreemption())
+  return finished, recorder
 
 
 def starts(trial):
@@ -96,10 +94,10 @@ def starts(trial):
 
 def test_some_at_a_time_in_order(create):
   many = [create(f't{i}', 'sleep 0.2') for i in range(5)]
-  finished, told = run(many)
+  finished, recorder = run(many)
   assert finished
-  assert told.most == 2
-  begun = [name for what, name in told.events if what == 'start']
+  assert recorder.most == 2
+  begun = [name for what, name in recorder.events if what == 'start']
   assert begun == [trial.name for trial in many]
   assert {trial.state for trial in many} == {workdir_lib.Status.DONE}
   assert all(trial.seconds >= 0.2 for trial in many)
@@ -133,35 +131,27 @@ def test_ends(script, retries, expected, count, create):
   assert other.state == workdir_lib.Status.DONE
 
 
-def test_a_trial_that_cannot_start(create, tmp_path):
-  """The other trials go on, and its output is kept."""
-  bad = create('bad', 'echo "error: no such data" >&2; exit 1')
-  good = create('good', 'exit 0')
-  finished, _ = run([bad, good])
-  assert finished
-  assert (bad.state, good.state) == ('failed', 'done')
-  assert runner_lib.failure_reason(bad) == f'see {bad.log}: error: no such data'
-
-
 def test_a_trial_whose_process_cannot_be_started(create):
   bad, good = create('bad', 'exit 0'), create('good', 'exit 0')
   bad.log.mkdir(parents=True)
-  finished, told = run([bad, good], jobs=1)
+  finished, recorder = run([bad, good], jobs=1)
   assert finished
   assert (bad.state, good.state) == ('failed', 'done')
-  assert 'Is a directory' in runner_lib.failure_reason(bad)
-  assert ('start', 'bad') not in told.events
+  assert 'Is a directory' in bad.failure_reason()
+  assert ('start', 'bad') not in recorder.events
 
 
 def test_stopping_before_the_handler_is_installed(create):
   """The trial has saved nothing, but has not failed."""
   trial = create('trial', 'sleep 60')
-  asked = Asked()
-  ask = {('start', 'trial'): lambda: setattr(asked, 'signal', signal.SIGTERM)}
-  finished, told = run([trial], preemption=asked, reactions=ask)
+  preemption = FakePreemption()
+  ask = {
+    ('start', 'trial'): lambda: setattr(preemption, 'signal', signal.SIGTERM)
+  }
+  finished, recorder = run([trial], preemption=preemption, reactions=ask)
   assert not finished
   assert trial.state == 'preempted'
-  assert told.events[-1] == (-signal.SIGTERM, 'trial')
+  assert recorder.events[-1] == (-signal.SIGTERM, 'trial')
 
 
 def test_stopping(create):
@@ -171,17 +161,17 @@ def test_stopping(create):
     'sleep 60 & wait'
   )
   many = [create(f't{i}', script) for i in range(3)]
-  asked = Asked()
+  preemption = FakePreemption()
 
   def ask():
     for trial in many[:2]:
       wait_for(trial.workdir / 'begun')
-    asked.signal = signal.SIGTERM
+    preemption.signal = signal.SIGTERM
 
   threading.Thread(target=ask).start()
-  finished, told = run(many, preemption=asked)
+  finished, recorder = run(many, preemption=preemption)
   assert not finished
-  assert told.events.count('stop') == 1
+  assert recorder.events.count('stop') == 1
   assert [t.state for t in many] == ['preempted', 'preempted', 'waiting']
   for trial in many[:2]:
     assert (trial.workdir / 'saved').read_text() == 'saved\n'
@@ -194,8 +184,8 @@ def test_a_workdir_that_is_locked(create):
   holder = workdir_lib.Workdir(str(locked.workdir))
   holder.claim()
   assert runner_lib.is_locked(locked.workdir)
-  _, told = run([locked, free], 1, reactions={(0, 'free'): holder.release})
-  assert told.events == [
+  _, recorder = run([locked, free], 1, reactions={(0, 'free'): holder.release})
+  assert recorder.events == [
     'elsewhere locked',
     ('start', 'free'),
     (0, 'free'),
@@ -220,7 +210,7 @@ from bn_repro.runtime.preemption import Preemption
 from bn_repro.sweep import runner
 folder, number, script = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 many = [
-  runner.TrialProcess(f't{i}', folder / f't{i}', ['bash', '-c', script], 1, 1)
+  runner.TrialProcess(f't{i}', folder / f't{i}', ['bash', '-c', script], 1)
   for i in range(number)
 ]
 runner.Runner(many, [{}] * 20, 0, runner.Progress()).run(Preemption())
@@ -271,9 +261,16 @@ def wait_for(path):
 
 
 def test_the_log_holds_all_output(create):
-  trial = create('trial', 'echo try $starts; [ $starts -gt 1 ] || exit 75')
-  run([trial])
-  assert trial.log.read_text() == 'try 1\ntry 2\n'
+  """Its last line is the reason of a failure; the other trials go on."""
+  bad = create('bad', 'echo "error: try $starts" >&2; exit 1')
+  good = create('good', 'exit 0')
+  finished, _ = run([bad, good], jobs=1)
+  assert finished
+  assert (bad.state, good.state) == ('failed', 'done')
+  assert bad.log.read_text() == 'error: try 1\nerror: try 2\n'
+  assert runner_lib.failures([bad, good]) == [
+    f'bad: failed, see {bad.log}: error: try 2'
+  ]
 
 
 def test_the_environment_of_a_slot(create, tmp_path):
@@ -285,7 +282,7 @@ def test_the_environment_of_a_slot(create, tmp_path):
   """
   many = [create(f't{i}', script) for i in (0, 1)]
   slots = [{'GPU': '0'}, {'GPU': '1'}]
-  runner_lib.Runner(many, slots, 0, runner_lib.Progress()).run(Asked())
+  runner_lib.Runner(many, slots, 0, runner_lib.Progress()).run(FakePreemption())
   found = [(t.workdir / 'gpu').read_text().strip() for t in many]
   assert found == ['0', '1']
 
@@ -308,15 +305,21 @@ def test_slots(monkeypatch):
   assert runner_lib.slots(3) == [{}, {}, {}]
 
 
-def test_the_end_of_a_long_log(tmp_path):
+def test_the_end_of_a_long_log(create):
   """Whole lines only, from the end of the file."""
+  trial = create('trial', 'true')
+  trial.workdir.mkdir()
   line = {'split': 'train', 'loss': 1.0}
-  with (tmp_path / 'metrics.jsonl').open('w') as file:
+  with (trial.workdir / 'metrics.jsonl').open('w') as file:
     for step in range(5000):
       file.write(json.dumps({'step': step, **line}) + '\n')
     file.write('{"step": 9')
-  found = runner_lib.last_lines(tmp_path)
+  found = runner_lib.last_lines(trial.workdir)
   assert 10 < len(found) < 1000
   assert [each['step'] for each in found] == list(range(5000))[-len(found) :]
-  assert runner_lib.last_step(tmp_path) == 4999
-  assert runner_lib.last_step(tmp_path / 'none') == 0
+  trial.update()
+  assert trial.step == 4999
+  with (trial.workdir / 'metrics.jsonl').open('a') as file:
+    file.write('damaged\n')
+  for workdir in (trial.workdir, trial.workdir / 'none'):
+    assert runner_lib.last_lines(workdir) == []
