@@ -12,7 +12,7 @@ from configs import inception
 
 
 def get_config(mode: str = 'full') -> ConfigDict:
-  """Inception with batch normalisation; nothing else changes."""
+  """Inception with batch normalization; nothing else changes."""
   config = inception.get_config(mode)
   config.bn.enabled = True
   if mode == 'full':

@@ -12,7 +12,7 @@ from configs import mnist
 
 
 def get_config(mode: str = 'full') -> ConfigDict:
-  """The network of Fig. 1 with batch normalisation; nothing else changes."""
+  """The network of Fig. 1 with batch normalization; nothing else changes."""
   config = mnist.get_config(mode)
   config.bn.enabled = True
   return config

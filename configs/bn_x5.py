@@ -16,9 +16,9 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config = bn_baseline.get_config(mode)
   config.optim.learning_rate *= 5  # Increase the learning rate.
   config.model.dropout_rate = 0.0  # Remove dropout.
-  config.optim.weight_decay /= 5  # Reduce the L2 weight regularisation.
+  config.optim.weight_decay /= 5  # Reduce the L2 weight regularization.
   config.optim.decay_epochs /= 6  # Decay the learning rate 6 times faster.
-  config.model.lrn = False  # Remove local response normalisation.
+  config.model.lrn = False  # Remove local response normalization.
   config.data.shuffle = 'within_shard'  # Shuffle more thoroughly.
   if mode == 'full':
     config.data.distortion = 'reduced'  # Reduce the photometric distortions.

@@ -1,4 +1,4 @@
-"""Inception (section 4.2): the network without batch normalisation.
+"""Inception (section 4.2): the network without batch normalization.
 
 Paper: 72.2 % of the ImageNet validation images after 31.0 million steps of 32.
 
@@ -120,7 +120,7 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.model.width = 1.0
   # relu or sigmoid.
   config.model.nonlinearity = 'relu'
-  # Local response normalisation in the stem, as in GoogLeNet.
+  # Local response normalization in the stem, as in GoogLeNet.
   config.model.lrn = True
   # Fraction of the classifier's inputs to drop, as in GoogLeNet.
   config.model.dropout_rate = 0.4
@@ -153,7 +153,7 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.optim.learning_rate = 0.0015
   # GoogLeNet's; the paper gives none.
   config.optim.momentum = 0.9
-  # L2 regularisation of the weights, not of biases, scales and shifts. Our
+  # L2 regularization of the weights, not of biases, scales and shifts. Our
   # choice, after Caffe's GoogLeNet; BN-x5's fifth is then TF-Slim's value.
   config.optim.weight_decay = 2e-4
   # Every `decay_epochs` the learning rate is multiplied by `decay_rate`
@@ -184,7 +184,7 @@ def _make_mini(config: ConfigDict) -> None:
   config.data.image_size = 32
   config.data.holdout = 500
   config.data.num_shards = 20
-  # Grey digits have no colours to distort.
+  # Gray digits have no colors to distort.
   config.data.distortion = 'none'
 
   config.model.width = 0.125

@@ -16,7 +16,7 @@ from configs import inception
 
 
 def get_config(mode: str = 'full') -> ConfigDict:
-  """The network of Fig. 1, without batch normalisation."""
+  """The network of Fig. 1, without batch normalization."""
   config = inception.get_config('full')
   config.batch_size = 60
   config.total_steps = 50_000
@@ -49,7 +49,7 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.bn.momentum = 0.99  # Our choice: 100 steps of 50,000.
   config.bn.population_batches = 40
 
-  # Our choice: SGD without momentum, decay or regularisation, at a rate of 0.1
+  # Our choice: SGD without momentum, decay or regularization, at a rate of 0.1
   # for batches of 60.
   config.optim.learning_rate = 0.1 * 32 / 60
   config.optim.momentum = 0.0

@@ -3,7 +3,7 @@
   python scripts/make_stand_in.py --out=stand_in
 
 With it every step from the archives to a trained network can be tried without
-ImageNet. Its images are JPEGs of many sizes. A class is a pattern of coloured
+ImageNet. Its images are JPEGs of many sizes. A class is a pattern of colored
 blocks, randomly shifted and with noise, which a network can learn. The builder
 of tfds labels validation images by ImageNet's own list, so that the stand-in
 has the first classes of that list.

@@ -219,7 +219,7 @@ def test_section_3_4_batch_mates_matter_in_training_alone():
     assert np.allclose(first, second) is same
 
 
-def test_section_3_2_bias_before_batch_norm_is_cancelled():
+def test_section_3_2_bias_before_batch_norm_is_canceled():
   x, bias = random(8, 4), random(4, seed=5)
   np.testing.assert_allclose(
     transform(x + bias)[0], transform(x)[0], rtol=1e-11, atol=1e-13

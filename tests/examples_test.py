@@ -94,7 +94,7 @@ def test_list_and_sheet_of_a_step(tmp_path, capsys, monkeypatch):
   assert eval_captions == [class_names[label] for label in expected['label']]
 
 
-def test_sheet_of_grey_digits_of_a_run(tmp_path, capsys):
+def test_sheet_of_gray_digits_of_a_run(tmp_path, capsys):
   workdir = tmp_path / 'run'
   workdir.mkdir()
   config = config_lib.load(MINI)

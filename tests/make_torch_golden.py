@@ -5,7 +5,7 @@
 
 The small net is written here with PyTorch's own layers and trained by its own
 SGD; the full one is `bninception` of pytorchcv. Neither shares a line of the
-network, the loss or the optimiser with this project: only the table of channels
+network, the loss or the optimizer with this project: only the table of channels
 and the values that go in.
 """
 
@@ -29,7 +29,7 @@ torch.set_default_dtype(torch.float64)
 
 
 class Unit(nn.Module):
-  """Convolution, batch normalisation, ReLU."""
+  """Convolution, batch normalization, ReLU."""
 
   def __init__(self, inputs, outputs, kernel, stride, epsilon):
     super().__init__()

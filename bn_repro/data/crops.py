@@ -48,7 +48,7 @@ def central_box(width: int, height: int) -> Box:
   224 (GoogLeNet's single crop).
   """
   side = max(round(min(width, height) * 224 / 256), 1)
-  return _centred(width, height, side, side)
+  return _centered(width, height, side, side)
 
 
 def random_box(width: int, height: int, draws: np.ndarray) -> Box:
@@ -73,7 +73,7 @@ def random_box(width: int, height: int, draws: np.ndarray) -> Box:
     (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
   )
   if not fits.any():
-    return _centred(
+    return _centered(
       width,
       height,
       max(min(width, round(height * 4 / 3)), 1),
@@ -94,7 +94,7 @@ def is_mirrored(draws: np.ndarray) -> bool:
   return bool(draws[0] < 0.5)
 
 
-def _centred(width: int, height: int, box_width: int, box_height: int) -> Box:
+def _centered(width: int, height: int, box_width: int, box_height: int) -> Box:
   return Box(
     (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
   )

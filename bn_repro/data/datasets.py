@@ -171,8 +171,8 @@ def _distorted(split: ArraySplit, count: int, seed: int) -> ArraySplit:
   matrices[:, 1, 0] = scale[:, 0] * np.sin(angle)
   matrices[:, 1, 1] = scale[:, 1] * np.cos(angle)
   sources = split.take(np.arange(count) % len(split))
-  centre = (np.array(split.images.shape[1:3]) - 1) / 2
-  offsets = centre - matrices @ centre + shift
+  center = (np.array(split.images.shape[1:3]) - 1) / 2
+  offsets = center - matrices @ center + shift
   images = np.empty_like(sources.images)
   for channel in range(images.shape[-1]):
     for image, source, matrix, offset in zip(
@@ -206,7 +206,7 @@ def _prepare(images: np.ndarray, data: ConfigDict) -> np.ndarray:
 
 
 def _load_synthetic(data: ConfigDict) -> mnist.Loaded:
-  """Makes noise around a colour pattern per class, for tests and benchmarks."""
+  """Makes noise around a color pattern per class, for tests and benchmarks."""
   num_classes = 10
   rng = np.random.Generator(np.random.Philox(0))
   patterns = rng.integers(0, 192, (num_classes, 8, 8, 3))

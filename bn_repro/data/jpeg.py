@@ -3,7 +3,7 @@
 Only the box of a JPEG is decoded, at the smallest of libjpeg's scales (1, 1/2,
 1/4, 1/8) at which it is at least as large as the square. libjpeg-turbo decodes,
 through its TurboJPEG 3 interface, and OpenCV resizes; both release the global
-interpreter lock. Pillow decodes other formats and colour spaces. A damaged JPEG
+interpreter lock. Pillow decodes other formats and color spaces. A damaged JPEG
 still yields the boxes that end above the damage.
 """
 
@@ -79,7 +79,7 @@ def _check_size(width: int, height: int) -> None:
 def _decode_by_pillow(
   encoded: bytes, choose_box: ChooseBox, size: int
 ) -> np.ndarray:
-  """Returns a resized box of an image of any format and colour space."""
+  """Returns a resized box of an image of any format and color space."""
   try:
     image: Image.Image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
     _check_size(*image.size)
@@ -142,7 +142,7 @@ class _Decompressor:
 
     Raises:
       UndecodableImage: if the file is damaged or too large. (Pillow decodes a
-        damaged file silently, grey or shifted below the damage.)
+        damaged file silently, gray or shifted below the damage.)
     """
     library, handle = self._library, self._handle
     if library.tj3DecompressHeader(handle, encoded, len(encoded)):

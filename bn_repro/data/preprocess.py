@@ -1,4 +1,4 @@
-"""Distortion and normalisation of images, on the device.
+"""Distortion and normalization of images, on the device.
 
 The photometric distortions are TF-Slim's, as the paper does not describe its
 own: `reduced` is TF-Slim's fast mode, `full` its slow mode. Each example has a
@@ -92,15 +92,15 @@ def _distort_full(image: Array, drawn: Adjustments) -> Array:
   def shift(image: Array, where: Array) -> Array:
     return image + jnp.where(where, drawn.brightness, 0)
 
-  def recolour(image: Array, saturate: Array, turn: Array) -> Array:
+  def recolor(image: Array, saturate: Array, turn: Array) -> Array:
     image = jnp.where(saturate, _saturate(image, drawn.saturation), image)
     return _turn_hue(image, jnp.where(turn, drawn.hue, 0))
 
   image = shift(image, is_one_of(0))
-  image = recolour(image, is_one_of(0, 1, 3), is_one_of(0, 3))
+  image = recolor(image, is_one_of(0, 1, 3), is_one_of(0, 3))
   image = _adjust_contrast(image, drawn.contrast)
   image = shift(image, is_one_of(2))
-  image = recolour(image, is_one_of(2), is_one_of(1, 2))
+  image = recolor(image, is_one_of(2), is_one_of(1, 2))
   return shift(image, is_one_of(1, 3))
 
 
@@ -113,7 +113,7 @@ def _saturate(image: Array, factor: Array) -> Array:
   """Scales the saturation in HSV; value and hue stay the same."""
   value = image.max(-1, keepdims=True)
   chroma = value - image.min(-1, keepdims=True)
-  # Saturation is chroma / value, at most 1. Pixels with value <= 0 become grey.
+  # Saturation is chroma / value, at most 1. Pixels with value <= 0 become gray.
   limit = jnp.where(
     chroma > 0, jnp.maximum(value, 0) / jnp.maximum(chroma, 1e-6), 1
   )

@@ -1,4 +1,4 @@
-"""Splits of a data set: labelled images, gathered into batches by index.
+"""Splits of a data set: labeled images, gathered into batches by index.
 
 A split has two views of an image: that of training, which may be a random crop,
 and that of evaluation. For images in memory both are the whole image.
@@ -33,7 +33,7 @@ class Batch(TypedDict):
 
 
 class Split(Protocol):
-  """A set of labelled images."""
+  """A set of labeled images."""
 
   @property
   def image_shape(self) -> tuple[int, int, int]:

@@ -103,8 +103,8 @@ def batch_moments(
   else:
     (sum_d,) = sharing.total(add(d))
     offset = sum_d / m
-    centred = d - offset if mask is None else (d - offset) * weight
-    (sum_c2,) = sharing.total(add(centred * centred))
+    centered = d - offset if mask is None else (d - offset) * weight
+    (sum_c2,) = sharing.total(add(centered * centered))
     var = sum_c2 / m
   return pivot + offset, var, m
 

@@ -219,7 +219,7 @@ class Inception(nn.Module):
 
     first, reduce, second = self.stem_channels
     depth_multiplier = inception_table.DEPTH_MULTIPLIER
-    # Grey images become three equal channels.
+    # Gray images become three equal channels.
     x = jnp.broadcast_to(images.astype(self.dtype), (*images.shape[:3], 3))
     x = unit(
       first,

@@ -16,8 +16,8 @@ from bn_repro import paper
 from bn_repro.report import claims, runs
 from bn_repro.report.runs import Run, Section
 
-# The palette of Okabe and Ito, distinguishable with colour blindness.
-COLOURS = (
+# The palette of Okabe and Ito, distinguishable with color blindness.
+COLORS = (
   '#000000',
   '#0072b2',
   '#d55e00',
@@ -36,9 +36,9 @@ _MAX_POINTS = 60
 
 
 def style(index: int) -> dict[str, Any]:
-  """Colour and line style of the line number `index`."""
+  """Color and line style of the line number `index`."""
   return {
-    'color': COLOURS[index % len(COLOURS)],
+    'color': COLORS[index % len(COLORS)],
     'linestyle': LINE_STYLES[index % len(LINE_STYLES)],
   }
 
@@ -79,13 +79,13 @@ def draw_spread(
   medians = [
     np.nan if np.isnan(v).any() else runs.lower_median(v) for v in values
   ]
-  colour = style['color']
+  color = style['color']
   if joined:
-    axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
+    axes.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
     axes.plot(x, medians, marker='o', ms=4, label=label, **style)
   else:
-    axes.vlines(x, low, high, color=colour, lw=2, alpha=0.4)
-    axes.plot(x, medians, 'o', ms=5, color=colour, label=label)
+    axes.vlines(x, low, high, color=color, lw=2, alpha=0.4)
+    axes.plot(x, medians, 'o', ms=5, color=color, label=label)
 
 
 def contact_sheet(
@@ -155,7 +155,7 @@ def curves(section: Section, out: Path, name: str) -> None:
 
 
 def _smoothed(points: Sequence[runs.Point]) -> list[runs.Point]:
-  """Means of neighbouring points, at most `_MAX_POINTS` of them."""
+  """Means of neighboring points, at most `_MAX_POINTS` of them."""
   width = math.ceil(len(points) / _MAX_POINTS)
   chunks = [points[i : i + width] for i in range(0, len(points), width)]
   return [tuple(np.mean(chunk, axis=0)) for chunk in chunks]

@@ -69,7 +69,7 @@ _VERDICT_CLASSES = {claims.HOLDS: 'holds', claims.FAILS: 'fails'}
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
-  """An HTML table of plain text by heading; verdicts are coloured."""
+  """An HTML table of plain text by heading; verdicts are colored."""
 
   def cell(text: str) -> str:
     kind = _VERDICT_CLASSES.get(text)

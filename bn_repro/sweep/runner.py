@@ -156,7 +156,7 @@ class Runner:
     retries: int,
     progress: Progress,
   ):
-    """Initialises a runner.
+    """Initializes a runner.
 
     Args:
       trials: trials in the order in which they start.

@@ -129,7 +129,7 @@ class Base:
   """The argument `base` of `Sweep.trial`, for one trial."""
 
   def __init__(self, config_spec: str, overrides: Sequence[str]):
-    """Initialises the argument.
+    """Initializes the argument.
 
     Args:
       config_spec: value of `--config` with a mode, or only ':' and a mode.

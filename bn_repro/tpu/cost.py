@@ -18,7 +18,7 @@ from bn_repro.tpu.slices import Chip
 CONVOLUTION = 'convolutions'
 BN = 'BN'
 POOLING = 'pooling'
-OPTIMIZER = 'optimiser'
+OPTIMIZER = 'optimizer'
 DISTORTION = 'distortion'
 COLLECTIVES = 'collectives'
 OTHER = 'other'

@@ -94,5 +94,5 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
 
 
 def averaged_parameters(opt_state: Any) -> Any | None:
-  """The Polyak average in an optimiser's state; None where there is none."""
+  """The Polyak average in an optimizer's state; None where there is none."""
   return optax.tree.get(opt_state, 'average')

@@ -38,7 +38,7 @@ def get_sweep(mode: str = 'mini') -> Sweep:
   ):
     nets[start] = start, {}
     for item, fields in _ITEMS.items():
-      # `mini` leaves out `distortion`: grey digits have no colours to distort.
+      # `mini` leaves out `distortion`: gray digits have no colors to distort.
       if any(before[field] != after[field] for field in fields):
         changes = {field: values[field] for field in fields}
         nets[f'{word}_{item}'] = start, changes

@@ -64,7 +64,7 @@ def test_distorted_copies_are_a_function_of_seed_and_index():
   assert not np.array_equal(copies(500, 'seed=1').images, many)
 
 
-def test_distorted_copies_of_coloured_images():
+def test_distorted_copies_of_colored_images():
   synthetic = ('data.name=synthetic', 'data.holdout=64')
   images = copies(64, *synthetic).images
   np.testing.assert_array_equal(copies(64, *synthetic).images, images)
@@ -78,7 +78,7 @@ def test_distortions_turn_shift_and_scale_within_their_ranges():
   bar = ArraySplit(images, np.zeros(1, np.int32))
   distorted = datasets._distorted(bar, 300, seed=0)
   y, x = np.mgrid[:28, :28]
-  angles, centres, lengths = [], [], []
+  angles, centers, lengths = [], [], []
   for image in distorted.images[..., 0].astype(float):
     weight = image / image.sum()
     cy, cx = (weight * y).sum(), (weight * x).sum()
@@ -88,13 +88,13 @@ def test_distortions_turn_shift_and_scale_within_their_ranges():
     values, vectors = np.linalg.eigh(cov)
     along = vectors[:, -1] * np.sign(vectors[0, -1])
     angles.append(np.rad2deg(np.arctan2(along[1], along[0])))
-    centres.append((cy - 13.5, cx - 13.5))
+    centers.append((cy - 13.5, cx - 13.5))
     lengths.append(np.sqrt(12 * values[-1]))
   # 15 degrees, and 8.5 more from a shear of 0.15.
   assert 15 < np.abs(angles).max() < 24
   assert abs(np.mean(angles)) < 2
-  assert np.abs(centres).max() < 2 / 0.85 + 0.5
-  assert np.abs(centres).max() > 1.8
+  assert np.abs(centers).max() < 2 / 0.85 + 0.5
+  assert np.abs(centers).max() > 1.8
   assert 20 / 1.2 < min(lengths) < 19 < 21 < max(lengths) < 20 / 0.8
 
 

@@ -22,7 +22,7 @@ SIZE = 32
 
 
 def picture(index, kind='JPEG'):
-  """An image whose size and colours are a function of the index."""
+  """An image whose size and colors are a function of the index."""
   rng = np.random.default_rng(index)
   width, height = (int(n) for n in rng.integers(60, 200, 2))
   blocks = Image.fromarray(rng.integers(0, 256, (4, 4, 3)).astype(np.uint8))
@@ -163,7 +163,7 @@ def test_evaluation_has_every_image_once_on_any_number_of_hosts(count, hosts):
   np.testing.assert_array_equal(np.concatenate(labels), expected['label'])
 
 
-def test_damaged_images_are_replaced_by_their_neighbours(capfd):
+def test_damaged_images_are_replaced_by_their_neighbors(capfd):
   good, bad = encoded_split(), encoded_split(_3=b'', _4=picture(4)[:300])
   expected, found = stream(good), stream(bad)
   order = ExampleOrder(40, num_shards=4, shuffle='within_shard', seed=0)

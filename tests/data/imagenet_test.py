@@ -59,9 +59,9 @@ def test_examples_are_those_that_were_written(copy, examples):
     for index, (file_name, label, encoded) in enumerate(rows):
       assert split.name_of(index) == file_name
       assert split.label_of(index) == batch['label'][index] == label
-      colour = np.asarray(Image.open(io.BytesIO(encoded))).mean((0, 1))
+      color = np.asarray(Image.open(io.BytesIO(encoded))).mean((0, 1))
       found = batch['image'][index].mean((0, 1))
-      assert np.abs(found - colour).max() < 60
+      assert np.abs(found - color).max() < 60
 
 
 def test_class_names_belong_to_the_classes(copy):

@@ -61,7 +61,7 @@ def test_a_box_is_what_pillow_makes_of_it(subsampling, progressive):
 def test_a_box_of_the_size_is_decoded_exactly():
   """Without resizing, the pixels are those of the whole image.
 
-  The border differs: its interpolated chroma lacks the neighbours.
+  The border differs: its interpolated chroma lacks the neighbors.
   """
   for left, top in ((0, 0), (33, 7), (416, 203), (100, 100)):
     box = Box(left, top, 224, 224)
@@ -85,7 +85,7 @@ def test_smaller_scales_show_the_same_place(factor):
     assert psnr(found, by_pillow(encoded, size, moved)) < right - 2
 
 
-def test_grey_jpeg():
+def test_gray_jpeg():
   encoded = encode(PHOTO.convert('L'), quality=95)
   box = Box(10, 20, 300, 300)
   found = view(encoded, 128, box)
@@ -112,7 +112,7 @@ SIXTEEN_BITS = Image.fromarray((np.asarray(GREY).astype(np.uint16) << 8) + 77)
     )
   ],
 )
-def test_other_formats_and_colour_spaces(encoded, original, least):
+def test_other_formats_and_color_spaces(encoded, original, least):
   box = Box(10, 20, 300, 300)
   expected = by_pillow(encode(original, 'PNG'), 128, box)
   assert psnr(view(encoded, 128, box), expected) > least

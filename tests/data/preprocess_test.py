@@ -43,13 +43,13 @@ def test_saturation_scales_saturation_alone(factor):
   expected = np.minimum(factor * before[..., 1], 1)
   np.testing.assert_allclose(after[..., 1], expected, atol=1e-4)
   np.testing.assert_allclose(after[..., 2], before[..., 2], atol=1e-6)
-  coloured = after[..., 1] > 1e-3
+  colored = after[..., 1] > 1e-3
   np.testing.assert_allclose(
-    after[coloured][:, 0], before[coloured][:, 0], atol=1e-4
+    after[colored][:, 0], before[colored][:, 0], atol=1e-4
   )
 
 
-def test_pixels_darker_than_black_become_grey():
+def test_pixels_darker_than_black_become_gray():
   image = jnp.asarray([[[-0.1, -0.05, -0.2]]])
   found = preprocess._saturate(image, 1.2)
   np.testing.assert_allclose(found, [[[-0.05, -0.05, -0.05]]], atol=1e-7)
@@ -100,7 +100,7 @@ def adjustments(drawn):
 )
 def test_orders_of_the_adjustments(strength, orders):
   """Equals one adjustment after another, in TF-Slim's orders."""
-  # Not so dark or colourful that rounding decides about a pixel.
+  # Not so dark or colorful that rounding decides about a pixel.
   image = (40 + 200 * IMAGE).astype(np.uint8)
   keys = random_keys(24)
   images = jnp.asarray(image)[None].repeat(24, 0)

@@ -191,7 +191,7 @@ class TestDevices:
     )
 
   def naive(self, x, groups):
-    """Output of normalising each group of examples by its own moments."""
+    """Output of normalizing each group of examples by its own moments."""
     grouped = x.reshape(groups, -1, *x.shape[1:])
     mean = grouped.mean((1, 2, 3), keepdims=True)
     var = ((grouped - mean) ** 2).mean((1, 2, 3), keepdims=True)

@@ -75,7 +75,7 @@ def test_forward_pass_without_bn(x64):
 
 
 def test_forward_pass_with_bn():
-  """Wu without a bias, normalised over the batch, then the sigmoid."""
+  """Wu without a bias, normalized over the batch, then the sigmoid."""
   model, variables = create('bn_mnist')
   x = images(64)
   (found, _), state = model.apply(
@@ -86,13 +86,13 @@ def test_forward_pass_with_bn():
     layer = variables['params'][f'hidden{number}']
     assert layer.keys() == {'kernel'}
     z = y @ np.float64(layer['kernel'])
-    normalised = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
-    y = sigmoid(normalised)
+    normalized = (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5)
+    y = sigmoid(normalized)
   layer = variables['params']['classifier']
   expected = y @ np.float64(layer['kernel'])
   np.testing.assert_allclose(found, expected, atol=2e-5)
   (probe,) = state['probes']['last_hidden_input']
-  np.testing.assert_allclose(probe, normalised, atol=2e-4)
+  np.testing.assert_allclose(probe, normalized, atol=2e-4)
 
 
 def test_initial_weights_have_the_std_of_the_config():

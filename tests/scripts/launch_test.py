@@ -290,7 +290,7 @@ def test_batch_job_tasks(
 
 
 def test_jax_takes_one_gpu_per_process_under_slurm(monkeypatch):
-  """The batch job relies on this behaviour of JAX."""
+  """The batch job relies on this behavior of JAX."""
   from jax._src import clusters
 
   for setting in (

@@ -295,7 +295,7 @@ def test_bad_values(axis, expected):
 @pytest.mark.parametrize(
   'parts, expected',
   [
-    ({'fields': 'colour=1'}, "unexpected keyword argument 'colour'"),
+    ({'fields': 'color=1'}, "unexpected keyword argument 'color'"),
     ({'fields': 'x=1'}, 'x=1: no such axis.'),
     ({'fields': 'axes=["seed"]'}, 'axes: must be a dict.'),
     ({'axes': '{"seed": 3}'}, 'axis seed: must be a tuple of one or more'),

@@ -34,7 +34,7 @@ NAMES = (
 # Step, and the relative difference that another order of summation may make.
 # Measured where a scan was put around the step: nothing at step 1, up to 4e-7
 # at step 10. Later it is chaos in float64 as well: at step 50 the scan moved
-# BN-x5 by 0.8 %, and pooling before normalising by 10 %.
+# BN-x5 by 0.8 %, and pooling before normalizing by 10 %.
 STEPS = {1: 1e-12, 10: 1e-5}
 
 

@@ -1,4 +1,4 @@
-"""The optimiser against the update rule written out in float64 NumPy."""
+"""The optimizer against the update rule written out in float64 NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def gradients():
   ]
 
 
-def optimise(config, batch_size):
+def optimize(config, batch_size):
   """Parameters, and their Polyak averages, after each step."""
   schedule = optimizer_lib.create_schedule(config, STEPS_PER_EPOCH)
   optimizer = optimizer_lib.create_optimizer(config, batch_size, schedule)
@@ -84,7 +84,7 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize('batch_size, scale', [(32, 1), (256, 8), (8, 0.25)])
 def test_ten_steps(batch_size, scale, x64):
-  found = optimise(settings(), batch_size)
+  found = optimize(settings(), batch_size)
   expected = expected_history(scale, 0.03)
   for (params, average), values in zip(found, expected, strict=True):
     assert_close(params, values)
@@ -92,13 +92,13 @@ def test_ten_steps(batch_size, scale, x64):
 
 
 def test_without_momentum_and_decay(x64):
-  found = optimise(settings(momentum=0.0, weight_decay=0.0), 32)
+  found = optimize(settings(momentum=0.0, weight_decay=0.0), 32)
   expected = expected_history(1, weight_decay=0.0, momentum=0.0)
   assert_close(found[-1][0], expected[-1])
 
 
 def test_polyak_average(x64):
-  found = optimise(settings(polyak_decay=0.8), 32)
+  found = optimize(settings(polyak_decay=0.8), 32)
   values = expected_history(1, 0.03)
   for step, (params, average) in enumerate(found, start=1):
     assert_close(params, values[step - 1])
