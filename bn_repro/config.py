@@ -84,7 +84,7 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
   """
   config = config.copy_and_resolve_references()  # Stays locked.
   errors = [
-    *_override(config, overrides),
+    *_apply_overrides(config, overrides),
     *(f'config.{error}' for error in value_errors(config)),
   ]
   if errors:
@@ -168,8 +168,10 @@ def find_file(flag: str, name: str, folder: Path = CONFIGS) -> Path:
     return path
   if os.sep in name or path.suffix == '.py':
     beside = ', '.join(map(str, _python_files(path.parent)))
-    hint = f' There are: {beside}.' if beside else ''
-    raise UserError(f'{flag}={name}: no such file.{hint}')
+    hint = (
+      f'There are: {beside}' if beside else f'Shipped: {", ".join(shipped)}'
+    )
+    raise UserError(f'{flag}={name}: no such file. {hint}.')
   raise UserError(
     f'{flag}={name}: neither a file nor a shipped name. Shipped are '
     f'{", ".join(shipped)}.'
@@ -206,7 +208,7 @@ def _forget_configs() -> dict[str, types.ModuleType]:
   return {name: sys.modules.pop(name) for name in names}
 
 
-def _override(config: ConfigDict, overrides: Iterable[str]) -> list[str]:
+def _apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> list[str]:
   """Applies 'key=value' assignments; returns a line for each refused one."""
   errors = []
   fields = flatten(config)

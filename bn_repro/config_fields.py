@@ -233,9 +233,13 @@ def _duration_errors(config: ConfigDict) -> list[str]:
 
 
 def _network_errors(config: ConfigDict) -> list[str]:
-  """Checks that the network takes the images and has the options."""
-  if config.model.name != 'mlp':
-    return _inception_errors(config)
+  """Checks image sizes, and options that one of the networks does not have."""
+  if config.model.name == 'mlp':
+    return _mlp_errors(config)
+  return _inception_errors(config)
+
+
+def _mlp_errors(config: ConfigDict) -> list[str]:
   errors = [
     f'model.{name}={config.model[name]}: the network mlp has none; turn it off.'
     for name in ('lrn', 'aux_head', 'dropout_rate')
@@ -268,7 +272,7 @@ def _inception_errors(config: ConfigDict) -> list[str]:
 
 
 def _data_errors(config: ConfigDict) -> list[str]:
-  """Checks that no option needs in memory what is read from disk."""
+  """Checks that options for images in memory are off for data on disk."""
   if config.data.name not in _ON_DISK:
     return []
   return [
@@ -280,7 +284,7 @@ def _data_errors(config: ConfigDict) -> list[str]:
 
 
 def _bn_errors(config: ConfigDict) -> list[str]:
-  """Checks that groups divide the batch, and averages have statistics."""
+  """Checks BN group sizes, and that averaged parameters have statistics."""
   errors = []
   if config.bn.statistics == 'group' and (
     config.batch_size % config.bn.virtual_batch_size

@@ -106,6 +106,8 @@ def _table(config: ConfigDict, dataset: Dataset, step: int) -> list[str]:
 def _draw(config: ConfigDict, dataset: Dataset, step: int, path: Path) -> None:
   """Draws the contact sheet."""
   cli.set_up_jax(config)
+  import jax
+
   from bn_repro import parallel
   from bn_repro.data import input_pipeline
   from bn_repro.report import figures
@@ -126,7 +128,7 @@ def _draw(config: ConfigDict, dataset: Dataset, step: int, path: Path) -> None:
     )
 
   # One device suffices: distortions do not depend on the number of devices.
-  mesh = parallel.create_mesh(parallel.first_device())
+  mesh = parallel.create_mesh(jax.local_devices()[:1])
   distorted = parallel.data_parallel(distort, mesh, donate_state=False)(
     (np.uint32(config.seed), np.int32(step)), batch
   )

@@ -1,6 +1,6 @@
 """Prints the layers of a config's network, with parameters and multiply-adds.
 
-python -m bn_repro.overview --config=configs/inception.py
+python -m bn_repro.overview --config=inception
 """
 
 import argparse
@@ -22,7 +22,8 @@ def main() -> int:
   cli.add_config_arguments(parser)
   parser.add_argument(
     '--num_classes',
-    type=int,
+    type=cli.positive,
+    metavar='N',
     help='size of the classifier; the default is that of the data set',
   )
   try:

@@ -35,11 +35,6 @@ def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   )
 
 
-def first_device() -> list[jax.Device]:
-  """One local device, in a list."""
-  return jax.local_devices()[:1]
-
-
 def replicate(mesh: Mesh, tree: Any) -> Any:
   """Places a copy of every array on every device."""
   sharding = NamedSharding(mesh, PartitionSpec())
@@ -55,13 +50,13 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
   return jax.tree.map(place, tree)
 
 
-def _split(batch_axis: int) -> PartitionSpec:
+def _batch_spec(batch_axis: int) -> PartitionSpec:
   return PartitionSpec(*(None,) * batch_axis, AXIS)
 
 
 def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0) -> Any:
   """Splits the batch axis of the arrays of this process over the devices."""
-  sharding = NamedSharding(mesh, _split(batch_axis))
+  sharding = NamedSharding(mesh, _batch_spec(batch_axis))
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )
@@ -74,7 +69,7 @@ def replicate_abstract(mesh: Mesh, tree: Any) -> Any:
 
 def shard_abstract(mesh: Mesh, batch: Any, batch_axis: int) -> Any:
   """Shapes, dtypes and shardings of a global batch placed by `shard_batch`."""
-  return _place_abstract(batch, NamedSharding(mesh, _split(batch_axis)))
+  return _place_abstract(batch, NamedSharding(mesh, _batch_spec(batch_axis)))
 
 
 def _place_abstract(tree: Any, sharding: NamedSharding) -> Any:
@@ -102,7 +97,7 @@ def data_parallel(
   sharded = jax.shard_map(
     fn,
     mesh=mesh,
-    in_specs=(PartitionSpec(), _split(batch_axis)),
+    in_specs=(PartitionSpec(), _batch_spec(batch_axis)),
     out_specs=PartitionSpec(),
     check_vma=False,
   )
@@ -143,6 +138,7 @@ def create_replica_check(mesh: Mesh) -> Callable[[Any], list[str]]:
     words = bits.ravel().astype(jnp.uint32)
     # Words are mixed with their positions by the finalizer of MurmurHash3. A
     # plain or weighted sum would not notice an even number of flipped signs.
+    # 2^32 / golden ratio spreads the positions.
     words += lax.iota(jnp.uint32, words.size) * np.uint32(0x9E3779B9)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
       words = (words ^ (words >> shift)) * np.uint32(factor)

@@ -63,20 +63,20 @@ def get_config(mode: str = 'full') -> ConfigDict:
   # imagenet2012, mnist, fashion_mnist, mnist_5k (5,000 digits that come with
   # pip), imagenet_stand_in (of `scripts/make_stand_in.py`) or synthetic.
   config.data.name = 'imagenet2012'
-  # Folder of the data set; '' stands for its usual place.
+  # Folder of the data set; '' is its usual place.
   config.data.data_dir = ''
   # Height and width of the images, in pixels. ImageNet is cropped to it, digits
   # are padded.
   config.data.image_size = 224
   # Training images to set aside as the split `validation`, always the same ones.
-  # With 0, `validation` is what the data set calls so, if anything.
+  # With 0, `validation` is the data set's own split of that name, if it has one.
   config.data.holdout = 0
-  # Order of training examples. none: the shards in a new order each epoch, the
-  # examples of a shard always in the same one (what section 4.2.1 improves
-  # upon). within_shard: these in a new order too. global: all examples in a new
-  # order, without shards.
+  # Order of training examples. none: each epoch permutes the shards; the order
+  # within a shard is fixed (section 4.2.1 improves on this). within_shard: each
+  # epoch also permutes the examples within each shard. global: each epoch
+  # permutes all examples.
   config.data.shuffle = 'none'
-  # Shards of the training examples. tfds writes ImageNet in as many.
+  # Number of shards of the training examples; tfds writes ImageNet in 1,024.
   config.data.num_shards = 1_024
   # Training images to make, once, by small affine distortions of the given
   # ones; 0 trains on the given ones.
@@ -125,7 +125,8 @@ def get_config(mode: str = 'full') -> ConfigDict:
   # Fraction of the classifier's inputs to drop, as in GoogLeNet.
   config.model.dropout_rate = 0.4
   # One auxiliary classifier after 4d, and the weight of its loss (GoogLeNet).
-  # The paper mentions none, but has 13.6M parameters only with one.
+  # The paper mentions none, so it is off, but the network has the paper's 13.6M
+  # parameters only with one.
   config.model.aux_head = False
   config.model.aux_loss_weight = 0.3
   # Compute type: float32, bfloat16, float64, or auto, which is bfloat16 on TPU
@@ -149,7 +150,8 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.bn.population_batches = 100
 
   config.optim = ConfigDict()
-  # At batch size 32; scaled by `batch_size / 32`.
+  # Initial learning rate at batch size 32 (section 4.2.2); it is multiplied by
+  # `batch_size / 32`.
   config.optim.learning_rate = 0.0015
   # GoogLeNet's; the paper gives none.
   config.optim.momentum = 0.9

@@ -6,6 +6,7 @@ and that of evaluation. For images in memory both are the whole image.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 from typing import Any, Protocol, TypedDict
 import zlib
@@ -183,6 +184,7 @@ class Dataset:
     """(height, width, channels)."""
     return self.splits['train'].image_shape
 
+  @functools.cached_property
   def fingerprint(self) -> str:
     """A checksum of all splits, eight hexadecimal digits.
 

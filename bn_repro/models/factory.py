@@ -24,7 +24,8 @@ from bn_repro.models.layers import NoNorm, parameter_dtype
 # network without BN trains (with He-normal everywhere the initial loss is 19).
 CLASSIFIER_STD = 0.01
 
-# The network of each `config.model.name`, and its layer before BN.
+# By `config.model.name`: the function that creates the network, and the layer
+# that BN follows in it.
 NETWORKS: Mapping[str, tuple[Callable[..., nn.Module], Any]] = {
   'inception': (inception.create, nn.Conv),
   'inception_tiny': (inception.create, nn.Conv),

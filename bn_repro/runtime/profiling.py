@@ -19,7 +19,7 @@ class Profile:
     self._tracing = False
 
   def before_call(self, step: int, num_steps: int) -> None:
-    """Starts or stops the trace, so that it covers calls within the window.
+    """Starts or stops the trace, to cover every call with a step in the window.
 
     Args:
       step: first step of the coming call.

@@ -1,4 +1,4 @@
-"""What is recorded of each start of a run, in `run.json` and as first lines."""
+"""Facts about each start of a run, for `run.json` and the first lines."""
 
 from collections.abc import Callable
 import datetime
@@ -33,7 +33,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
   """What a checkpoint must share with the run that resumes from it."""
   return {
     'config_digest': config_lib.digest(experiment.config),
-    'data_fingerprint': experiment.dataset.fingerprint(),
+    'data_fingerprint': experiment.dataset.fingerprint,
     'compute_type': str(experiment.model.dtype),
     'images_per_statistic': images_per_statistic(experiment),
   }
@@ -119,7 +119,7 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
       experiment.config.optim, experiment.config.batch_size
     ),
     'images_per_statistic': images_per_statistic(experiment),
-    'data_fingerprint': experiment.dataset.fingerprint(),
+    'data_fingerprint': experiment.dataset.fingerprint,
     'num_classes': experiment.dataset.num_classes,
     'num_examples': {
       name: len(split) for name, split in experiment.dataset.splits.items()

@@ -91,6 +91,7 @@ def _forward(
       rngs={'dropout': dropout_key},
     )
     batch_stats = updated.get('batch_stats', {})
+    # Devices or groups have statistics of their own; Algorithm 2 averages them.
     if config.bn.statistics != 'global':
       batch_stats = parallel.mean(batch_stats)
     return logits, batch_stats

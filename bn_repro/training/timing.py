@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
-# `waiting_for_data` is time in which the device is idle because no batch is
-# ready.
+# What time is spent on. `waiting_for_data`: the device is idle because no batch
+# is ready.
 KINDS = ('compile', 'waiting_for_data', 'step', 'evaluation', 'checkpoint')
+# Kinds that are left out of images per second.
 _NOT_TRAINING = ('compile', 'evaluation', 'checkpoint')
 
 
@@ -75,13 +76,16 @@ class Clock:
 
 
 def _shares(spent: Mapping[str, float], wall: float) -> dict[str, float]:
-  """Fractions of `wall`; the time spent on nothing is idle."""
+  """Fractions of `wall` by kind; `idle` is the rest."""
   shares = {kind: seconds / wall for kind, seconds in spent.items()}
   return {**shares, 'idle': max(1 - sum(shares.values()), 0.0)}
 
 
 class DeviceIdleTimer:
-  """Measures how long the device has been without work."""
+  """Measures how long the device has been without work.
+
+  A thread notes when the results of the newest call are ready.
+  """
 
   def __init__(self) -> None:
     self._watcher = futures.ThreadPoolExecutor(1)

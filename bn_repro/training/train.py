@@ -117,7 +117,7 @@ def _check_processes_agree(config: ConfigDict, dataset: Dataset) -> None:
         for name, value in config_fields.flatten(config).items()
         if not config_fields.FIELDS[name].per_host
       },
-      'data fingerprint': dataset.fingerprint(),
+      'data fingerprint': dataset.fingerprint,
       'compute type': str(factory.compute_dtype(config.model)),
       **run_info.versions(),
     }

@@ -24,8 +24,8 @@ def copies(count, *overrides):
 
 def test_mnist_5k_is_fixed(digits):
   """Checkpoints and run.json hold this fingerprint."""
-  assert digits.fingerprint() == 'e687b321'
-  assert check('seed=3').fingerprint() == 'e687b321'
+  assert digits.fingerprint == 'e687b321'
+  assert check('seed=3').fingerprint == 'e687b321'
 
 
 @pytest.mark.parametrize('name', ['mnist_5k', 'synthetic'])

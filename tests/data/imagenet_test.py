@@ -97,14 +97,14 @@ def test_holdout_cuts_a_part_of_the_training_images(copy, examples):
 
 
 def test_fingerprint_tells_copies_and_splits_apart(copy, examples, tmp_path):
-  of_copy = datasets.check(config(copy)).fingerprint()
+  of_copy = datasets.check(config(copy)).fingerprint
   one_thread = config(copy, 'data.num_threads=1')
-  assert datasets.check(one_thread).fingerprint() == of_copy
+  assert datasets.check(one_thread).fingerprint == of_copy
   held_out = config(copy, 'data.holdout=10')
-  assert datasets.check(held_out).fingerprint() != of_copy
+  assert datasets.check(held_out).fingerprint != of_copy
   fewer = {**examples, 'train': examples['train'][:39]}
   written_imagenet.write(tmp_path, fewer)
-  assert datasets.check(config(tmp_path)).fingerprint() != of_copy
+  assert datasets.check(config(tmp_path)).fingerprint != of_copy
 
 
 def test_missing_copy(tmp_path):
