@@ -78,7 +78,7 @@ def _fashion(base: Base, variant: str, rate: float, seed: int) -> ConfigDict:
   The learning rate decays at the same fractions of the run as on the digits.
 
   Args:
-    base: as for `sweep.Sweep.trial`.
+    base: as for `Sweep.trial`.
     variant: name of the config.
     rate: learning rate of Inception.
     seed: seed of the run.
