@@ -261,10 +261,12 @@ def test_missing_files():
   assert all(str(path) in problem for path in shipped)
   assert '__init__' not in problem
   (problem,) = problems(spec='no/such/folder.py')
-  assert problem == '--config=no/such/folder.py: no such file.'
+  names = ', '.join(path.stem for path in shipped)
+  start = '--config=no/such/folder.py: no such file. Shipped: '
+  assert problem == f'{start}{names}.'
   (problem,) = problems(spec='bn_x6:mini')
   assert problem.startswith('--config=bn_x6: neither a file nor a shipped name')
-  assert problem.endswith(f' {", ".join(path.stem for path in shipped)}.')
+  assert problem.endswith(f' {names}.')
 
 
 def test_shipped_configs_by_name(tmp_path, monkeypatch):
