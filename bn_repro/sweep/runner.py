@@ -350,7 +350,7 @@ def final_status(workdir: Path, total_steps: int) -> str | None:
 def last_lines(workdir: Path) -> list[dict[str, Any]]:
   """The last lines of a run's `metrics.jsonl`, at most `_TAIL_BYTES`.
 
-  None if the file cannot be read or is damaged, which `main` reports.
+  Empty if the file cannot be read or is damaged, which `main` reports.
   """
   try:
     with (workdir / 'metrics.jsonl').open('rb') as file:

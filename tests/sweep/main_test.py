@@ -290,7 +290,7 @@ def test_a_trial_that_cannot_start(file, tmp_path):
   assert out.splitlines()[-1].startswith(f'error: {NAMES[0]}: failed, see ')
   states = {row['trial']: row['status'] for row in table(workdir)}
   assert states[NAMES[1]] == 'done'
-  assert states[NAMES[0]] != 'done'
+  assert states[NAMES[0]] == 'failed'
 
 
 def test_dry_run_writes_nothing(file, tmp_path, capsys):

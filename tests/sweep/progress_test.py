@@ -125,7 +125,7 @@ def test_endings(tmp_path, clock, capsys):
 
 
 def test_table(tmp_path, clock, monkeypatch):
-  """Those that run first, then those that have ended; the rest is counted."""
+  """Running trials, then ended ones, latest first; the rest is counted."""
   terminal = Terminal()
   monkeypatch.setattr(sys, 'stdout', terminal)
   monkeypatch.setenv('LINES', '13')
@@ -133,6 +133,9 @@ def test_table(tmp_path, clock, monkeypatch):
   monkeypatch.setenv('TERM', 'xterm')
   many = create(tmp_path, 8)
   progress = SweepProgress(many, jobs=1)
+  start(progress, many[2])
+  end(progress, many[2], 'done', 0)
+  clock.now += 1
   start(progress, many[4])
   write(many[4], (25, 'validation', 0.3))
   start(progress, many[6])
@@ -144,7 +147,8 @@ def test_table(tmp_path, clock, monkeypatch):
   cells = [[cell.strip() for cell in row.split('│')[1:-1]] for row in rows]
   assert cells[0] == ['t4', 'running', '25/100', '0.3000', '1:30']
   assert cells[1][:2] == ['t6', 'done']
-  assert [row[1] for row in cells[2:]] == ['waiting'] * 3
+  assert cells[2][:2] == ['t2', 'done']
+  assert [row[1] for row in cells[3:]] == ['waiting'] * 2
   assert 'and 3 more' in text
-  assert '6 waiting' in text
+  assert '5 waiting' in text
   progress.close()
