@@ -1,6 +1,5 @@
 """`metrics.jsonl`: a line for each step, split and statistics, once."""
 
-import contextlib
 import json
 
 import pytest
@@ -19,9 +18,7 @@ def line(step, split='validation', **more):
 def open_at(step, workdir):
   """The writer of a run that resumes from a step; a context."""
   display = ProgressDisplay(100, silent=True)
-  return contextlib.closing(
-    MetricWriter(Workdir(workdir), step, display, tensorboard=False)
-  )
+  return MetricWriter(Workdir(workdir), step, display, tensorboard=False)
 
 
 @pytest.fixture
