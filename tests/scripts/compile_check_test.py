@@ -101,7 +101,8 @@ def compile_config(variant, topology, *overrides, names=('train_steps',)):
 
 
 TINY = 'model.name=inception_tiny'
-VARIANTS = ('inception', 'bn_baseline', 'bn_x5', 'bn_x30', 'bn_x5_sigmoid')
+# BN-x30 is the program of BN-x5: tests/training/steps_test.py.
+VARIANTS = ('inception', 'bn_baseline', 'bn_x5', 'bn_x5_sigmoid')
 
 
 @pytest.mark.parametrize(
