@@ -1,10 +1,9 @@
 """Eight devices against one, in float64: the same numbers."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
+from steps_case import assert_close, trained
 
 from bn_repro import config as config_lib
 from bn_repro import parallel
@@ -13,43 +12,6 @@ from bn_repro.training.experiment import create_experiment
 
 # In one worker, so that each experiment compiles once.
 pytestmark = pytest.mark.xdist_group('steps')
-
-
-@functools.cache
-def experiment_of(num_devices, overrides, variant):
-  """An experiment, which compiles once for all tests."""
-  config = config_lib.load(
-    f'configs/{variant}.py:mini',
-    (
-      *(() if variant == 'bn_mnist' else ('model.name=inception_tiny',)),
-      'model.dtype=float64',
-      'total_steps=100',
-      *overrides,
-    ),
-  )
-  mesh = parallel.create_mesh(jax.devices()[:num_devices])
-  return create_experiment(config, datasets.check(config), mesh)
-
-
-def trained(num_devices, num_steps, *overrides, variant='bn_baseline'):
-  """The state after some steps, on the host."""
-  experiment = experiment_of(num_devices, overrides, variant)
-  state = parallel.replicate(experiment.mesh, experiment.initial_state())
-  for batches in experiment.stacked_batches(0, num_steps):
-    state, sums = experiment.steps.train_steps(state, batches)
-  return jax.device_get(state), sums.fetch_steps()[-1]
-
-
-def assert_close(found, expected, tolerance):
-  """Norm of the difference over the norm, leaf by leaf."""
-  for (path, a), b in zip(
-    jax.tree_util.tree_leaves_with_path(found),
-    jax.tree.leaves(expected),
-    strict=True,
-  ):
-    norm = np.linalg.norm(np.ravel(b).astype(np.float64))
-    difference = np.linalg.norm(np.ravel(a - b).astype(np.float64))
-    assert difference <= tolerance * max(norm, 1e-12), (path, difference, norm)
 
 
 @pytest.mark.parametrize(
@@ -131,57 +93,3 @@ def test_l2_is_on_weights_only():
     strict=True,
   ):
     assert np.array_equal(a, b) == (path[-1].key != 'kernel'), path
-
-
-WHOLE = 'model.name=inception'
-# What shares statistics on one device, and the same on eight. Of 16 images and
-# more: with statistics of 4, a change of the parameters by 1e-15 grows to 1e-6
-# in ten steps and to 1 in twenty, on one device as well.
-FORMS = {
-  'global': ((), ()),
-  'device': (
-    ('batch_size=128', 'bn.statistics=group', 'bn.virtual_batch_size=16'),
-    ('batch_size=128', 'bn.statistics=device'),
-  ),
-  'group': (
-    ('batch_size=128', 'bn.statistics=group', 'bn.virtual_batch_size=32'),
-    ('batch_size=128', 'bn.statistics=group', 'bn.virtual_batch_size=32'),
-  ),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('form', FORMS)
-def test_the_whole_network_in_float64(form, x64):
-  one, eight = FORMS[form]
-  expected, _ = trained(1, 1, WHOLE, *one)
-  found, _ = trained(8, 1, WHOLE, *eight)
-  # After one step momentum is the gradient.
-  assert_close(found.opt_state, expected.opt_state, 1e-10)
-  assert_close(found.batch_stats, expected.batch_stats, 1e-10)
-  expected, _ = trained(1, 20, WHOLE, *one)
-  found, _ = trained(8, 20, WHOLE, *eight)
-  assert_close(found.params, expected.params, 1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('form', FORMS)
-def test_the_whole_network_in_float32(form):
-  """After one step, for a seed at which no maximum or ReLU is undecided.
-
-  At about every third seed rounding takes another side of one, on one device
-  with parameters changed by their last bit as well; that is 1e-2 of the
-  gradients below it. A fault shows at every seed.
-  """
-  one, eight = FORMS[form]
-  for seed in range(3):
-    options = (WHOLE, 'model.dtype=float32', f'seed={seed}')
-    expected, _ = trained(1, 1, *options, *one)
-    found, _ = trained(8, 1, *options, *eight)
-    assert_close(found.batch_stats, expected.batch_stats, 1e-5)
-    try:
-      assert_close(found.opt_state, expected.opt_state, 1e-4)
-      return
-    except AssertionError as error:
-      problem = error
-  raise problem
