@@ -74,7 +74,10 @@ def test_every_image_is_evaluated_once_and_waiting_is_measured(reference):
 
 @pytest.mark.parametrize(
   'signal_number, workers',
-  [(signal.SIGKILL, (0, 2)), (signal.SIGTERM, (2, 0))],
+  [
+    (signal.SIGKILL, (0, 2)),
+    pytest.param(signal.SIGTERM, (2, 0), marks=pytest.mark.slow),
+  ],
 )
 def test_resumed_with_another_number_of_workers(
   signal_number, workers, copy, reference, tmp_path

@@ -115,8 +115,8 @@ def test_the_same_command_twice_gives_the_same_run(references, tmp_path):
 @pytest.mark.parametrize(
   'variant',
   [
-    'bn_baseline',
     'bn_mnist',
+    pytest.param('bn_baseline', marks=pytest.mark.slow),
     pytest.param('inception', marks=pytest.mark.slow),
   ],
 )
