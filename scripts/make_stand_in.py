@@ -10,7 +10,7 @@ has the first classes of that list.
 """
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import io
 import json
 from pathlib import Path
@@ -100,7 +100,6 @@ def write_prepared(
   Returns:
     The folder of the copy.
   """
-  from array_record.python import array_record_module
   import tensorflow_datasets as tfds
 
   folder = data_dir / imagenet_metadata.NAME / imagenet_metadata.VERSION
@@ -118,32 +117,6 @@ def write_prepared(
   (folder / 'label.labels.txt').write_text(
     '\n'.join(imagenet_metadata.synsets())
   )
-  infos: list[dict[str, Any]] = []
-  for split, examples in splits.items():
-    examples = list(examples)
-    cuts = [len(examples) * i // num_shards for i in range(num_shards + 1)]
-    for shard in range(num_shards):
-      writer = array_record_module.ArrayRecordWriter(
-        str(imagenet_metadata.shard_path(folder, split, shard, num_shards)),
-        'group_size:1',
-      )
-      for name, label, encoded in examples[cuts[shard] : cuts[shard + 1]]:
-        writer.write(
-          features.serialize_example(
-            {'file_name': name, 'image': encoded, 'label': label}
-          )
-        )
-      writer.close()
-    infos.append(
-      {
-        'name': split,
-        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-        'numBytes': str(sum(len(encoded) for *_, encoded in examples)),
-        'shardLengths': [
-          str(cuts[shard + 1] - cuts[shard]) for shard in range(num_shards)
-        ],
-      }
-    )
   info = {
     'name': imagenet_metadata.NAME,
     'version': imagenet_metadata.VERSION,
@@ -151,10 +124,43 @@ def write_prepared(
     'moduleName': (
       'tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder'
     ),
-    'splits': infos,
+    'splits': [
+      _write_split(folder, split, list(examples), num_shards, features)
+      for split, examples in splits.items()
+    ],
   }
   (folder / 'dataset_info.json').write_text(json.dumps(info))
   return folder
+
+
+def _write_split(
+  folder: Path,
+  split: str,
+  examples: Sequence[Example],
+  num_shards: int,
+  features: Any,
+) -> dict[str, Any]:
+  """Writes the shards of a split; returns its entry of dataset_info.json."""
+  from array_record.python import array_record_module
+
+  cuts = [len(examples) * i // num_shards for i in range(num_shards + 1)]
+  for shard in range(num_shards):
+    writer = array_record_module.ArrayRecordWriter(
+      str(imagenet_metadata.shard_path(folder, split, shard, num_shards)),
+      'group_size:1',
+    )
+    for name, label, encoded in examples[cuts[shard] : cuts[shard + 1]]:
+      example = {'file_name': name, 'image': encoded, 'label': label}
+      writer.write(features.serialize_example(example))
+    writer.close()
+  return {
+    'name': split,
+    'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+    'numBytes': str(sum(len(encoded) for *_, encoded in examples)),
+    'shardLengths': [
+      str(cuts[shard + 1] - cuts[shard]) for shard in range(num_shards)
+    ],
+  }
 
 
 def main() -> None:

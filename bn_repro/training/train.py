@@ -64,8 +64,7 @@ def train_and_evaluate(
     How the run ended: done, preempted or diverged.
 
   Raises:
-    UserError: if the workdir holds a different run, or only damaged
-      checkpoints.
+    UserError: if the workdir has a different run, or only damaged checkpoints.
   """
   _check_processes_agree(config, dataset)
   with contextlib.ExitStack() as stack:
@@ -88,9 +87,8 @@ def train_and_evaluate(
     )
     run_info.write_start(experiment, workdir, step, config_file, display.say)
     if processes.count() > 1:
-      preemption = AgreedPreemption(
-        preemption, parallel.create_maximum(experiment.mesh)
-      )
+      maximum = parallel.create_maximum(experiment.mesh)
+      preemption = AgreedPreemption(preemption, maximum)
 
     def check() -> None:
       watchdog.beat()
