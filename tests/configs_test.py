@@ -9,7 +9,7 @@ import pytest
 import written_imagenet
 
 from bn_repro import config as config_lib
-from bn_repro.config_fields import FIELDS
+from bn_repro.config_fields import FIELDS, flatten
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
 from bn_repro.models import factory, inception_table, layers
@@ -42,7 +42,7 @@ def load(name, mode, *overrides):
 @pytest.mark.parametrize('name', NAMES)
 def test_complete_and_locked(name, mode):
   config = load(name, mode)
-  fields = config_lib.flatten(config)
+  fields = flatten(config)
   assert fields.keys() >= set(CONTRACT.split())
   assert fields.keys() == FIELDS.keys()
   with pytest.raises(AttributeError):
@@ -105,8 +105,8 @@ SIGMOID = {'model.nonlinearity': 'sigmoid'}
 )
 def test_differs_from_its_parent_in_the_paper_s_list(name, parent, full, mini):
   for mode, expected in (('full', full), ('mini', mini)):
-    ours = config_lib.flatten(load(name, mode))
-    theirs = config_lib.flatten(load(parent, mode))
+    ours = flatten(load(name, mode))
+    theirs = flatten(load(parent, mode))
     changed = {key: ours[key] for key in ours if ours[key] != theirs[key]}
     assert changed.keys() == expected.keys()
     for key, value in expected.items():
@@ -116,7 +116,7 @@ def test_differs_from_its_parent_in_the_paper_s_list(name, parent, full, mini):
 
 
 def test_paper_values_of_inception():
-  fields = config_lib.flatten(load('inception', 'full'))
+  fields = flatten(load('inception', 'full'))
   expected = {
     'batch_size': 32,
     'total_steps': 31_000_000,

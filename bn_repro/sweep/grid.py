@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bn_repro import config as config_lib
+from bn_repro import config_fields
 from bn_repro.errors import UserError
 from bn_repro.sweep.sweep import (
   Base,
@@ -218,9 +219,9 @@ def _trial(
     UserError: if anything is wrong, with a line for each problem.
   """
   made = make(base)
-  spec, fields = base.spec_of(made), config_lib.flatten(made)
+  spec, fields = base.spec_of(made), config_fields.flatten(made)
   original = read_config(spec)
-  before = config_lib.flatten(original)
+  before = config_fields.flatten(original)
   overrides = tuple(f'{k}={v}' for k, v in fields.items() if before.get(k) != v)
   # As `main` reads it.
   config = config_lib.override(original, overrides)
@@ -261,14 +262,14 @@ def _ignored(
 
   def changed_base(name: str = '') -> ConfigDict:
     config = base(name)
-    flat = config_lib.flatten(config)
+    flat = config_fields.flatten(config)
     config.update_from_flattened_dict({k: _different(flat[k]) for k in keys})
     return config
 
   if not keys:
     return []
   try:
-    changed = config_lib.flatten(make(changed_base))
+    changed = config_fields.flatten(make(changed_base))
   except UserError:
     # It refuses the other values, so it depends on them.
     return []

@@ -90,9 +90,8 @@ def write_start(
       previous_version = previous['versions'].get(package)
       if previous_version != version:
         say(
-          f'warning: {package} is {version} now and was '
-          f'{previous_version}; the resumed '
-          'run may not be bit for bit equal'
+          f'warning: {package} is {version} now and was {previous_version}; '
+          'the resumed run may not be bit for bit equal'
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bn_repro import config as config_lib
+from bn_repro import config_fields
 from bn_repro.sweep.sweep import Base, Sweep
 from configs import bn_baseline, bn_x5
 
@@ -28,8 +28,8 @@ _ITEMS = {
 
 def get_sweep(mode: str = 'mini') -> Sweep:
   """BN-Baseline with each item, and BN-x5 without each."""
-  before = config_lib.flatten(bn_baseline.get_config(mode))
-  after = config_lib.flatten(bn_x5.get_config(mode))
+  before = config_fields.flatten(bn_baseline.get_config(mode))
+  after = config_fields.flatten(bn_x5.get_config(mode))
   # The config that each net starts from, and the fields that it changes.
   nets: dict[str, tuple[str, dict[str, Any]]] = {}
   for start, word, values in (
