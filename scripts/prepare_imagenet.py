@@ -25,8 +25,10 @@ import os
 from pathlib import Path
 import re
 import shutil
+import signal
 import sys
 import tarfile
+import threading
 from typing import Any
 
 import numpy as np
@@ -100,6 +102,26 @@ def errors_in_one_line(problem: str, advice: str) -> Iterator[None]:
     if len(reason) > 300:
       reason = f'... {reason[-300:]}'
     raise UserError(f'{problem} ({reason}). {advice}') from error
+
+
+@contextlib.contextmanager
+def recorded_interruption() -> Iterator[threading.Event]:
+  """Yields an event that SIGINT sets before it raises KeyboardInterrupt.
+
+  An extension module that is interrupted while Python loads it raises an
+  ImportError in place of the KeyboardInterrupt.
+  """
+  interrupted = threading.Event()
+
+  def interrupt(*_: Any) -> None:
+    interrupted.set()
+    raise KeyboardInterrupt
+
+  previous = signal.signal(signal.SIGINT, interrupt)
+  try:
+    yield interrupted
+  finally:
+    signal.signal(signal.SIGINT, previous)
 
 
 def progress(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
@@ -605,12 +627,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = parser.parse_args(argv)
   # The warnings of tfds and Beam concern intended settings.
   logging.disable(logging.WARNING)
-  try:
-    run(flags)
-    return 0
-  except (UserError, OSError) as error:
-    problem = str(error)
-  except KeyboardInterrupt:
+  with recorded_interruption() as interrupted:
+    try:
+      run(flags)
+      return 0
+    except (UserError, OSError) as error:
+      problem = str(error)
+    except KeyboardInterrupt:
+      pass
+  if interrupted.is_set():
     problem = (
       'interrupted, and incomplete output is removed. Run the same command '
       'again.'

@@ -4,6 +4,7 @@ The checks need no TensorFlow. The builder and the conversion of tfds do: those
 tests are slow, and run the script in the environment that it makes.
 """
 
+import contextlib
 import io
 import json
 import logging
@@ -151,6 +152,17 @@ def assert_failures_leave_nothing(data_dir, begun, *arguments):
     if number == signal.SIGINT:
       assert process.returncode == 1 and stderr.startswith('error: interrupted')
     assert not list(folder.glob(left))
+
+
+def test_interruption_that_a_library_hides(monkeypatch, prepare, tmp_path):
+  def interrupted(flags):
+    with contextlib.suppress(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+    raise UserError('initialization failed')
+
+  monkeypatch.setattr(prepare_imagenet, 'run', interrupted)
+  line = problem(prepare(*flags(tmp_path, tmp_path)))
+  assert line.startswith('error: interrupted')
 
 
 @pytest.mark.slow
