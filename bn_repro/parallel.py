@@ -57,6 +57,8 @@ def _batch_spec(batch_axis: int) -> PartitionSpec:
 def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0) -> Any:
   """Splits the batch axis of the arrays of this process over the devices."""
   sharding = NamedSharding(mesh, _batch_spec(batch_axis))
+  if jax.process_count() == 1:
+    return jax.device_put(batch, sharding)
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )

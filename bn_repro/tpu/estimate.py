@@ -124,13 +124,13 @@ def from_compiled(
     DoesNotFitError: if a step needs more memory than a chip has.
   """
   state = experiment.initial_state()
-  lowered = experiment.lower(state)
   steps = {}
-  for name in [name for name in lowered if name in names]:
+  for name in [name for name in experiment.step_names() if name in names]:
     log(f'compiling {name} ...')
+    lowered = experiment.lower(name, state)
     try:
       with without_cache():
-        steps[name] = cost.from_compiled(lowered[name].compile())
+        steps[name] = cost.from_compiled(lowered.compile())
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
@@ -148,7 +148,7 @@ def from_lowered(experiment: Experiment) -> Estimate:
     experiment: experiment from `abstract_experiment`.
   """
   state = experiment.initial_state()
-  lowered = experiment.lower(state)['train_steps']
+  lowered = experiment.lower('train_steps', state)
   analysis: Any = lowered.cost_analysis()
   counts = collectives.count_lowered(lowered.as_text())
   step = Cost(

@@ -142,28 +142,28 @@ class Experiment:
       state: a state of this experiment, for its shapes and dtypes.
     """
     compiled: dict[str, Any] = {
-      name: step.compile() for name, step in self.lower(state).items()
+      name: self.lower(name, state).compile() for name in self.step_names()
     }
     return dataclasses.replace(self, steps=self.steps._replace(**compiled))
 
-  def lower(self, state: steps_lib.TrainState) -> dict[str, jax.stages.Lowered]:
-    """Lowers every step that the config needs; returns them by name.
+  def step_names(self) -> list[str]:
+    """Names of the `steps` that the config needs."""
+    names = ['train_steps', 'eval_step']
+    if self.config.bn.enabled and self.config.bn.population_batches:
+      names.append('statistics_step')
+    return names
+
+  def lower(self, name: str, state: steps_lib.TrainState) -> jax.stages.Lowered:
+    """Lowers one of the steps.
 
     Args:
+      name: one of `step_names`.
       state: as for `compile`. The devices of the mesh need not exist.
     """
     state = parallel.replicate_abstract(self.mesh, state)
-    batch = self.abstract_batch()
-    batches = self.abstract_batch(self.config.steps_per_call)
-    lowered = {
-      'train_steps': self.steps.train_steps.lower(state, batches),
-      'eval_step': self.steps.eval_step.lower(state, batch),
-    }
-    if self.config.bn.enabled and self.config.bn.population_batches:
-      lowered['statistics_step'] = self.steps.statistics_step.lower(
-        state, batch
-      )
-    return lowered
+    num_steps = self.config.steps_per_call if name == 'train_steps' else None
+    batch = self.abstract_batch(num_steps)
+    return getattr(self.steps, name).lower(state, batch)
 
   def abstract_batch(self, steps: int | None = None) -> Any:
     """Shapes and dtypes of a batch, or of `steps` batches on a leading axis."""

@@ -184,7 +184,8 @@ def test_bytes_agree_with_those_of_xla():
 def test_memory_before_compilation_grows_with_the_batch():
   def held(batch_size):
     config = config_lib.load(
-      'configs/bn_x5.py:mini', (f'batch_size={batch_size}', TINY)
+      'configs/bn_mnist.py:mini',
+      (f'batch_size={batch_size}', 'data.distorted_copies=0'),
     )
     program = estimate.abstract_experiment(config, jax.devices()[:1])
     return estimate.from_lowered(program)
@@ -192,7 +193,7 @@ def test_memory_before_compilation_grows_with_the_batch():
   one, two, three = (held(size).memory for size in (8, 16, 24))
   assert two - one == three - two > 0
   # More than the pixels of the images.
-  assert two - one > 8 * 4 * 32 * 32
+  assert two - one > 8 * 4 * 28 * 28
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_does_not_fit(monkeypatch, capsys):
       )
 
   monkeypatch.setattr(
-    estimate.Experiment, 'lower', lambda self, state: {'train_steps': Lowered()}
+    estimate.Experiment, 'lower', lambda self, name, state: Lowered()
   )
   assert compile_check.main(ON_SLICE) == 1
   assert 'does not fit v5e:2x2: ' in capsys.readouterr().out
