@@ -1,43 +1,10 @@
 """The command: its help, and its errors, which come before JAX is imported."""
 
-import json
-import types
-
 import support
+from support import run_without_jax as run
 
 ROOT = support.ROOT
 CONFIG = '--config=configs/bn_x5.py:mini'
-
-# Runs `main` with each list of arguments; prints the exit code, output and
-# errors of each, and whether JAX was imported.
-SCRIPT = """
-import contextlib, io, json, sys
-from bn_repro import main
-results = []
-for arguments in json.loads(sys.argv[1]):
-  out, err = io.StringIO(), io.StringIO()
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    try:
-      code = main.main(arguments)
-    except SystemExit as end:
-      code = end.code
-  results.append({
-    'code': code, 'out': out.getvalue(), 'err': err.getvalue(),
-    'imported_jax': 'jax' in sys.modules,
-  })
-print(json.dumps(results))
-"""
-
-
-def run(*commands):
-  """Runs commands one after another in one process; none imports JAX."""
-  process = support.run(json.dumps(commands), program=('-c', SCRIPT))
-  assert process.returncode == 0, process.stderr
-  results = json.loads(process.stdout)
-  assert len(results) == len(commands)
-  for result, command in zip(results, commands, strict=True):
-    assert not result['imported_jax'], command
-    yield types.SimpleNamespace(**result)
 
 
 def assert_one_line(result, expected):

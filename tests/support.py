@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -21,6 +22,12 @@ TRAIN = ('-m', 'bn_repro.main')
 
 # The network of two Inception modules, which compiles in seconds.
 TINY = '--config.model.name=inception_tiny'
+
+# Compiles in two thirds of the time, to programs as fast as by default. (LLVM
+# optimizes, unlike in the tests themselves: here hundreds of steps are taken.)
+QUICK_COMPILATION = (
+  '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+)
 
 # Seconds after which a process hangs.
 TIMEOUT = 600
@@ -38,7 +45,11 @@ def environment(*, devices=1, **changes):
     'JAX_PLATFORMS': 'cpu',
     'PYTHONPATH': str(ROOT),
     'PYTHONUNBUFFERED': '1',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    # As in `pyproject.toml`, where the reason is.
+    'PYTHONWARNINGS': 'ignore:Error reading persistent compilation cache entry',
+    'XLA_FLAGS': (
+      f'{QUICK_COMPILATION} --xla_force_host_platform_device_count={devices}'
+    ),
     **changes,
   }
 
@@ -100,6 +111,42 @@ def finish(*processes, timeout=TIMEOUT):
 def run(*arguments, **options):
   """Starts a program and waits for its end; a CompletedProcess."""
   return finish(start(*arguments, **options))[0]
+
+
+# Runs `main` with each list of arguments; prints the exit code, output and
+# errors of each, and whether JAX was imported.
+_WITHOUT_JAX = """
+import contextlib, io, json, sys
+from bn_repro import main
+results = []
+for arguments in json.loads(sys.argv[1]):
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    try:
+      code = main.main(arguments)
+    except SystemExit as end:
+      code = end.code
+  results.append({
+    'code': code, 'out': out.getvalue(), 'err': err.getvalue(),
+    'imported_jax': 'jax' in sys.modules,
+  })
+print(json.dumps(results))
+"""
+
+
+def run_without_jax(*commands):
+  """Runs `main` several times in one process; no command may import JAX.
+
+  Yields:
+    Of each command the `code`, and its output `out` and errors `err`.
+  """
+  process = run(json.dumps(commands), program=('-c', _WITHOUT_JAX))
+  assert process.returncode == 0, process.stderr
+  results = json.loads(process.stdout)
+  assert len(results) == len(commands)
+  for result, command in zip(results, commands, strict=True):
+    assert not result['imported_jax'], command
+    yield types.SimpleNamespace(**result)
 
 
 def free_port():

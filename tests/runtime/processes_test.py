@@ -13,20 +13,23 @@ from support import TINY, finish, metrics, newest_arrays, status, wait_for_line
 from bn_repro.errors import UserError
 from bn_repro.runtime import processes as processes_lib
 
+# In one worker, so that the runs which others are compared with train once.
+pytestmark = pytest.mark.xdist_group('processes')
+
 # In float64, so that the sums of two processes are those of one but for their
 # last digits.
 FLOAT64 = '--config.model.dtype=float64'
 # The MNIST network compiles in a second. Its steps take a millisecond or more,
-# so that a signal after step 70 comes before the end.
+# so that a signal after step 35 comes before the end.
 MLP = (
   '--config=configs/bn_mnist.py:mini',
   FLOAT64,
   '--config.batch_size=64',
-  '--config.total_steps=400',
+  '--config.total_steps=250',
   '--config.steps_per_call=1',
-  '--config.log_every=70',
-  '--config.eval_every=150',
-  '--config.checkpoint_every=100',
+  '--config.log_every=35',
+  '--config.eval_every=100',
+  '--config.checkpoint_every=60',
   '--config.bn.population_batches=4',
   '--config.data.distorted_copies=0',
   '--config.optim.momentum=0.9',
@@ -153,7 +156,7 @@ def test_two_processes_are_one(config, tmp_path):
 @pytest.mark.parametrize('number', [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_saves_on_all(number, of_two, tmp_path):
   pair = start_pair(tmp_path / 'run')
-  wait_for_line(pair[0], 'step 70/')
+  wait_for_line(pair[0], 'step 35/')
   pair[number].send_signal(signal.SIGTERM)
   assert_ends(pair, 75, 75)
   stopped = status(tmp_path / 'run')
@@ -168,7 +171,7 @@ def test_a_signal_to_one_saves_on_all(number, of_two, tmp_path):
 def test_a_killed_process_ends_the_other(number, of_one, of_two, tmp_path):
   """Within a minute; two processes resume bit for bit, and so may one."""
   pair = start_pair(tmp_path / 'run')
-  wait_for_line(pair[0], 'step 140/')
+  wait_for_line(pair[0], 'step 70/')
   support.kill(pair[number])
   killed = time.monotonic()
   ended = finish(*pair)
@@ -183,7 +186,7 @@ def test_a_killed_process_ends_the_other(number, of_one, of_two, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('printed', ['compiling', 'step 70/'])
+@pytest.mark.parametrize('printed', ['compiling', 'step 35/'])
 @pytest.mark.parametrize('number', [0, 1])
 def test_a_process_killed_early_is_no_failure_of_the_other(
   number, printed, tmp_path
@@ -270,7 +273,7 @@ def test_an_error_of_one_alone_ends_the_other(tmp_path):
       split.ArraySplit.training_batch = load_or_fail
     """),
   )
-  wait_for_line(pair[0], 'step 70/')
+  wait_for_line(pair[0], 'step 35/')
   _, second = assert_ends(pair, LEFT_BEHIND, 1)
   lines = [x for x in second.stderr.splitlines() if x.startswith('error: ')]
   assert lines == ['error: example 7 cannot be read']
@@ -312,7 +315,7 @@ def stop_after(step, workdir, *arguments, **options):
 
 @pytest.mark.slow
 def test_one_process_resumes_as_two(of_one, tmp_path):
-  stop_after(70, tmp_path / 'run')
+  stop_after(35, tmp_path / 'run')
   assert_ends(start_pair(tmp_path / 'run'), 0, 0)
   assert_close(tmp_path / 'run', of_one, 1e-6)
 
@@ -353,7 +356,7 @@ def test_process_0_gives_its_bits_to_all(tmp_path):
 def test_elastic(of_one, tmp_path):
   """Stopped on eight devices, resumed on four, two, one and eight."""
   workdir = tmp_path / 'run'
-  for number, step in ((8, 70), (4, 140), (2, 210), (1, 280)):
+  for number, step in ((8, 35), (4, 70), (2, 105), (1, 140)):
     stop_after(step, workdir, devices=number)
   assert_ends([start(workdir, devices=8)], 0)
   assert_close(workdir, of_one, 1e-6)
@@ -363,7 +366,7 @@ def test_elastic(of_one, tmp_path):
 def test_statistics_of_each_device_stay_those_of_as_many(tmp_path):
   """With another number of devices it would be another experiment."""
   own = '--config.bn.statistics=device'
-  stop_after(70, tmp_path / 'run', own, devices=2)
+  stop_after(35, tmp_path / 'run', own, devices=2)
   ((line,),) = errors_of(start(tmp_path / 'run', own))
   assert 'images per statistic' in line
 
@@ -372,8 +375,8 @@ def test_processes_of_different_configs(tmp_path):
   second = {
     'seed=1': 'seed than process 0: 1, not 0',
     # Fields that a resumed run may change, but not one process alone.
-    'total_steps=401': 'total_steps than process 0: 401, not 400',
-    'eval_every=100': 'eval_every than process 0: 100, not 150',
+    'total_steps=251': 'total_steps than process 0: 251, not 250',
+    'eval_every=50': 'eval_every than process 0: 50, not 100',
     # What process 1 would refuse.
     'batch_size=65': 'batch_size than process 0: 65, not 64',
   }
@@ -452,7 +455,7 @@ def test_a_process_that_hangs_ends_the_other(tmp_path):
     '--config.stuck_after=10',
     program=SHORT_TIMES,
   )
-  wait_for_line(pair[0], 'step 70/')
+  wait_for_line(pair[0], 'step 35/')
   pair[1].send_signal(signal.SIGSTOP)
   try:
     (first,) = finish(pair[0])

@@ -18,9 +18,13 @@ from support import (
   finish,
   metrics,
   newest_arrays,
+  run_without_jax,
   status,
   wait_for_line,
 )
+
+# In one worker, so that the runs which others are compared with train once.
+pytestmark = pytest.mark.xdist_group('resume')
 
 # BN-Baseline has dropout and BN, Inception dropout only, BN-MNIST BN only; it
 # shuffles within shards, as BN-x5 does.
@@ -50,7 +54,7 @@ def command(variant, workdir, *overrides):
   return (
     f'--config=configs/{variant}.py:mini',
     f'--workdir={workdir}',
-    *(_MNIST if variant == 'bn_mnist' else _SMALL_INCEPTION),
+    *(_MNIST if variant in ('mnist', 'bn_mnist') else _SMALL_INCEPTION),
     *overrides,
   )
 
@@ -107,11 +111,6 @@ def workdir(stopped, tmp_path):
   return shutil.copytree(stopped, tmp_path / 'run')
 
 
-def test_the_same_command_twice_gives_the_same_run(references, tmp_path):
-  assert run('bn_mnist', tmp_path / 'again').returncode == 0
-  assert_same_run(tmp_path / 'again', references('bn_mnist'))
-
-
 @pytest.mark.parametrize(
   'variant',
   [
@@ -137,19 +136,15 @@ def test_killed_again_and_again(variant, references, tmp_path):
   assert_same_run(tmp_path / 'run', references(variant))
 
 
-def test_sigterm_while_training(workdir, references):
+def test_sigterm_and_ctrl_c_while_training(workdir, references):
+  """SIGTERM stopped it before: see the fixture `stopped`."""
+  stop('bn_mnist', workdir, '  train', signal.SIGINT)
   assert run('bn_mnist', workdir).returncode == 0
   assert_same_run(workdir, references('bn_mnist'))
 
 
-def test_ctrl_c_while_training(references, tmp_path):
-  workdir = tmp_path / 'run'
-  stop('bn_mnist', workdir, 'step 140/600  train', signal.SIGINT)
-  assert run('bn_mnist', workdir).returncode == 0
-  assert_same_run(workdir, references('bn_mnist'))
-
-
-def test_signal_while_compiling(references, tmp_path):
+def test_signal_while_compiling(tmp_path):
+  """At once, and with the initial state; another test resumes from it."""
   workdir = tmp_path / 'run'
   # An empty cache, so that there is something to compile.
   process = start(
@@ -162,11 +157,10 @@ def test_signal_while_compiling(references, tmp_path):
   assert 'compiled in' not in ended.stdout
   assert ended.stderr == ''
   assert status(workdir)['status'] == 'preempted'
-  assert run('bn_baseline', workdir).returncode == 0
-  assert_same_run(workdir, references('bn_baseline'))
+  assert newest_arrays(workdir)[0] == 0
 
 
-def test_signals_of_one_shutdown_are_one(tmp_path):
+def test_signals_of_one_shutdown_are_one(references, tmp_path):
   """Both are pending before the process can act on the first."""
   process = start('bn_mnist', tmp_path / 'run')
   wait_for_line(process, 'compiling')
@@ -176,9 +170,11 @@ def test_signals_of_one_shutdown_are_one(tmp_path):
   process.send_signal(signal.SIGCONT)
   assert finish(process)[0].returncode == 75
   assert status(tmp_path / 'run')['status'] == 'preempted'
+  assert run('bn_mnist', tmp_path / 'run').returncode == 0
+  assert_same_run(tmp_path / 'run', references('bn_mnist'))
 
 
-def test_second_run_in_a_workdir_is_refused(tmp_path):
+def test_second_run_in_a_workdir_is_refused(references, tmp_path):
   workdir = tmp_path / 'run'
   first = start('bn_mnist', workdir)
   wait_for_line(first, 'compiling')
@@ -188,8 +184,10 @@ def test_second_run_in_a_workdir_is_refused(tmp_path):
   assert second.returncode == 1
   assert second.stderr.count('\n') == 1
   assert f'in use by process {first.pid}' in second.stderr
-  # The kernel releases the lock of a killed process.
+  # The kernel releases the lock of a killed process, and the same command gives
+  # the same run.
   assert run('bn_mnist', workdir).returncode == 0
+  assert_same_run(workdir, references('bn_mnist'))
 
 
 def test_finished_run_is_left_alone(references):
@@ -202,16 +200,16 @@ def test_finished_run_is_left_alone(references):
     }
 
   before = snapshot()
-  result = run('bn_mnist', workdir)
-  assert result.returncode == 0
-  assert 'done' in result.stdout
+  (result,) = run_without_jax(command('bn_mnist', workdir))
+  assert result.code == 0
+  assert 'done' in result.out
   assert snapshot() == before
 
 
 def test_longer_run_has_had_the_same_past(references, tmp_path):
-  """400 steps, then 600 with other intervals: the arrays of 600 at once."""
+  """140 steps, then 600 with other intervals: the arrays of 600 at once."""
   workdir = tmp_path / 'run'
-  shorter = ('--config.total_steps=400',)
+  shorter = ('--config.total_steps=140',)
   assert run('bn_mnist', workdir, *shorter).returncode == 0
   changes = ('--config.log_every=100', '--config.checkpoint_every=90')
   result = run('bn_mnist', workdir, *changes)
@@ -228,27 +226,30 @@ def test_longer_run_has_had_the_same_past(references, tmp_path):
     }
     for path in (workdir, references('bn_mnist'))
   )
-  assert rates[280] == reference_rates[280]
+  assert rates[140] == reference_rates[140]
   assert rates[600] == reference_rates[600]
 
 
-@pytest.mark.parametrize(
-  'override, difference',
-  [
-    ('batch_size=16', 'batch_size: 60 -> 16'),
-    ('seed=1', 'seed: 0 -> 1'),
-    ('model.reading=608', 'model.reading: 576 -> 608'),
-    ('optim.momentum=0.8', 'optim.momentum: 0.0 -> 0.8'),
-    ('data.name=synthetic', 'data.name: mnist_5k -> synthetic'),
-  ],
-)
-def test_another_config_is_refused(override, difference, references):
+def test_another_config_is_refused(references):
   workdir = references('bn_mnist')
+  differences = {
+    'batch_size=16': 'batch_size: 60 -> 16',
+    'seed=1': 'seed: 0 -> 1',
+    'model.reading=608': 'model.reading: 576 -> 608',
+    'optim.momentum=0.8': 'optim.momentum: 0.0 -> 0.8',
+    'data.name=synthetic': 'data.name: mnist_5k -> synthetic',
+  }
   before = (workdir / 'config.json').read_bytes()
-  result = run('bn_mnist', workdir, f'--config.{override}')
-  assert result.returncode == 1
-  assert difference in result.stderr
-  assert result.stderr.count('\n') == 1
+  results = run_without_jax(
+    *(
+      command('bn_mnist', workdir, f'--config.{override}')
+      for override in differences
+    )
+  )
+  for result, difference in zip(results, differences.values(), strict=True):
+    assert result.code == 1
+    assert difference in result.err
+    assert result.err.count('\n') == 1
   assert (workdir / 'config.json').read_bytes() == before
 
 
@@ -287,14 +288,15 @@ def test_all_checkpoints_damaged(workdir):
 
 def test_divergence_is_a_result(tmp_path):
   workdir = tmp_path / 'run'
-  result = run('inception', workdir, '--config.optim.learning_rate=1e6')
-  assert result.returncode == 3
+  too_fast = '--config.optim.learning_rate=1e6'
+  result = run('mnist', workdir, too_fast)
+  assert result.returncode == 3, result.stderr
   ended = status(workdir)
   assert ended['status'] == 'diverged'
-  assert 0 < ended['step'] < 60
+  assert 0 < ended['step'] < 600
   assert 'loss' in ended['reason']
-  again = run('inception', workdir, '--config.optim.learning_rate=1e6')
-  assert again.returncode == 3
+  (again,) = run_without_jax(command('mnist', workdir, too_fast))
+  assert again.code == 3
   assert status(workdir) == ended
 
 
