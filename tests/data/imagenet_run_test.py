@@ -11,18 +11,22 @@ import written_imagenet
 
 from bn_repro.runtime.workdir import read_metrics
 
+# In one worker, so that the run which others are compared with trains once.
+pytestmark = pytest.mark.xdist_group('imagenet_run')
+
 
 def arguments(data_dir, workdir, *overrides):
   return (
     '--config=configs/bn_x5.py',
     f'--workdir={workdir}',
-    support.TINY,
+    # Images are read and cropped on the host. This network compiles fast.
+    '--config.model.name=mlp',
+    '--config.data.distortion=none',
     f'--config.data.data_dir={data_dir}',
     '--config.data.name=imagenet_stand_in',
     '--config.data.num_shards=4',
     '--config.data.image_size=64',
     '--config.batch_size=8',
-    '--config.model.width=0.125',
     '--config.total_steps=40',
     '--config.log_every=7',
     '--config.eval_every=10',
@@ -84,7 +88,7 @@ def test_resumed_with_another_number_of_workers(
 ):
   workdir = tmp_path / 'run'
   before, after = (f'--config.data.num_workers={n}' for n in workers)
-  result = stop('step 14/', signal_number, copy, workdir, before)
+  result = stop('step 7/', signal_number, copy, workdir, before)
   if signal_number == signal.SIGTERM:
     assert result.returncode == 75
     assert support.status(workdir)['status'] == 'preempted'
@@ -154,8 +158,8 @@ def test_from_archives_to_a_trained_network(tmp_path):
     subprocess.run(command, cwd=support.ROOT, check=True, timeout=500)
   full = (
     '--config.model.name=inception',
+    '--config.data.distortion=reduced',
     '--config.data.image_size=224',
-    '--config.model.width=1.0',
     '--config.batch_size=4',
     '--config.bn.population_batches=1',
     '--config.log_every=1',

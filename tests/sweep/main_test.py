@@ -14,6 +14,9 @@ from written_runs import write_run
 
 from bn_repro.sweep import __main__ as sweep
 
+# In one worker, so that the undisturbed sweep trains once.
+pytestmark = pytest.mark.xdist_group('sweep')
+
 # Four runs of 200 steps of the MNIST network, which compiles once in a second.
 SWEEP = """
 from bn_repro.sweep.sweep import Sweep
@@ -90,6 +93,12 @@ def undisturbed(file, tmp_path_factory):
   code, out = run(file, workdir)
   assert code == 0, out
   return workdir, out
+
+
+def copy_trials(undisturbed, workdir, names):
+  """Puts complete trials in place; a sweep continues with the others."""
+  for name in names:
+    shutil.copytree(undisturbed[0] / name, workdir / name)
 
 
 def test_results(undisturbed):
@@ -196,7 +205,9 @@ def test_killed_at_any_moment(moment, file, undisturbed, tmp_path):
 def test_ctrl_c(file, undisturbed, tmp_path):
   """All trials save; the same command resumes, to the same table."""
   workdir = tmp_path / 'sweep'
-  process = start(file, workdir)
+  # Two of the other three run at a time, so that one is waiting.
+  copy_trials(undisturbed, workdir, NAMES[3:])
+  process = start(file, workdir, '--jobs=2')
   wait_for(workdir / NAMES[0] / 'metrics.jsonl', process, 'validation')
   process.send_signal(signal.SIGINT)
   (result,) = support.finish(process)
@@ -213,18 +224,18 @@ def test_ctrl_c(file, undisturbed, tmp_path):
   assert content(workdir) == content(undisturbed[0])
 
 
-def test_one_trial_of_it(file, undisturbed, tmp_path):
+def test_one_trial_of_it(file, undisturbed, tmp_path, capsys):
   """As a job of a cluster, by its number; then the other trials."""
   workdir = tmp_path / 'sweep'
   code, out = run(file, workdir, '--trial=2')
   assert code == 0
   assert 'done at step 200' in out
   assert [p.name for p in workdir.iterdir()] == [NAMES[2]]
-  code, out = run(file, workdir, '--compare')
-  assert code == 0
-  assert 'Not ended: 3 of 4 trials' in out
+  assert read_only(file, workdir, '--compare') == 0
+  assert 'Not ended: 3 of 4 trials' in capsys.readouterr().out
+  copy_trials(undisturbed, workdir, NAMES[:2])
   code, out = run(file, workdir)
-  assert '4 trials, 3 remaining' in out
+  assert '4 trials, 1 remaining' in out
   assert content(workdir) == content(undisturbed[0])
 
 
@@ -305,6 +316,7 @@ def test_dry_run_writes_nothing(file, tmp_path, capsys):
 def test_a_closed_pipe(file, undisturbed, tmp_path):
   """As in `| head -1`: the trials continue."""
   workdir = tmp_path / 'sweep'
+  copy_trials(undisturbed, workdir, NAMES[1:])
   with start(file, workdir) as process:
     process.stdout.readline()
     process.stdout.close()
