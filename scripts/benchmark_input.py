@@ -15,6 +15,7 @@ The first command writes the TFRecord file. The second prints the time to the
 first batch and the resident memory, for `benchmark.py stream`.
 """
 
+import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import io
 import itertools
@@ -379,13 +380,20 @@ def measure(pipeline: Any, num_batches: int) -> dict[str, float]:
 
 def main() -> None:
   """Runs the command."""
-  name, folder = sys.argv[1], Path(sys.argv[2])
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('name', choices=(*PIPELINES, 'tfrecord', 'stream'))
+  parser.add_argument('folder', type=Path)
+  parser.add_argument('batches', nargs='?', type=int, default=1)
+  flags = parser.parse_args()
+  name, folder = flags.name, flags.folder
   if name == 'tfrecord':
     write_tfrecord(folder)
     print('{}', flush=True)
     return
   if name == 'stream':
-    follow_stream(folder, int(sys.argv[3]))
+    follow_stream(folder, flags.batches)
     return
   pipeline = PIPELINES[name](folder)
   for line in sys.stdin:

@@ -15,7 +15,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import textwrap
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,50 +22,14 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import launch_arguments
 import protocol
 
-from bn_repro import cli
+from bn_repro import cli, paper
 from bn_repro import config as config_lib
 from bn_repro.data import imagenet_metadata
 from bn_repro.errors import UserError
 from bn_repro.sweep import grid
-from bn_repro.tpu import slices
-
-_DESCRIPTION = """\
-Writes scripts that train a config, or a sweep, on rented hardware. Read them,
-then run the commands that are printed; --run also runs those that start the
-training.
-"""
-_NOTES = """
-The training command is restarted after exit code 75 (preempted and saved) and
-after it is killed, but not after 0 (done), 1 (failed) or 3 (diverged); see
-scripts/train_loop.sh. Several hosts share one workdir. On TPUs,
---workdir_mount mounts an NFS share, such as Filestore, on the folder above it.
-
---sweep=configs/sweeps/NAME.py:full in place of --config trains a sweep: as a
-job array with SLURM, as one managed job per trial with SkyPilot, or one trial
-after another on a TPU VM of one host.
-"""
-
-
-def examples() -> dict[str, list[str]]:
-  """Returns, for each place, the command that trains the protocol's BN-x30."""
-  program = ('python', 'scripts/launch.py')
-  return {
-    'tpu-vm': protocol.launch_command(),
-    'sky': [
-      *(*program, 'sky', '--name=bn-x30', f'--topology={protocol.SLICE}'),
-      *('--workdir_mount=10.0.0.2:/runs', '--data_bucket=gs://BUCKET'),
-      *protocol.training_arguments('bn_x30'),
-    ],
-    'slurm': [
-      *(*program, 'slurm', '--name=bn-x30', '--nodes=2', '--gpus=8'),
-      *('--cpus_per_gpu=14', '--sbatch=--partition=gpu'),
-      *protocol.training_arguments(
-        'bn_x30', runs='/shared/runs', data='/shared/data'
-      ),
-    ],
-  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +41,7 @@ class Job:
     command: training command.
     workdir: workdir on the hosts.
     data_dir: folder of the data set on the hosts; may be empty.
+    files: files of the repository that the command names.
     num_trials: number of trials of a sweep, otherwise 0. With `--trial=NUMBER`
       appended, the command trains one of them.
   """
@@ -86,6 +50,7 @@ class Job:
   command: tuple[str, ...]
   workdir: str
   data_dir: str
+  files: tuple[str, ...]
   num_trials: int
 
 
@@ -96,14 +61,14 @@ class Launch:
   Attributes:
     files: content of each file, by name.
     tools: programs that the commands call.
-    commands: pairs of a command and what it does, in order.
-    num_to_start: number of commands, from the first, that start the training.
+    start: pairs of a command and what it does: those that start the training.
+    then: further such pairs; the last one undoes what was started.
   """
 
   files: Mapping[str, str]
   tools: Sequence[str]
-  commands: Sequence[tuple[str, str]]
-  num_to_start: int
+  start: Sequence[tuple[str, str]]
+  then: Sequence[tuple[str, str]]
 
 
 def create_job(
@@ -138,19 +103,24 @@ def create_job(
       f'--config.data.data_dir={data_dir}: use an absolute path on the hosts, '
       'such as /mnt/data.'
     )
-  files = (
-    ('--sweep', flags.sweep, config_lib.CONFIGS / 'sweeps'),
-    ('--config', flags.config, config_lib.CONFIGS),
-  )
+  specs = {
+    flag: _in_repository(flag, spec, folder)
+    for flag, spec, folder in (
+      ('--sweep', flags.sweep, config_lib.CONFIGS / 'sweeps'),
+      ('--config', flags.config, config_lib.CONFIGS),
+    )
+    if spec
+  }
   command = (
     *('python', '-m', f'bn_repro.{"sweep" if flags.sweep else "main"}'),
-    *(_in_repository(*file) for file in files if file[1]),
+    *(f'{flag}={spec}' for flag, spec in specs.items()),
     f'--workdir={workdir}',
     *(f'--sweep.{axis}' for axis in axes),
     *(f'--config.{override}' for override in overrides),
   )
+  files = tuple(spec.partition(':')[0] for spec in specs.values())
   num_trials = len(configs) if flags.sweep else 0
-  return Job(name, command, workdir, data_dir, num_trials), configs
+  return Job(name, command, workdir, data_dir, files, num_trials), configs
 
 
 def _load_configs(
@@ -166,10 +136,10 @@ def _load_configs(
 
 
 def _in_repository(flag: str, spec: str, folder: Path) -> str:
-  """Returns an argument that names a file, relative to the repository.
+  """Returns a `spec` with the path of its file, relative to the repository.
 
   Args:
-    flag: name of the argument.
+    flag: argument that has the value `spec`.
     spec: path of the file, or its name in `folder`, with an optional `:mode`.
     folder: folder of the shipped files.
 
@@ -183,7 +153,7 @@ def _in_repository(flag: str, spec: str, folder: Path) -> str:
       f'{flag}={name}: is outside the repository, and the hosts get only the '
       'repository. Move it into configs/.'
     )
-  return f'{flag}={path.relative_to(ROOT)}{colon}{mode}'
+  return f'{path.relative_to(ROOT)}{colon}{mode}'
 
 
 def check_devices(configs: Sequence[ConfigDict], num_devices: int) -> None:
@@ -245,11 +215,11 @@ def _fill(template: str, render: Callable[[str], str]) -> str:
 
 
 def _script(template: str, values: Mapping[str, Any]) -> str:
-  """Returns a shell script; a tuple becomes the items of an array."""
+  """Returns a shell script; a sequence becomes the items of an array."""
 
   def render(mark: str) -> str:
     value = values[mark]
-    if isinstance(value, tuple):
+    if isinstance(value, list | tuple):
       return ''.join(f'\n  {_quote(item)}' for item in value) + '\n'
     return _quote(value)
 
@@ -290,61 +260,62 @@ def tpu_vm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
         'one. Use a slice of one host, or sky, which gives each trial a slice.'
       )
     job = dataclasses.replace(job, command=(*job.command, '--jobs=1'))
+  shared = flags.workdir_mount or flags.shared_workdir
   values = {
     **_slice_values(job, flags),
     'source': 'git' if flags.source else 'local',
     'spot': 'yes' if flags.spot else 'no',
+    'shared': 'yes' if shared else 'no',
   }
+  keep = 'keep --delete' if shared else 'keep'
   script = f'bash {_quote(folder)}/slice.sh'
   return Launch(
     files={name: _script(name, values) for name in ('slice.sh', 'host.sh')},
     tools=('gcloud',),
-    commands=(
+    start=(
       (f'{script} create', 'requests the slice and waits for it'),
       (f'{script} set_up', 'copies, mounts and installs on all hosts'),
       (f'{script} train', 'starts the training loop on all hosts'),
-      (f'{script} keep', 'watches, and recreates a preempted slice'),
+    ),
+    then=(
+      (f'{script} {keep}', 'watches the slice until the run has ended'),
       (f'{script} state', 'prints the state of the slice and its hosts'),
       (f'{script} logs', 'follows the log of host 0'),
       (f'{script} stop', 'saves and stops'),
       (f'{script} delete', 'deletes the slice, which is billed until then'),
     ),
-    num_to_start=3,
   )
 
 
 def sky(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
   """Launches a job, or each trial of a sweep, as a managed job of SkyPilot."""
-  path = f'{_quote(folder)}/sky.yaml'
   each, name, number = '{}', job.name, ''
   if job.num_trials:
     last = job.num_trials - 1
     each = f'(for trial in $(seq 0 {last}); do {{}} || exit; done)'
     name = f'{job.name}-$trial'
     number = f'--name {name} --env TRIAL=$trial '
-  # A copy of the repository has no history to describe.
-  revision = (
-    ''
-    if flags.source
-    else '--env "REVISION=$(git describe --always --dirty --abbrev=40)" '
-  )
-  start = f'sky jobs launch --yes --detach-run {number}{revision}{path}'
+  code = f'{folder}/source'
+  pack = shlex.join(['bash', 'scripts/launch/pack.sh', code, *job.files])
+  launch = f'sky jobs launch --yes --detach-run {number}{_quote(folder)}'
   first = name.replace('$trial', '0')
   return Launch(
-    files={'sky.yaml': _sky_task(job, flags)},
+    files={'sky.yaml': _sky_task(job, flags, code)},
     tools=('sky', 'gcloud'),
-    commands=(
-      (each.format(start), 'starts it'),
+    start=(
+      *(() if flags.source else [(pack, 'copies the code, to send')]),
+      (each.format(f'{launch}/sky.yaml'), 'starts it'),
+    ),
+    then=(
       ('sky jobs queue', 'prints its state'),
       (f'sky jobs logs --name {first}', 'follows its log'),
-      (each.format(f'sky jobs cancel --yes --name {name}'), 'cancels it'),
       *_comparison(job),
+      (each.format(f'sky jobs cancel --yes --name {name}'), 'cancels it'),
     ),
-    num_to_start=1,
   )
 
 
-def _sky_task(job: Job, flags: argparse.Namespace) -> str:
+def _sky_task(job: Job, flags: argparse.Namespace, code: str) -> str:
   values = _slice_values(job, flags)
   mount = {job.data_dir: {'source': flags.data, 'mode': 'MOUNT'}}
   values |= {
@@ -352,7 +323,7 @@ def _sky_task(job: Job, flags: argparse.Namespace) -> str:
     'file_mounts': mount if flags.data else {},
     'source': {'url': values['url'], 'ref': values['revision']}
     if flags.source
-    else '.',
+    else code,
   }
   # YAML removes the two spaces of indentation from a block.
   command = ' \\\n    '.join(
@@ -369,26 +340,27 @@ def _sky_task(job: Job, flags: argparse.Namespace) -> str:
 def slurm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
   """Launches a job as a SLURM batch job, or a sweep as a job array."""
   tasks = 1 if flags.tasks == 'node' else flags.gpus
+  # SLURM replaces %A by the number of an array and %a by that of its job.
+  log = '%A_%a' if job.num_trials else '%j'
   values = {
     **vars(flags),
     **vars(job),
     'tasks_per_node': tasks,
     'cpus_per_task': flags.cpus_per_gpu * flags.gpus // tasks,
-    'output': f'{folder}/%j.log',
+    'output': f'{folder.replace("%", "%%")}/{log}.log',
   }
   array = [f'--array=0-{job.num_trials - 1}'] if job.num_trials else []
   submit = shlex.join(['sbatch', *array, *flags.sbatch, f'{folder}/job.sh'])
   return Launch(
     files={'job.sh': _script('job.sh', values)},
     tools=('sbatch',),
-    commands=(
-      (submit, 'submits the job'),
+    start=((submit, 'submits the job'),),
+    then=(
       (f'squeue --name={job.name}', 'prints its state'),
       (f'tail -F {_quote(folder)}/*.log', 'follows its log'),
-      (f'scancel --name={job.name}', 'cancels it'),
       *_comparison(job),
+      (f'scancel --name={job.name}', 'cancels it'),
     ),
-    num_to_start=1,
   )
 
 
@@ -416,21 +388,54 @@ def create_launch(
   else:
     check_devices(configs, flags.topology.num_chips)
     check_storage(job, configs[0], flags)
-  return flags.wrap(job, flags, folder)
+  return PLACES[flags.place](job, flags, folder)
+
+
+PLACES: Mapping[str, Callable[[Job, argparse.Namespace, str], Launch]] = {
+  'tpu-vm': tpu_vm,
+  'sky': sky,
+  'slurm': slurm,
+}
+
+
+def _num_examples(config: ConfigDict) -> int | None:
+  """Returns the number of training images; None if only loading tells it."""
+  if config.data.name != imagenet_metadata.NAME:
+    return None
+  return imagenet_metadata.NUM_EXAMPLES['train'] - config.data.holdout
 
 
 def training_length(config: ConfigDict) -> str:
   """Returns the steps, images and epochs of a run, as far as known."""
   if not config.total_steps:
     return f'{config.total_epochs:g} epochs'
-  num_examples = None
-  # The sizes of other data sets are known only once they are loaded.
-  if config.data.name == imagenet_metadata.NAME:
-    total = imagenet_metadata.NUM_EXAMPLES['train']
-    num_examples = total - config.data.holdout
   return cli.describe_length(
-    config.total_steps, config.batch_size, num_examples
+    config.total_steps, config.batch_size, _num_examples(config)
   )
+
+
+def gpu_hours(configs: Sequence[ConfigDict], num_gpus: int) -> str:
+  """Returns a sentence on the GPU-hours of all runs together."""
+  images = 0.0
+  for config in configs:
+    examples = _num_examples(config)
+    # The estimate is that of the paper's networks.
+    if not examples or config.model.width != 1 or config.data.image_size != 224:
+      return (
+        'GPU-hours: no estimate for this network or data set; python '
+        'scripts/benchmark.py step measures the time of a step.'
+      )
+    steps = config.total_steps * config.batch_size
+    images += steps or config.total_epochs * examples
+  low, high = protocol.gpu_hours(images)
+  share = min(config.batch_size for config in configs) / num_gpus
+  sentence = (
+    f'GPU-hours: {low:,.0f} to {high:,.0f} in total, with {share:g} images per '
+    'GPU and step (estimated for an A100, not measured).'
+  )
+  if share < paper.BATCH_SIZE:
+    sentence += f' Fewer than {paper.BATCH_SIZE} take longer per image.'
+  return sentence
 
 
 def check_tools(tools: Sequence[str]) -> None:
@@ -481,182 +486,11 @@ def write(files: Mapping[str, str], out: Path) -> None:
     (out / name).write_text(text)
 
 
-def _not_empty(text: str) -> str:
-  if not text:
-    raise argparse.ArgumentTypeError('must not be empty')
-  return text
-
-
-def _matching(pattern: str, form: str) -> Callable[[str], str]:
-  """Returns the type of an argument that has to match a pattern, or is ''."""
-
-  def check(text: str) -> str:
-    if text and not re.fullmatch(pattern, text):
-      raise argparse.ArgumentTypeError(f"'{text}' is not of the form {form}")
-    return text
-
-  return check
-
-
-def _add_slice_arguments(add: Callable[..., Any]) -> None:
-  """Adds the arguments that `tpu-vm` and `sky` have in common."""
-  add(
-    '--topology',
-    required=True,
-    type=slices.parse_slice,
-    help='TPU slice, such as v5e:4x4',
-  )
-  add(
-    '--source',
-    default='',
-    type=_matching('[^#]+#[^#]+', 'URL#REVISION'),
-    metavar='URL#REVISION',
-    help='git repository that the hosts clone, such as '
-    'https://example.org/bn#main (default: a copy of this working tree)',
-  )
-  add(
-    '--workdir_mount',
-    default='',
-    type=_matching('[^:]+:/.*', 'SERVER:/SHARE'),
-    metavar='SERVER:/SHARE',
-    help='NFS share to mount on the folder above the workdir, such as '
-    '10.0.0.2:/runs',
-  )
-  add(
-    '--shared_workdir',
-    action='store_true',
-    help='the workdir is on shared storage that you mount yourself',
-  )
-
-
-def _add_tpu_vm_arguments(add: Callable[..., Any]) -> None:
-  _add_slice_arguments(add)
-  add('--project', required=True, type=_not_empty, help='Google Cloud project')
-  add('--zone', required=True, type=_not_empty, help='zone, such as us-west4-a')
-  add(
-    '--spot',
-    action='store_true',
-    help='request a spot slice: cheaper, and may be preempted at any time',
-  )
-  add(
-    '--data_disk',
-    dest='data',
-    default='',
-    metavar='DISK',
-    help='disk to mount read-only on config.data.data_dir, such as imagenet',
-  )
-
-
-def _add_sky_arguments(add: Callable[..., Any]) -> None:
-  _add_slice_arguments(add)
-  add(
-    '--infra',
-    default='gcp',
-    help='gcp or gcp/REGION/ZONE, such as gcp/us-west4 (default: gcp)',
-  )
-  add(
-    '--data_bucket',
-    dest='data',
-    default='',
-    type=_matching('gs://.+', 'gs://BUCKET'),
-    metavar='gs://BUCKET',
-    help='bucket to mount on config.data.data_dir',
-  )
-
-
-def _add_slurm_arguments(add: Callable[..., Any]) -> None:
-  add('--nodes', type=cli.positive, default=1, help='nodes (default: 1)')
-  add('--gpus', type=cli.positive, default=1, help='GPUs per node (default: 1)')
-  add(
-    '--tasks',
-    choices=('node', 'gpu'),
-    default='node',
-    help='one process per node or per GPU (default: node)',
-  )
-  add(
-    '--cpus_per_gpu',
-    type=cli.positive,
-    default=8,
-    help='CPUs per GPU (default: 8)',
-  )
-  add(
-    '--sbatch',
-    action='append',
-    default=[],
-    metavar='OPTION',
-    help='further option of sbatch, such as --sbatch=--time=12:00:00; may be '
-    'repeated',
-  )
-
-
-def _shown(command: Sequence[str]) -> str:
-  """Formats an example for `--help`, over several lines."""
-  lines = textwrap.wrap(
-    shlex.join(command), 74, break_long_words=False, break_on_hyphens=False
-  )
-  return '\n  ' + ' \\\n    '.join(lines) + '\n'
-
-
-def _create_parser() -> argparse.ArgumentParser:
-  options: dict[str, Any] = {
-    'formatter_class': argparse.RawDescriptionHelpFormatter,
-    'allow_abbrev': False,
-  }
-  shown = {place: _shown(command) for place, command in examples().items()}
-  parser = cli.Parser(
-    description=_DESCRIPTION,
-    epilog=f'examples:{"".join(shown.values())}{_NOTES}',
-    **options,
-  )
-  places = parser.add_subparsers(dest='place', required=True, metavar='PLACE')
-  for place, hardware, add_arguments, wrap in (
-    (
-      'tpu-vm',
-      'a slice of Cloud TPU VMs, created with gcloud',
-      _add_tpu_vm_arguments,
-      tpu_vm,
-    ),
-    (
-      'sky',
-      'a spot slice that SkyPilot recreates after preemptions',
-      _add_sky_arguments,
-      sky,
-    ),
-    ('slurm', 'GPU nodes, as a SLURM batch job', _add_slurm_arguments, slurm),
-  ):
-    one = places.add_parser(
-      place,
-      help=hardware,
-      description=f'Trains on {hardware}.',
-      epilog=f'example:{shown[place]}{_NOTES}',
-      **options,
-    )
-    one.set_defaults(wrap=wrap)
-    add = one.add_argument
-    add('--name', required=True, help='name of the launch, such as bn-x30')
-    cli.add_config_arguments(one, required=False)
-    cli.add_sweep_arguments(one, required=False)
-    add(
-      '--workdir',
-      required=True,
-      metavar='DIR',
-      help='absolute path on the hosts, such as /mnt/runs/bn_x30',
-    )
-    add('--out', metavar='DIR', help='folder to write (default: launch/NAME)')
-    add(
-      '--run',
-      action='store_true',
-      help='also run the commands that start the training',
-    )
-    add_arguments(add)
-  return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
   try:
     flags, axes, overrides = cli.parse_sweep_arguments(
-      sys.argv[1:] if argv is None else argv, _create_parser()
+      sys.argv[1:] if argv is None else argv, launch_arguments.create_parser()
     )
     out = Path(flags.out or ROOT / 'launch' / flags.name).absolute()
     inside = out.is_relative_to(ROOT)
@@ -673,17 +507,23 @@ def main(argv: Sequence[str] | None = None) -> int:
   print(f'wrote {", ".join(f"{folder}/{name}" for name in launch.files)}')
   trials = f'{job.num_trials} trials, the first for ' if job.num_trials else ''
   print(f'The job trains {trials or "for "}{training_length(configs[0])}.')
+  if flags.place == 'slurm':
+    print(gpu_hours(configs, flags.nodes * flags.gpus))
   print(f'Read the files, then run these commands in {ROOT}:')
-  width = min(max(len(command) for command, _ in launch.commands), 72)
-  for command, what in launch.commands:
+  commands = (*launch.start, *launch.then)
+  width = min(max(len(command) for command, _ in commands), 72)
+  for command, what in commands:
     print(f'  {command:<{width}}  # {what}')
-  for command, _ in launch.commands[: launch.num_to_start] if flags.run else ():
+  for command, _ in launch.start if flags.run else ():
     print(f'+ {command}', flush=True)
     code = subprocess.run(
       ['bash', '-c', command], cwd=ROOT, check=False
     ).returncode
     if code:
-      return cli.report_errors([f'{command}: exit code {code}.'])
+      undo, _ = launch.then[-1]
+      return cli.report_errors(
+        [f'{command}: exit code {code}. To undo what was started: {undo}']
+      )
   return 0
 
 

@@ -31,8 +31,6 @@ import tarfile
 import threading
 from typing import Any
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -465,11 +463,11 @@ def read_description(version_dir: Path) -> dict[str, dict[Path, int]]:
 
 def read_split(
   version_dir: Path, split: str, shards: dict[Path, int]
-) -> tuple[np.ndarray, int]:
+) -> tuple[list[int], int]:
   """Reads every example of a split, as training does.
 
   Returns:
-    A digest of each image, uint64 (examples,), and the number of classes.
+    The `digest` of each image, and the number of classes.
 
   Raises:
     UserError: if a shard is damaged, an image empty or a name not unique.
@@ -479,20 +477,19 @@ def read_split(
     source = open_encoded(NAME, split, version_dir.parents[1])
   # The shard of each example.
   paths = [path for path, length in shards.items() for _ in range(length)]
-  images, names = np.empty((2, len(paths)), np.uint64)
-  labels = set()
+  images: list[int] = []
+  names, labels = set(), set()
   for index, path in enumerate(progress(paths, len(paths), f'reading {split}')):
     with errors_in_one_line(f'{path}: damaged', advice):
       example = source[index]
     if not example['image']:
       raise UserError(f'{version_dir}: {split} {index} is empty. {advice}')
-    images[index] = digest(example['image'])
-    names[index] = digest(example['file_name'])
+    images.append(digest(example['image']))
+    names.add(digest(example['file_name']))
     labels.add(int(example['label']))
-  num_names = len(np.unique(names))
-  if num_names != len(paths):
+  if len(names) != len(paths):
     raise UserError(
-      f'{version_dir}: {len(paths):,} {split} images have {num_names:,} '
+      f'{version_dir}: {len(paths):,} {split} images have {len(names):,} '
       f'different names; each needs its own. {advice}'
     )
   return images, len(labels)
@@ -505,7 +502,7 @@ def digest(content: bytes | str) -> int:
 
 
 def check_repeated(
-  version_dir: Path, train: np.ndarray, validation: np.ndarray
+  version_dir: Path, train: Sequence[int], validation: Sequence[int]
 ) -> None:
   """Refuses a copy with more repeated images than ImageNet itself has.
 
@@ -518,10 +515,11 @@ def check_repeated(
     UserError: if too many images repeat others.
   """
 
-  def num_repeated(images: np.ndarray) -> int:
-    return len(images) - len(np.unique(images))
+  def num_repeated(images: Sequence[int]) -> int:
+    return len(images) - len(set(images))
 
-  in_both = int(np.isin(validation, train).sum())
+  known = set(train)
+  in_both = sum(image in known for image in validation)
   for split, total, count, relation in (
     ('validation', len(validation), in_both, 'are training images as well'),
     ('validation', len(validation), num_repeated(validation), 'repeat others'),

@@ -7,6 +7,12 @@ set -euo pipefail
 here=$PWD
 cd "$(dirname "$0")/.."
 root=$PWD
+# The help needs no environment.
+case " $* " in
+  *' -h '* | *' --help '*)
+    exec "${PYTHON:-python3}" scripts/prepare_imagenet.py --help
+    ;;
+esac
 source scripts/environment.sh
 use_environment requirements-prepare.txt .venv-prepare
 # Relative paths are relative to where the command is given.

@@ -50,6 +50,10 @@ SCALE = BATCH_SIZE // paper.BATCH_SIZE
 CPUS_PER_HOST = 112
 THREADS = 8
 WORKERS = CPUS_PER_HOST // THREADS
+# Peak rates of an A100 of 80 GB: operations in bfloat16, and bytes of HBM, a
+# second (NVIDIA's data sheet, 2021).
+A100_FLOPS = 312e12
+A100_BYTES = 2_039e9
 # Images that one CPU decodes in a second, measured by `benchmark.py input`.
 IMAGES_PER_CPU = 800
 
@@ -180,6 +184,42 @@ def prove() -> str:
 def launch() -> str:
   """Returns the launch command as a code block."""
   return _code_block(launch_command())
+
+
+def slurm_sweep() -> str:
+  """Returns the command that trains a sweep under SLURM, as a code block.
+
+  All trials are as long as BN-Baseline is trained.
+  """
+  return _code_block(
+    [
+      *('python', 'scripts/launch.py', 'slurm', '--name=lr', '--gpus=8'),
+      '--sweep=configs/sweeps/lr_multipliers.py:full',
+      '--workdir=/shared/runs/lr',
+      *training_arguments(
+        'bn_baseline', runs='/shared/runs', data='/shared/data'
+      )[2:],
+    ]
+  )
+
+
+def gpu_hours(images: float) -> tuple[float, float]:
+  """Returns an estimate of the GPU-hours of training, from low to high.
+
+  It is the roofline of an A100 for the operations and bytes of BN-x30, times
+  `cost.EXPECTED_FACTORS`, and not measured.
+
+  Args:
+    images: images to train on, counted each time they are seen.
+  """
+  figures = _figures('bn_x30')
+  step = figures['steps']['train_steps']
+  seconds = max(step['flops'] / A100_FLOPS, step['bytes_accessed'] / A100_BYTES)
+  per_image = seconds * figures['num_devices'] / figures['batch_size']
+  low, high = (
+    factor * images * per_image / 3600 for factor in cost.EXPECTED_FACTORS
+  )
+  return low, high
 
 
 def _figures(variant: str) -> dict[str, Any]:
@@ -396,6 +436,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
   'commands': commands,
   'prove': prove,
   'launch': launch,
+  'slurm_sweep': slurm_sweep,
   'hosts': hosts,
   'last_rates': last_rates,
   'costs': costs,

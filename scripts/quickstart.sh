@@ -10,14 +10,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-case ${1:-} in
-  '') ;;
-  -h | --help)
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+case " $* " in
+  '  ') ;;
+  *' -h '* | *' --help '*)
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
     exit 0
     ;;
   *)
-    echo "error: $1: quickstart takes no arguments; see --help" >&2
+    echo "error: $*: quickstart takes no arguments; see --help" >&2
     exit 1
     ;;
 esac

@@ -7,9 +7,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-case ${1:-} in
-  -h | --help)
-    sed -n '2,6s/^# \{0,1\}//p' "$0"
+case " $* " in
+  *' -h '* | *' --help '*)
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
     exit 0
     ;;
 esac

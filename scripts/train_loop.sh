@@ -15,6 +15,17 @@
 # that end early, the script gives up with exit code 1.
 set -uo pipefail
 
+case ${1:-} in
+  -h | --help)
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+    exit
+    ;;
+  '' | -*)
+    echo "error: '${1:-}' is not a command to restart; see --help" >&2
+    exit 1
+    ;;
+esac
+
 # Seconds before a restart. The pause doubles after each run that ends early, up
 # to the longest. Our choice, so that hosts that train together meet again: a
 # lost host is noticed within a minute, the pauses of two hosts differ by less

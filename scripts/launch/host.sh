@@ -24,7 +24,14 @@ training() {
   [ -e lock ] && ! flock --nonblock lock true
 }
 
-case $1 in
+case " $* " in
+  *' -h '* | *' --help '*)
+    sed -n '/^# Runs on each/,/^set/s/^# \{0,1\}//p' "$(basename "$0")"
+    exit
+    ;;
+esac
+
+case ${1:-} in
   set_up)
     if [ -n "$SOURCE_URL" ]; then
       [ -d source ] || git clone --quiet "$SOURCE_URL" source
@@ -71,5 +78,9 @@ case $1 in
     # The loop forwards the signal, and exits once the processes have saved.
     ! training || kill -TERM "$(cat pid)"
     flock --timeout 600 lock true
+    ;;
+  *)
+    echo "error: ${1:-no word}: see --help" >&2
+    exit 1
     ;;
 esac

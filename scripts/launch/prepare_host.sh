@@ -11,6 +11,13 @@
 #   SPOT           yes if the slice may be preempted, otherwise no
 set -euo pipefail
 
+case ${1:-} in
+  -h | --help)
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+    exit
+    ;;
+esac
+
 fail() {
   echo "error: $(hostname): $*" >&2
   exit 1

@@ -1,7 +1,7 @@
 """Tests of launching without a cloud, with stand-ins for its programs.
 
 The files that the examples of `--help` write are in `tests/scripts/launch/`;
-`python tests/scripts/launch_test.py` updates them.
+`PYTHONPATH=.:scripts:tests python tests/scripts/launch_test.py` updates them.
 """
 
 import os
@@ -14,6 +14,7 @@ import sys
 
 import jsonschema
 import launch
+import launch_arguments
 import pytest
 from stand_ins import (
   ENDS,
@@ -58,7 +59,9 @@ def without(prefix, arguments):
 def write(out, arguments):
   """Launches; returns the written files by name."""
   assert launch.main([*arguments, f'--out={out}']) == 0
-  return {path.name: path.read_text() for path in out.iterdir()}
+  return {
+    path.name: path.read_text() for path in out.iterdir() if path.is_file()
+  }
 
 
 def refuse(arguments, capsys):
@@ -67,6 +70,22 @@ def refuse(arguments, capsys):
   said = capsys.readouterr()
   assert said.out == '' and said.err.startswith('error: ')
   return said.err
+
+
+SWEEP = (
+  *('--name=lr', '--workdir=/mnt/runs/lr', '--sweep.seed=0,1,2'),
+  '--sweep=configs/sweeps/lr_multipliers.py:full',
+  '--config.bn.momentum=0.99',
+)
+TPU_VM_SWEEP, SKY_SWEEP, SLURM_SWEEP = (
+  (*without('--config=', arguments), *SWEEP)
+  for arguments in (TPU_VM, SKY, SLURM)
+)
+SWEEP_COMMAND = [
+  *('-m', 'bn_repro.sweep', '--sweep=configs/sweeps/lr_multipliers.py:full'),
+  *('--workdir=/mnt/runs/lr', '--sweep.seed=0,1,2'),
+  '--config.bn.momentum=0.99',
+]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +98,7 @@ def in_repository(monkeypatch):
 
 @pytest.mark.parametrize('place', PLACES)
 def test_golden(place, tmp_path):
-  found = write(tmp_path / 'out', launch.examples()[place][2:])
+  found = write(tmp_path / 'out', launch_arguments.examples()[place][2:])
   expected = {p.name: p.read_text() for p in (GOLDEN / place).iterdir()}
   assert {
     name: text.replace(str(tmp_path / 'out'), f'tests/scripts/launch/{place}')
@@ -182,7 +201,8 @@ def test_sky_source_and_data(tmp_path):
     '/mnt/data': {'source': 'gs://images', 'mode': 'MOUNT'}
   }
   assert task['envs']['DATA_DIR'] == '/mnt/data'
-  assert sky_task(tmp_path / 'local')['workdir'] == '.'
+  out = tmp_path / 'local'
+  assert sky_task(out)['workdir'] == f'{out}/source'
 
 
 STEPS = '6,000,000 steps of 32: 192,000,000 images'
@@ -289,6 +309,56 @@ def test_batch_job_tasks(
   ]
 
 
+@pytest.mark.parametrize(
+  'arguments, log', [((), '%j'), (('--config=', *SWEEP), '%A_%a')]
+)
+def test_logs(arguments, log, tmp_path):
+  """One for each job, also of an array; `%` in a path is no pattern."""
+  out = tmp_path / '100%j'
+  text = write(out, [*SLURM, *arguments])['job.sh']
+  assert f'\n#SBATCH --output={tmp_path}/100%%j/{log}.log\n' in text
+
+
+@pytest.mark.parametrize(
+  'arguments, images, share',
+  [
+    ((*SLURM, '--gpus=8'), 6e6 * 32, 4),
+    (launch_arguments.examples()['slurm'][2:], 375_000 * 512, 32),
+    (
+      (*SLURM, '--config.total_epochs=2', '--config.total_steps=0'),
+      2 * 1281167,
+      32,
+    ),
+    ((*SLURM_SWEEP, '--gpus=2'), 21 * (31e6 + 15e6) * 32, 16),
+  ],
+)
+def test_gpu_hours(arguments, images, share, tmp_path, capsys):
+  """Two to four times the time that an A100 takes to move 0.33 GB per image."""
+  write(tmp_path / 'out', arguments)
+  said = capsys.readouterr().out
+  low, high = (
+    factor * images * 10.60e9 / 32 / 2.039e12 / 3600 for factor in (2, 4)
+  )
+  found = re.search(
+    r'^GPU-hours: ([\d,]+) to ([\d,]+) in total, with (\d+) images per GPU',
+    said,
+    re.M,
+  )
+  assert [float(n.replace(',', '')) for n in found.groups()] == pytest.approx(
+    [low, high, share], rel=0.01, abs=0.5
+  )
+  assert ('Fewer than 32 take longer' in said) == (share < 32)
+
+
+@pytest.mark.parametrize(
+  'override',
+  ['--config.model.width=0.5', '--config.data.name=imagenet_stand_in'],
+)
+def test_no_estimate_of_gpu_hours(override, tmp_path, capsys):
+  write(tmp_path / 'out', [*SLURM, override])
+  assert '\nGPU-hours: no estimate for this' in capsys.readouterr().out
+
+
 def test_jax_takes_one_gpu_per_process_under_slurm(monkeypatch):
   """The batch job relies on this behavior of JAX."""
   from jax._src import clusters
@@ -306,21 +376,6 @@ def test_jax_takes_one_gpu_per_process_under_slurm(monkeypatch):
 
 # Sweeps.
 
-SWEEP = (
-  *('--name=lr', '--workdir=/mnt/runs/lr', '--sweep.seed=0,1,2'),
-  '--sweep=configs/sweeps/lr_multipliers.py:full',
-  '--config.bn.momentum=0.99',
-)
-TPU_VM_SWEEP, SKY_SWEEP, SLURM_SWEEP = (
-  (*without('--config=', arguments), *SWEEP)
-  for arguments in (TPU_VM, SKY, SLURM)
-)
-SWEEP_COMMAND = [
-  *('-m', 'bn_repro.sweep', '--sweep=configs/sweeps/lr_multipliers.py:full'),
-  *('--workdir=/mnt/runs/lr', '--sweep.seed=0,1,2'),
-  '--config.bn.momentum=0.99',
-]
-
 
 def test_job_array_of_a_sweep(batch, notes, bin_dir, monkeypatch, capsys):
   """Each of its jobs trains one trial."""
@@ -336,17 +391,17 @@ def test_job_array_of_a_sweep(batch, notes, bin_dir, monkeypatch, capsys):
 
 
 def test_managed_jobs_of_a_sweep(cloud, tmp_path, bin_dir):
-  """One job per trial, each with its number."""
-  stand_in(bin_dir / 'git', 'echo 0123\n')
+  """One job per trial, each with its number; the code is packed once."""
   stand_in(bin_dir / 'sky', 'echo "$@" >>"$NOTES/submitted"')
   out = tmp_path / 'out'
   arguments = [*SKY_SWEEP, '--sweep.multiplier=1,5']
   task = yaml.safe_load(write(out, [*arguments, '--run'])['sky.yaml'])
   assert lines(cloud / 'submitted') == [
     f'jobs launch --yes --detach-run --name lr-{number} --env TRIAL={number} '
-    f'--env REVISION=0123 {out}/sky.yaml'
+    f'{out}/sky.yaml'
     for number in range(12)
   ]
+  assert (out / 'source/bn_repro/main.py').exists()
   for number, expected in (('7', ['--trial=7']), ('', [])):
     script = f'bash() {{ printf "%s\\n" "$@"; }}\n{task["run"]}'
     found = run('bash', '-c', script, check=True, TRIAL=number)
@@ -368,7 +423,8 @@ def test_a_sweep_on_a_tpu_vm(tmp_path):
 
 CLOUD = r"""
 case "$*" in *' describe '*) ;; *) printf '%s\n' "$*" >>"$NOTES/calls" ;; esac
-[ ! -e "$NOTES/fails" ] || [[ $* != *$(cat "$NOTES/fails")* ]] || exit 1
+[ ! -e "$NOTES/fails" ] || [[ $* != *$(cat "$NOTES/fails")* ]] ||
+  { echo 'ERROR: credentials were not found' >&2; exit 1; }
 states=$NOTES/states
 hosts=("$NOTES/host0" "$NOTES/host1")
 for argument in "$@"; do
@@ -386,7 +442,7 @@ case "$*" in
     mkdir "${hosts[@]}"
     printf 'WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n' >"$states" ;;
   *' queued-resources describe '*)
-    [ -e "$states" ] || exit 1
+    [ -e "$states" ] || { echo 'ERROR: NOT_FOUND: Resource' >&2; exit 1; }
     head -n 1 "$states"
     [ "$(wc -l <"$states")" -eq 1 ] || sed -i 1d "$states" ;;
   *' queued-resources delete '*)
@@ -544,28 +600,169 @@ def test_a_preempted_slice_is_recreated(cloud, bin_dir, tmp_path):
   assert '-C source checkout --quiet --detach v1' in (cloud / 'git').read_text()
 
 
+def assert_gave_up(kept, out):
+  """`keep` failed eight times, with longer and longer pauses."""
+  assert kept.returncode == 1
+  last = kept.stderr.splitlines()[-1]
+  assert 'error: giving up after 8 failures' in last
+  assert last.endswith(f'may still be billing. Delete it: bash {out} delete')
+
+
 @pytest.mark.parametrize(
   'state, fails',
-  [('SUSPENDED', 'queued-resources create'), ('ACTIVE', 'tpu-vm scp')],
+  [
+    ('SUSPENDED', 'queued-resources create'),
+    ('ACTIVE', 'tpu-vm scp'),
+    ('ACTIVE', 'tpu-vm ssh'),
+    ('ACTIVE', 'queued-resources describe'),
+  ],
 )
 def test_keep_gives_up_after_failures(state, fails, cloud, hosts, tmp_path):
-  """With longer and longer pauses."""
   out = write_slice(tmp_path, SOURCE, '--spot')
   (cloud / 'states').write_text(f'{state}\n')
   (cloud / 'fails').write_text(fails)
   kept = verb(out, 'keep', INTERVAL='30')
-  assert kept.returncode == 1
-  assert 'error: giving up after 8 failures. A slice is billed' in kept.stderr
+  assert_gave_up(kept, out / 'slice.sh')
   assert lines(cloud / 'pauses') == [str(30 * 2**n) for n in range(1, 8)]
+
+
+def answering(hosts, out, answer):
+  """Hosts that answer the same whenever they are asked, and obey."""
+  script = f'[ "$1" != state ] || echo {shlex.quote(answer)}\n'
+  (out / 'host.sh').write_text(script)
+  for host in hosts:
+    host.mkdir(exist_ok=True)
+    (host / 'host.sh').write_text(script)
+
+
+@pytest.mark.parametrize('answer', ['h: not running', '', 'h: Segmentation'])
+def test_keep_gives_up_on_hosts_that_do_not_train(
+  answer, cloud, hosts, tmp_path
+):
+  out = write_slice(tmp_path, SOURCE)
+  answering(hosts, out, answer)
+  assert_gave_up(verb(out, 'keep'), out / 'slice.sh')
+
+
+def test_keep_gives_up_on_a_slice_that_does_not_exist(cloud, tmp_path):
+  """It was deleted elsewhere; only a preempted one is recreated."""
+  out = write_slice(tmp_path, SOURCE)
+  assert_gave_up(verb(out, 'keep'), out / 'slice.sh')
+  assert not (cloud / 'states').exists()
+
+
+def test_create_gives_up_when_the_state_stays_unknown(cloud, tmp_path):
+  out = write_slice(tmp_path, SOURCE)
+  stand_in(
+    tmp_path / 'bin' / 'gcloud',
+    'case "$*" in *describe*)\n'
+    '  [ -e "$NOTES/made" ] || { echo "ERROR: NOT_FOUND" >&2; exit 1; }\n'
+    '  echo "ERROR: Reauthentication failed" >&2; exit 1 ;;\n'
+    '*create*) touch "$NOTES/made" ;; esac\n',
+  )
+  assert_gave_up(verb(out, 'create'), out / 'slice.sh')
+
+
+@pytest.mark.parametrize('word', ['keep', 'create', 'delete'])
+def test_without_gcloud(word, tmp_path):
+  out = write_slice(tmp_path, SOURCE)
+  (tmp_path / 'bin').mkdir()
+  for tool in ('bash', 'date', 'dirname'):
+    (tmp_path / 'bin' / tool).symlink_to(shutil.which(tool))
+  (line,) = verb(out, word, PATH=str(tmp_path / 'bin')).stderr.splitlines()
+  assert 'error: gcloud: not found' in line
+  assert line.endswith(f'Delete it: bash {out}/slice.sh delete')
+
+
+@pytest.mark.parametrize('words', [['keep'], ['keep', '--delete']])
+@pytest.mark.parametrize(
+  'code, is_over',
+  [(0, True), (1, True), (3, True), (127, True), (75, False), (143, False)],
+)
+def test_the_slice_of_a_run_that_ended(
+  code, is_over, words, cloud, hosts, tmp_path
+):
+  """`keep --delete` deletes it, unless the run was stopped and has saved."""
+  out = write_slice(tmp_path, SOURCE)
+  answer = f'h: ended: train_loop: 1 exit code {code}: exiting'
+  answering(hosts, out, answer)
+  kept = verb(out, *words)
+  assert kept.returncode == code
+  is_deleted = is_over and '--delete' in words
+  assert (cloud / 'states').exists() != is_deleted
+  last = kept.stderr.splitlines()[-1]
+  assert last.endswith(
+    'The slice is deleted'
+    if is_deleted
+    else f'is still billing. Delete it: bash {out}/slice.sh delete'
+  )
+
+
+def test_a_slice_that_cannot_be_deleted(cloud, hosts, tmp_path):
+  out = write_slice(tmp_path, SOURCE)
+  answering(hosts, out, 'h: ended: train_loop: 1 exit code 0: exiting')
+  (cloud / 'fails').write_text('queued-resources delete')
+  assert_gave_up(verb(out, 'keep', '--delete'), out / 'slice.sh')
+
+
+def test_a_workdir_on_the_slice_is_not_deleted(cloud, hosts, tmp_path, capsys):
+  out = tmp_path / 'out'
+  write(out, [*UNSHARED, '--topology=v5e:2x4'])
+  assert 'slice.sh keep  ' in capsys.readouterr().out
+  kept = verb(out, 'keep', '--delete')
+  assert kept.returncode == 1
+  assert 'error: --delete: the workdir is on the boot disk' in kept.stderr
+  assert (cloud / 'states').exists()
+
+
+@pytest.mark.parametrize(
+  'words', ['', 'remove', 'keep delete', 'create --delete', 'delete now']
+)
+def test_other_words(words, cloud, hosts, tmp_path):
+  out = write_slice(tmp_path)
+  said = verb(out, *words.split())
+  assert said.returncode == 1
+  assert said.stderr.startswith('Creates a Cloud TPU slice')
+  assert not (cloud / 'calls').exists()
+
+
+def test_flags_of_gcloud(cloud, tmp_path):
+  """Any of them, to create the slice and to connect to its hosts."""
+  flags = (
+    '--internal-ips',
+    '--network=my net',
+    '--labels=a=b,c=$d',
+    "--tags=it's",
+  )
+  out = write_slice(
+    tmp_path,
+    SOURCE,
+    *(f'--gcloud={flag}' for flag in flags),
+    *('--gcloud_ssh=--internal-ip', '--gcloud_ssh=--ssh-flag=-o A=b'),
+  )
+  assert verb(out, 'create').returncode == 0
+  answering([cloud / host / 'bn-x30' for host in ('host0', 'host1')], out, '')
+  assert verb(out, 'state').returncode == 0
+  created, asked = lines(cloud / 'calls')
+  assert created.endswith(f' {" ".join(flags)}')
+  assert asked.endswith(' --internal-ip --ssh-flag=-o A=b')
 
 
 @pytest.fixture
 def copied(tmp_path):
   """The files of this repository that hosts need."""
   folder = tmp_path / 'repository'
-  shutil.copytree(ROOT / 'scripts', folder / 'scripts')
-  (folder / 'requirements-tpu.txt').touch()
+  for name in ('scripts', 'bn_repro', 'configs'):
+    ignored = shutil.ignore_patterns('__pycache__')
+    shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+  for name in ('requirements-tpu.txt', 'pyproject.toml'):
+    (folder / name).touch()
   return folder
+
+
+def git(folder, *arguments):
+  identity = ('-c', 'user.name=N', '-c', 'user.email=e')
+  return run('git', '-C', folder, *identity, *arguments, check=True).stdout
 
 
 @pytest.fixture
@@ -573,14 +770,13 @@ def repository(copied):
   """The same as a git repository, with two more files."""
   for name in ('kept.txt', 'deleted.txt'):
     (copied / name).write_text('as committed\n')
-  git = ('git', '-C', copied, '-c', 'user.name=N', '-c', 'user.email=e')
   for command in ('init', 'add .', 'commit --message=m'):
-    run(*git, *command.split(), check=True)
+    git(copied, *command.split())
   return copied
 
 
 def test_code_of_a_slice(hosts, repository, tmp_path, capsys):
-  """The hosts get the working tree as it is at `set_up`, and its revision."""
+  """The hosts get the tracked files as they are at `set_up`."""
   out = write_slice(tmp_path)
   (repository / 'deleted.txt').unlink()
   (repository / 'new.txt').write_text('new\n')
@@ -594,9 +790,9 @@ def test_code_of_a_slice(hosts, repository, tmp_path, capsys):
     assert done.returncode == 0, done.stderr
     assert {(h / 'source/kept.txt').read_text() for h in hosts} == {expected}
   source = hosts[1] / 'source'
-  assert (source / 'new.txt').exists()
+  assert not (source / 'new.txt').exists()
   assert not (source / 'deleted.txt').exists()
-  head = run('git', 'rev-parse', 'HEAD', cwd=repository).stdout.strip()
+  head = git(repository, 'rev-parse', 'HEAD').strip()
   assert (source / 'REVISION').read_text() == f'{head}-dirty\n'
   # Another launch of this name does not reuse the code.
   for name in ('slice.sh', 'host.sh'):
@@ -604,6 +800,68 @@ def test_code_of_a_slice(hosts, repository, tmp_path, capsys):
   capsys.readouterr()
   error = refuse([*TPU_VM, f'--out={out}'], capsys)
   assert 'its source.tgz is the code of a launch' in error
+
+
+def pack(folder, *files, **environment):
+  """Packs the code of a repository; returns its files and what was said."""
+  code = folder.parent / 'code'
+  done = run(
+    *('bash', 'scripts/launch/pack.sh', code, *files),
+    cwd=folder,
+    **environment,
+  )
+  assert done.returncode == 0, done.stderr
+  return {
+    str(path.relative_to(code)) for path in code.rglob('*') if path.is_file()
+  } - {'REVISION', '.skyignore'}, done.stderr
+
+
+def test_untracked_files_are_not_sent(repository):
+  """Data, runs and environments: only the named config, and added files."""
+  tracked = set(git(repository, 'ls-files').splitlines())
+  for name in (
+    'data/train.tar',
+    '.venv/bin/python',
+    'a b/c\nd',
+    'configs/x.py',
+  ):
+    path = repository / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(2_000_000))
+  (repository / 'link').symlink_to('nowhere')
+  git(repository, 'add', 'link')
+  found, said = pack(repository, 'configs/x.py')
+  assert found == {*tracked, 'configs/x.py'}
+  assert (repository.parent / 'code/link').is_symlink()
+  assert re.search(
+    r'^code: \d+ files, [\d.]+M \(the files that git tracks', said
+  )
+  assert ', not 4 others: git add adds them)' in said
+
+
+@pytest.mark.parametrize('is_inside', [True, False])
+def test_code_outside_a_git_checkout(is_inside, copied, monkeypatch):
+  """A copy without history, also inside another repository."""
+  monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(copied.parent.parent))
+  if is_inside:
+    git(copied.parent, 'init')
+  (copied / 'data').mkdir()
+  (copied / 'data/train.tar').write_bytes(bytes(2_000_000))
+  (copied / 'REVISION').write_text('0123\n')
+  found, said = pack(copied)
+  assert 'bn_repro/main.py' in found and 'scripts/train_loop.sh' in found
+  assert not any('train.tar' in name for name in found)
+  assert 'no git checkout: bn_repro, configs, scripts and the require' in said
+  assert (copied.parent / 'code/REVISION').read_text() == '0123\n'
+
+
+def test_pack_replaces_only_what_it_has_written(repository):
+  pack(repository)
+  pack(repository)
+  (repository / 'mine').mkdir()
+  said = run('bash', 'scripts/launch/pack.sh', 'mine', cwd=repository)
+  assert said.returncode == 1
+  assert said.stderr.startswith('error: mine: exists, and is not a copy')
 
 
 def test_revision_of_a_copy_without_history(tmp_path, monkeypatch):
@@ -723,7 +981,10 @@ def test_a_failed_request(cloud, bin_dir, tmp_path, capfd):
   error = capfd.readouterr().err
   assert 'error: the queued resource is FAILED' in error
   last = error.splitlines()[-1]
-  assert last == f'error: bash {out}/slice.sh create: exit code 1.'
+  assert last == (
+    f'error: bash {out}/slice.sh create: exit code 1. To undo what was '
+    f'started: bash {out}/slice.sh delete'
+  )
 
 
 def prepare_host(tmp_path, **settings):
@@ -777,7 +1038,7 @@ def test_a_host_with_an_old_python(cloud, bin_dir, copied, tmp_path):
 @pytest.mark.parametrize(
   'arguments, expected',
   [
-    (SKY, 'sky jobs launch --yes --detach-run --env REVISION=0123 {}/sky.yaml'),
+    (SKY, 'sky jobs launch --yes --detach-run {}/sky.yaml'),
     ((*SKY, SOURCE), 'sky jobs launch --yes --detach-run {}/sky.yaml'),
     (
       (*SLURM, '--sbatch=--comment=a b', '--sbatch=--qos=c'),
@@ -786,12 +1047,12 @@ def test_a_host_with_an_old_python(cloud, bin_dir, copied, tmp_path):
   ],
 )
 def test_run_submits(arguments, expected, cloud, bin_dir, tmp_path):
-  stand_in(bin_dir / 'git', 'echo 0123\n')
   for name in ('sky', 'sbatch'):
     stand_in(bin_dir / name, f'echo {name} "$@" >>"$NOTES/submitted"')
   out = tmp_path / 'o ut'
   write(out, [*arguments, '--run'])
   assert lines(cloud / 'submitted') == [expected.format(out)]
+  assert (out / 'source').exists() == (arguments == SKY)
 
 
 def test_sky_task_runs(cloud, copied, tmp_path):
@@ -806,14 +1067,12 @@ def test_sky_task_runs(cloud, copied, tmp_path):
     **task['envs'],
     'WORKDIR': str(tmp_path / 'run'),
     'DATA_DIR': str(tmp_path),
-    'REVISION': '0123',
   }
   codes = [
     run('bash', '-c', task[step], cwd=copied, **environment).returncode
     for step in ('setup', 'run')
   ]
   assert codes == [0, 3]
-  assert (copied / 'REVISION').read_text() == '0123\n'
   assert arguments_of_runs(cloud) == [[*TRAIN, DATA, *awkward]] * 2
 
 
@@ -878,6 +1137,17 @@ def test_no_mistakes(arguments, tmp_path):
     ((*SKY, '--data_bucket=b'), "'b' is not of the form gs://BUCKET"),
     ((*SKY, '--source=https://a.b/c'), 'is not of the form URL#REVISION'),
     ((*SKY, '--workdir_mount=runs'), 'is not of the form SERVER:/SHARE'),
+    ((*TPU_VM, '--gcloud=network'), 'is not of the form --OPTION'),
+    ((*TPU_VM, '--gcloud=--labels=a\nb'), r"'--labels=a\nb' is not of"),
+    ((*TPU_VM, '--gcloud_ssh=--plain\x1b'), 'is not of the form --OPTION'),
+    ((*SLURM, '--sbatch=--comment=a\n#SBATCH -w x'), 'is not of the form'),
+    ((*SLURM, '--sbatch=job.sh'), 'is not of the form --OPTION'),
+    ((*TPU_VM, '--project=P\nx'), r"'P\nx' is not of the form NAME"),
+    ((*TPU_VM, '--data_disk=d\tx'), 'is not of the form DISK'),
+    ((*SKY, '--infra=gcp/a\nx'), 'is not of the form gcp/REGION/ZONE'),
+    ((*SKY, '--source=https://a.b/c#v\n1'), 'is not of the form URL#REVISION'),
+    ((*SLURM, '--workdir=/runs/a\nb'), 'is not of the form DIR'),
+    ((*SLURM, '--out=x\n#SBATCH -w x'), 'is not of the form DIR'),
     ((*SLURM, '--gpus=0'), "'0' is not a whole number of at least 1"),
     ((*SLURM, '--topology=v5e:4x4'), 'unrecognized arguments'),
     (without('--workdir=', TPU_VM), 'required: --workdir'),
@@ -912,7 +1182,7 @@ def test_mistakes(arguments, expected, tmp_path, monkeypatch, capsys):
   arguments[1:1] = [f'--out={out}'] if arguments else []
   error = refuse(arguments, capsys)
   assert expected in error
-  assert '\n' in ''.join(arguments) or len(error.splitlines()) == 1
+  assert '--name=a\nb' in arguments or len(error.splitlines()) == 1
   assert not out.exists() and default.exists() == before
 
 
@@ -965,4 +1235,4 @@ if __name__ == '__main__':
   os.chdir(ROOT)
   for each in PLACES:
     shutil.rmtree(GOLDEN / each, ignore_errors=True)
-    write(GOLDEN / each, launch.examples()[each][2:])
+    write(GOLDEN / each, launch_arguments.examples()[each][2:])

@@ -52,11 +52,15 @@ def tfrecord(archives, tmp_path_factory):
     'manual_dir=sys.argv[1], num_shards=2))'
   )
   old = tmp_path_factory.mktemp('tfrecord') / 'old'
+  environment = (
+    'source scripts/environment.sh; '
+    'use_environment requirements-prepare.txt .venv-prepare'
+  )
   for command in (
-    (*COMMAND, '--help'),  # Makes the environment.
+    ('bash', '-ec', environment),
     (ROOT / '.venv-prepare/bin/python', '-c', make, archives, old),
   ):
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
   return old
 
 

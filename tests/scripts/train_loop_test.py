@@ -57,6 +57,15 @@ def test_the_loop_gives_up_after_early_ends(notes):
   assert ended.stderr.endswith('exit code 1: exiting\n')
 
 
+@pytest.mark.parametrize('words', [(), ('',), ('--jobs', 'train'), ('-c',)])
+def test_what_is_no_command(words, notes):
+  """It is refused, and not passed to `setsid` as an option."""
+  said = run('bash', LOOP, *words)
+  assert said.returncode == 1
+  (line,) = said.stderr.splitlines()
+  assert line.startswith('error: ') and 'is not a command to restart' in line
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_forwarded_once(number):
   """SIGINT goes to all processes of the terminal, as Ctrl-C does."""

@@ -37,6 +37,13 @@ CPUS=112
 # time limit they save, and the job is requeued.
 set -uo pipefail
 
+case ${1:-} in
+  -h | --help)
+    sed -n '/^# Trains as/,/^set/s/^# \{0,1\}//p' "$0"
+    exit
+    ;;
+esac
+
 fail() {
   echo "error: $*" >&2
   exit 1

@@ -9,9 +9,20 @@ HOSTS=4
 SPOT=yes
 # Disk of this project and zone that all hosts read; may be empty.
 DATA_DISK=imagenet
+# no if the workdir is deleted with the slice.
+SHARED=yes
 # local: hosts get a copy of this repository; git: they clone SOURCE_URL of
 # host.sh.
 SOURCE=local
+# Files of the repository that the command names.
+FILES=(
+  configs/bn_x30.py
+)
+# Further flags of gcloud: to create the slice; for ssh and scp.
+CREATE_FLAGS=(
+)
+SSH_FLAGS=(
+)
 
 # Creates a Cloud TPU slice, trains on it, and deletes it. Run it in the
 # repository, with one of these words at a time:
@@ -20,7 +31,8 @@ SOURCE=local
 #   set_up   copies the code to all hosts, mounts disks, and installs packages
 #   train    starts the training loop on all hosts, in the background
 #   keep     watches the slice: recreates it after a preemption and resumes
-#            training; exits with the exit code of the run
+#            training; exits with the exit code of the run. With --delete it
+#            deletes the slice once the run is done, has diverged or failed
 #   state    prints the state of the slice and of each host
 #   logs     follows the log of host 0
 #   stop     saves and stops the run on all hosts
@@ -28,48 +40,81 @@ SOURCE=local
 set -euo pipefail
 here=$(dirname "$0")
 export CLOUDSDK_CORE_DISABLE_PROMPTS=1
-# Seconds between two polls, which double after each failure to recreate the
-# slice or to set it up. `keep` gives up after MOST_FAILURES in a row, in about
-# two hours.
+# Seconds between two polls. They double after each failure; `keep` gives up
+# after MOST_FAILURES without training in between, in about two hours.
 INTERVAL=${INTERVAL:-30}
 MOST_FAILURES=${MOST_FAILURES:-8}
+# Seconds after which a poll, or the set-up of a recreated slice, has failed. Our
+# choice.
+LONGEST_POLL=300
+LONGEST_SET_UP=3600
 PLACE=(--project="$PROJECT" --zone="$ZONE")
+DELETE="bash $(printf %q "$0") delete"
 
 say() {
   echo "slice: $(date -u +%FT%TZ) $NAME: $*" >&2
 }
 
+# Counts a failure and waits, or gives up.
+failures=0
+fail() {
+  failures=$((failures + 1))
+  say "$1 (failure $failures of $MOST_FAILURES)"
+  if [ "$failures" -ge "$MOST_FAILURES" ]; then
+    say "error: giving up after $failures failures in a row. The slice may" \
+      "still be billing. Delete it: $DELETE"
+    exit 1
+  fi
+  sleep $((INTERVAL << failures))
+}
+
+# Exits with the exit code of the run, and first deletes the slice if asked to.
+finish() {
+  failures=0
+  # As for train_loop.sh: 75 and codes above 128 are those of a run to resume.
+  if [ -z "$delete" ] || [ "$1" -eq 75 ] || [ "$1" -gt 128 ]; then
+    say "exit code $1. The slice is still billing. Delete it: $DELETE"
+    exit "$1"
+  fi
+  until bash "$0" delete; do
+    fail 'delete failed'
+  done
+  say "exit code $1. The slice is deleted"
+  exit "$1"
+}
+
+# The two kinds of calls of gcloud. With LIMIT they fail after so many seconds.
 queued_resources() {
-  gcloud compute tpus queued-resources "$1" "$NAME" "${PLACE[@]}" "${@:2}"
+  ${LIMIT:+timeout "$LIMIT"} gcloud compute tpus queued-resources "$1" "$NAME" \
+    "${PLACE[@]}" "${@:2}"
+}
+tpu_vm() {
+  ${LIMIT:+timeout "$LIMIT"} gcloud compute tpus tpu-vm "$1" "${@:2}" \
+    "${PLACE[@]}" ${SSH_FLAGS[@]+"${SSH_FLAGS[@]}"}
 }
 
 # Runs a command on one host, or on all. The command must not need quoting.
 on() {
-  gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker="$1" \
-    --command="$2"
+  tpu_vm ssh "$NAME" --worker="$1" --command="$2"
 }
 
-# Prints the state of the queued resource, or nothing if it does not exist or
-# its state is unknown.
+# Prints the state of the queued resource, or NONE if it does not exist. Fails
+# if the state is unknown.
 state() {
-  queued_resources describe --format='value(state.state)' 2>/dev/null || true
-}
-
-# Packs the files of the working tree that git does not ignore. REVISION names
-# their revision, since hosts get no git history.
-pack() {
-  local folder
-  folder=$(mktemp -d)
-  git describe --always --dirty --abbrev=40 >"$folder/REVISION"
-  git ls-files -z --cached --others --exclude-standard |
-    while IFS= read -r -d '' file; do
-      [ ! -e "$file" ] || printf '%s\0' "$file"
-    done |
-    tar --create --gzip --file="$folder/source.tgz" \
-      --directory="$folder" REVISION --directory="$PWD" \
-      --null --files-from=-
-  mv "$folder/source.tgz" "$here/source.tgz"
-  rm -r "$folder"
+  local said code=0
+  said=$(
+    LIMIT=$LONGEST_POLL queued_resources describe \
+      --format='value(state.state)' 2>&1
+  ) || code=$?
+  if [ -z "$said" ] || [[ $code,$said == [!0]*,*NOT_FOUND* ]]; then
+    echo NONE
+  elif [ "$code" -eq 0 ]; then
+    # Without the warnings of gcloud.
+    grep -Exm 1 '[A-Z_]+' <<<"$said"
+  else
+    say "$(grep -m 1 ERROR <<<"$said" || tail -n 1 <<<"$said")"
+    return 1
+  fi
 }
 
 # Fails if a running ssh-agent does not hold gcloud's key. gcloud would refuse
@@ -95,7 +140,29 @@ exit_code() {
   echo "$code"
 }
 
-case ${1:-} in
+usage() {
+  sed -n '/^# Creates a Cloud/,/^set/s/^# \{0,1\}//p' "$0"
+}
+
+case " $* " in
+  *' -h '* | *' --help '*)
+    usage
+    exit
+    ;;
+  ' create ' | ' set_up ' | ' set_up again ' | ' train ' | ' keep ') ;;
+  ' keep --delete ' | ' state ' | ' logs ' | ' stop ' | ' delete ') ;;
+  *)
+    usage >&2
+    exit 1
+    ;;
+esac
+if ! command -v gcloud >/dev/null; then
+  say "error: gcloud: not found. Install the Google Cloud CLI. The slice may" \
+    "still be billing. Delete it: $DELETE"
+  exit 1
+fi
+
+case $1 in
   create)
     options=(--node-id="$NAME" --accelerator-type="$ACCELERATOR_TYPE"
       --runtime-version="$RUNTIME_VERSION")
@@ -104,9 +171,11 @@ case ${1:-} in
     disks=projects/$PROJECT/zones/$ZONE/disks
     [ -z "$DATA_DISK" ] ||
       options+=("--data-disk=source=$disks/$DATA_DISK,mode=read-only")
-    [ -n "$(state)" ] || queued_resources create "${options[@]}"
+    now=$(state)
+    [ "$now" != NONE ] || queued_resources create "${options[@]}" \
+      ${CREATE_FLAGS[@]+"${CREATE_FLAGS[@]}"}
     while true; do
-      now=$(state)
+      now=$(state) || now=unknown
       case $now in
         ACTIVE) break ;;
         FAILED | SUSPENDING | SUSPENDED | DELETING)
@@ -114,21 +183,31 @@ case ${1:-} in
             "queued-resources describe $NAME', then delete and create it again"
           exit 1
           ;;
+        unknown | NONE)
+          fail "the state of the slice is $now"
+          ;;
+        *)
+          failures=0
+          say "waiting, $now"
+          sleep "$INTERVAL"
+          ;;
       esac
-      say "waiting, ${now:-state unknown}"
-      sleep "$INTERVAL"
     done
     ;;
   set_up)
     files=("$here/host.sh")
     if [ "$SOURCE" = local ]; then
       # A recreated slice gets the code of the first.
-      [ "${2:-}" = again ] && [ -e "$here/source.tgz" ] || pack
+      if [ "${2:-}" != again ] || [ ! -e "$here/source.tgz" ]; then
+        bash scripts/launch/pack.sh "$here/source" "${FILES[@]}"
+        tar --create --gzip --file="$here/source.tgz" \
+          --directory="$here/source" .
+        rm -r "$here/source"
+      fi
       files+=("$here/source.tgz")
     fi
     on all "mkdir -p $NAME"
-    gcloud compute tpus tpu-vm scp "${files[@]}" "$NAME:$NAME/" "${PLACE[@]}" \
-      --worker=all
+    tpu_vm scp "${files[@]}" "$NAME:$NAME/" --worker=all
     on all "bash $NAME/host.sh set_up"
     ;;
   train | stop)
@@ -139,70 +218,64 @@ case ${1:-} in
     ;;
   state)
     now=$(state)
-    echo "$NAME: ${now:-does not exist}"
+    echo "$NAME: ${now/#NONE/does not exist}"
     [ "$now" != ACTIVE ] || on all "bash $NAME/host.sh state"
     ;;
   keep)
+    delete=${2:+yes}
+    if [ "$delete" = yes ] && [ "$SHARED" = no ]; then
+      say 'error: --delete: the workdir is on the boot disk, and is deleted with' \
+        'the slice. Launch with --workdir_mount=SERVER:/SHARE'
+      exit 1
+    fi
     missing=no
-    failures=0
     while true; do
-      now=$(state)
-      failed=
+      now=$(state) || now=unknown
       case $missing,$now in
         *,ACTIVE)
           missing=no
-          # A host that does not answer is polled again.
-          said=$(on all "bash $NAME/host.sh state || echo : not running") ||
-            said=
-          case $said in
-            *': ended: '*)
-              # Once the loop of one host has exited, the others will.
-              if [[ $said != *': running: '* ]]; then
-                say "$said"
-                exit "$(exit_code "$said")"
-              fi
-              ;;
-            *': not running'*)
-              # Hosts that are running are unaffected.
-              if bash "$0" set_up again && bash "$0" train; then
-                failures=0
-              else
-                failed='set_up or train failed'
-              fi
-              ;;
-          esac
-          ;;
-        *,SUSPENDED | *,FAILED | yes,)
-          say 'preempted, recreating the slice'
-          missing=yes
-          [ -z "$now" ] || bash "$0" delete || true
-          if bash "$0" create; then
+          if ! said=$(
+            LIMIT=$LONGEST_POLL \
+              on all "bash $NAME/host.sh state || echo : not running"
+          ); then
+            fail 'a host does not answer'
+          elif [[ $said == *': ended: '* && $said != *': running: '* ]]; then
+            # Once the loop of one host has exited, the others will.
+            say "$said"
+            finish "$(exit_code "$said")"
+          elif [[ $said == *': not running'* && $said != *': ended: '* ]]; then
+            # Hosts that are running are unaffected.
+            if timeout "$LONGEST_SET_UP" bash "$0" set_up again &&
+              timeout "$LONGEST_SET_UP" bash "$0" train; then
+              fail 'a host was not training, and was started again'
+            else
+              fail 'set_up or train failed'
+            fi
+          elif [[ $said == *': running: '* ]]; then
             failures=0
+            sleep "$INTERVAL"
           else
-            failed='create failed'
+            fail 'the hosts do not say whether they are training'
           fi
           ;;
+        *,SUSPENDED | *,FAILED | yes,NONE)
+          say 'preempted, recreating the slice'
+          missing=yes
+          bash "$0" delete || true
+          bash "$0" create || fail 'create failed'
+          ;;
+        *,unknown | *,NONE)
+          fail "the state of the slice is $now"
+          ;;
         *)
-          say "${now:-state unknown}"
+          say "$now"
+          sleep "$INTERVAL"
           ;;
       esac
-      if [ -n "$failed" ]; then
-        failures=$((failures + 1))
-        say "$failed"
-        if [ "$failures" -ge "$MOST_FAILURES" ]; then
-          say "error: giving up after $failures failures. A slice is billed" \
-            "until it is deleted; see '$0 state'"
-          exit 1
-        fi
-      fi
-      sleep $((INTERVAL << failures))
     done
     ;;
   delete)
-    queued_resources delete --force
-    ;;
-  *)
-    sed -n '/^# Creates a Cloud/,/^set/s/^# \{0,1\}//p' "$0"
-    exit 1
+    now=$(state) || now=unknown
+    [ "$now" = NONE ] || queued_resources delete --force
     ;;
 esac
