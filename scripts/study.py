@@ -13,8 +13,8 @@ rates          Inception and BN-Baseline in `mini` at rates from 0.02 to 1.28.
                Question: up to which rate does each of them train?
 choose_rate    Inception on Fashion-MNIST at six rates, seed 100.
 fashion_mnist  The seven configs on Fashion-MNIST. Their base rate is the one of
-               `choose_rate` with the highest accuracy on validation images,
-               averaged over five successive evaluations.
+               `choose_rate` with the highest mean accuracy of five consecutive
+               evaluations on validation images.
 low_rate       Four of them at a base rate of 0.003, at which BN-x30 reached the
                highest accuracy in a prototype.
 fig1           Both networks of Fig. 1.
@@ -24,6 +24,7 @@ fig1_settings  Both at other initial weights and rates, seed 0. Question: how
 
 import argparse
 from collections.abc import Callable, Sequence
+import operator
 import os
 from pathlib import Path
 import sys
@@ -162,16 +163,20 @@ PARTS = {
 
 
 def chosen_rate(out: Path) -> float:
-  """Returns the rate of `choose_rate` with the best validation accuracy.
+  """Returns the rate of `choose_rate` with the highest `Run.best`.
 
   Raises:
-    UserError: if a run of that part is not complete.
+    UserError: if a run of that part is not complete, or none has a `Run.best`.
   """
   runs, _ = runs_lib.read_runs([str(out / 'choose_rate')])
   if sum(run.ended for run in runs) < len(PARTS['choose_rate'].axes['rate']):
     raise UserError('choose_rate is not complete. Run that part first.')
-  best = max(runs, key=lambda run: run.best() or 0.0)
-  return best.config['optim']['learning_rate']
+  best = [(accuracy, run) for run in runs if (accuracy := run.best())]
+  if not best:
+    raise UserError(
+      f'choose_rate: no run has {runs_lib.WINDOW} evaluations to rank it by.'
+    )
+  return max(best, key=operator.itemgetter(0))[1].learning_rate
 
 
 def create_trials(part: str, out: Path) -> tuple[Trial, ...]:

@@ -5,7 +5,8 @@ python -m bn_repro.report --runs=runs/quickstart --out=runs/report
 Writes index.html, its figures, and ledger.md: the paper's claims, and whether
 each one holds for these runs. Each folder of workdirs becomes a section of the
 page, or several sections if its runs differ in network or data set. Runs that
-differ only in their seeds share a row, with median and range.
+differ only in their seeds share a row, with the median (of two seeds the mean)
+and the range.
 """
 
 import argparse

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bn_repro.report.runs import Run, Section, Spread
+from bn_repro import paper
+from bn_repro.report.runs import SPREAD_NOTE, WINDOW, Run, Section, Spread
 from bn_repro.runtime import workdir
 
 # Verdicts.
@@ -20,6 +21,12 @@ HOLDS = 'holds'
 FAILS = 'does not hold here'
 NOT_RUN = 'not run'
 AMBIGUOUS = 'several settings'
+
+# How to read the ledger.
+NOTE = (
+  'Each claim is measured separately for each seed, and holds if it holds for '
+  f'every seed. {SPREAD_NOTE}'
+)
 
 # Accuracy to reach in Fig. 1, for which section 4.1 gives no number (our
 # choice).
@@ -79,6 +86,9 @@ class Claim:
       variant: its run, or for a sweep the list of its runs.
     show: formats a measured value.
     unit: text after the values.
+    missing: text for a value of None.
+    min_evaluations: minimum number of evaluations of a run that is done; that
+      of `Run.best`, unless the claim is measured otherwise.
     min_settings: minimum number of settings of each variant; more than 1 for
       a claim about sweeps.
   """
@@ -89,6 +99,8 @@ class Claim:
   measure: Callable[..., Measurement]
   show: Callable[[float], str]
   unit: str = ''
+  missing: str = 'never'
+  min_evaluations: int = WINDOW
   min_settings: int = 1
 
   def row(
@@ -134,6 +146,10 @@ class Claim:
       for run in of_variant:
         if not run.ended:
           return f'{run.name} is {run.status.get("status", "not started")}'
+        count = len(run.evaluations())
+        is_done = run.status['status'] == workdir.Status.DONE
+        if is_done and count < self.min_evaluations:
+          return f'{run.name} has {count} of {self.min_evaluations} evaluations'
     return None
 
   def _measure(self, runs: Sequence[Sequence[Run]]) -> Measurement:
@@ -144,7 +160,8 @@ class Claim:
   def _value(self, measured: Sequence[Measurement]) -> str:
     values = [one.value for one in measured]
     bound = 'at least ' if any(one.is_lower_bound for one in measured) else ''
-    text = bound + Spread(values, never=-math.inf).show(self.show)
+    spread = Spread(values, never=-math.inf, word=self.missing)
+    text = bound + spread.show(self.show)
     if self.unit and any(value is not None for value in values):
       text += f' {self.unit}'
     notes = dict.fromkeys(one.note for one in measured if one.note)
@@ -166,8 +183,28 @@ def _points(value: float) -> str:
 
 
 def learns(run: Run) -> bool:
-  """Whether the best accuracy is at least twice chance (our choice)."""
-  return (run.best() or 0.0) >= 2 * run.chance
+  """Whether the best accuracy is at least twice chance (our choice).
+
+  A run that diverges before it has a best accuracy does not learn.
+  """
+  return _best(run) >= 2 * run.chance
+
+
+def _best(run: Run) -> float:
+  """The best accuracy; -infinity without one."""
+  best = run.best()
+  return -math.inf if best is None else best
+
+
+def _lead(first: Run, *others: Run) -> tuple[float, float | None]:
+  """Margin of the best accuracy of `first` over the highest of the others.
+
+  Returns:
+    The margin, NaN if no run has a best accuracy; and the margin, or None if it
+    is not finite.
+  """
+  margin = _best(first) - max(map(_best, others))
+  return margin, margin if math.isfinite(margin) else None
 
 
 def speed_up(plain: Run, other: Run) -> float | None:
@@ -190,12 +227,20 @@ def speed_up(plain: Run, other: Run) -> float | None:
   return ours / theirs if ours and theirs else None
 
 
+def _speed_up(plain: Run, value: float | None, *, holds: bool) -> Measurement:
+  """A measured speed-up; a note says if there is nothing to speed up."""
+  name = paper.label(plain.variant)
+  note = '' if learns(plain) else f'{name} does not learn'
+  return Measurement(holds, value, note=note)
+
+
 def _faster(factor: float) -> Callable[[Run, Run], Measurement]:
   """The speed-up exceeds a factor."""
 
   def measure(plain: Run, other: Run) -> Measurement:
     value = speed_up(plain, other)
-    return Measurement(value is not None and value > factor, value)
+    holds = value is not None and value > factor
+    return _speed_up(plain, value, holds=holds)
 
   return measure
 
@@ -203,32 +248,34 @@ def _faster(factor: float) -> Callable[[Run, Run], Measurement]:
 def _faster_than(plain: Run, first: Run, second: Run) -> Measurement:
   """`second` has a larger speed-up than `first`."""
   before, after = speed_up(plain, first), speed_up(plain, second)
-  return Measurement(after is not None and after > (before or 0.0), after)
+  holds = after is not None and after > (before or 0.0)
+  return _speed_up(plain, after, holds=holds)
 
 
 def _slower_than(plain: Run, first: Run, second: Run) -> Measurement:
   """`second` has a smaller speed-up than `first`, but has one."""
   before, after = speed_up(plain, first), speed_up(plain, second)
-  return Measurement(bool(before and after and after < before), after)
+  holds = bool(before and after and after < before)
+  return _speed_up(plain, after, holds=holds)
 
 
 def _highest(first: Run, *others: Run) -> Measurement:
   """`first` has a higher best accuracy than all others."""
-  margin = (first.best() or 0.0) - max(run.best() or 0.0 for run in others)
-  return Measurement(margin > 0, margin)
+  margin, value = _lead(first, *others)
+  return Measurement(margin > 0, value)
 
 
 def _learns_below(first: Run, second: Run) -> Measurement:
   """`first` learns, but its best accuracy is lower than that of `second`."""
-  margin = (first.best() or 0.0) - (second.best() or 0.0)
-  return Measurement(learns(first) and margin < 0, margin)
+  margin, value = _lead(first, second)
+  return Measurement(learns(first) and margin < 0, value)
 
 
 def _at_chance(run: Run) -> Measurement:
   """The network does not learn."""
   status = run.status.get('status')
   note = '' if status == workdir.Status.DONE else f'{status} at step {run.step}'
-  return Measurement(not learns(run), run.best() or 0.0, note=note)
+  return Measurement(not learns(run), run.best(), note=note)
 
 
 def _wider_range(
@@ -283,8 +330,11 @@ def _reaches_target_sooner(plain: Run, other: Run) -> Measurement:
 
 def _ends_higher(plain: Run, other: Run) -> Measurement:
   """`other` has a higher accuracy than `plain` at the end of Fig. 1."""
-  margin = (other.last(FIG_1_LAST) or 0.0) - (plain.last(FIG_1_LAST) or 0.0)
-  return Measurement(margin > 0, margin)
+  ours, theirs = (run.mean_of_last(FIG_1_LAST) for run in (plain, other))
+  if ours is None or theirs is None:
+    # A run that diverges early ends at no accuracy.
+    return Measurement(theirs is not None, None)
+  return Measurement(theirs > ours, theirs - ours)
 
 
 def drifts(percentiles: np.ndarray) -> np.ndarray:
@@ -330,6 +380,7 @@ CLAIMS: Sequence[Claim] = (
     _reaches_target_sooner,
     times,
     'fewer steps',
+    min_evaluations=1,
   ),
   Claim(
     'Fig. 1a: with BN, the MNIST network ends at a higher accuracy.',
@@ -337,6 +388,8 @@ CLAIMS: Sequence[Claim] = (
     ('mnist', 'bn_mnist'),
     _ends_higher,
     _points,
+    missing='diverged',
+    min_evaluations=FIG_1_LAST,
   ),
   Claim(
     'Fig. 1b, c: with BN, the inputs of the last sigmoids drift less.',
@@ -345,6 +398,7 @@ CLAIMS: Sequence[Claim] = (
     _more_stable,
     times,
     'the drift without BN',
+    min_evaluations=1,
   ),
   Claim(
     'BN-Baseline matches Inception in less than half the steps.',
@@ -376,6 +430,7 @@ CLAIMS: Sequence[Claim] = (
     ('bn_x30', 'bn_x5', 'bn_baseline', 'inception'),
     _highest,
     _points,
+    missing='diverged',
   ),
   Claim(
     'BN-x5-Sigmoid learns, but its accuracy is lower than that of BN-x5.',
@@ -383,6 +438,7 @@ CLAIMS: Sequence[Claim] = (
     ('bn_x5_sigmoid', 'bn_x5'),
     _learns_below,
     _points,
+    missing='diverged',
   ),
   Claim(
     'Without BN, the network with sigmoids stays at chance.',
@@ -390,6 +446,7 @@ CLAIMS: Sequence[Claim] = (
     ('inception_sigmoid',),
     _at_chance,
     percent,
+    missing='no accuracy',
   ),
   Claim(
     'Without BN, the network does not train at 5 times its learning rate.',
@@ -397,6 +454,7 @@ CLAIMS: Sequence[Claim] = (
     ('inception_x5',),
     _at_chance,
     percent,
+    missing='no accuracy',
   ),
   Claim(
     'With BN, the network trains at learning rates that are too high without.',
@@ -424,4 +482,5 @@ def markdown(rows: Sequence[Row]) -> str:
   """The ledger as a Markdown table."""
   headings = [field.name for field in dataclasses.fields(Row)]
   lines = [headings, ['---'] * len(headings), *map(dataclasses.astuple, rows)]
-  return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
+  table = ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
+  return f'{table}\n{NOTE}\n'

@@ -64,7 +64,7 @@ def draw_spread(
   *,
   joined: bool = True,
 ) -> None:
-  """Draws lower medians and ranges of several values at each place.
+  """Draws medians and ranges of several values at each place.
 
   Args:
     axes: axes to draw on.
@@ -76,9 +76,7 @@ def draw_spread(
       on bars, for places without an order.
   """
   low, high = [np.min(v) for v in values], [np.max(v) for v in values]
-  medians = [
-    np.nan if np.isnan(v).any() else runs.lower_median(v) for v in values
-  ]
+  medians = [np.median(v) for v in values]
   color = style['color']
   if joined:
     axes.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
@@ -144,7 +142,9 @@ def curves(section: Section, out: Path, name: str) -> None:
       if loss:
         below.plot(*zip(*_smoothed(loss), strict=True), lw=1.2, **line_style)
   above.set_title('Accuracy on the evaluation split', loc='left')
-  below.set_title('Training loss', loc='left')
+  below.set_title(
+    f'Training loss, as means over at most {_MAX_POINTS} parts', loc='left'
+  )
   below.set_yscale('log')
   below.set_xlabel('steps of 32 images')
   for axes in (above, below):
@@ -162,7 +162,7 @@ def _smoothed(points: Sequence[runs.Point]) -> list[runs.Point]:
 
 
 def fig_1(section: Section, out: Path, name: str) -> None:
-  """Draws Fig. 1: test accuracy, and the inputs of a typical last sigmoid."""
+  """Draws Fig. 1: accuracy, and the inputs of a typical last sigmoid."""
   figure, all_axes = plt.subplots(1, 3, figsize=(12, 4.2), layout='constrained')
   first = all_axes[0]
   for index, group in enumerate(section.groups):
@@ -177,7 +177,8 @@ def fig_1(section: Section, out: Path, name: str) -> None:
         **style(index),
       )
   first.set_ylim(0.7, 1)
-  first.set_title('(a) test accuracy', loc='left')
+  splits = dict.fromkeys(run.config['eval_split'] for run in section.runs)
+  first.set_title(f'(a) {", ".join(splits)} accuracy', loc='left')
   first.legend(frameon=False, loc='lower right')
   shown = [
     group
@@ -199,9 +200,10 @@ def fig_1(section: Section, out: Path, name: str) -> None:
 
 
 def typical_unit(run: Run) -> int:
-  """The unit to draw: the one whose drift is the lower median over units.
+  """The unit to draw: the one whose drift is in the middle.
 
-  The rule is our choice; the paper says "a typical sigmoid".
+  It is the lower of two in the middle. The rule is our choice; the paper says
+  "a typical sigmoid".
   """
   percentiles = run.percentiles(claims.FIG_1_PROBE)
   assert percentiles is not None
@@ -228,12 +230,15 @@ def _draw_unit(axes: Any, run: Run) -> None:
 
 
 def rates(section: Section, out: Path, name: str) -> None:
-  """Draws the best accuracy over the learning rate, with ranges over seeds."""
+  """Draws the best accuracy over the learning rate, with ranges over seeds.
+
+  A run that diverges before it has one is drawn at 0.
+  """
   figure, axes = plt.subplots(figsize=(9, 4.8), layout='constrained')
   for index, variant in enumerate(section.variants):
     groups = section.settings_of(variant)
     x = [group.runs[0].learning_rate for group in groups]
-    best = [[run.best() or 0.0 for run in group.runs] for group in groups]
+    best = [[_best_or_zero(run) for run in group.runs] for group in groups]
     label = plain_text(paper.label(variant))
     draw_spread(axes, x, best, style(index), label)
   axes.axhline(section.runs[0].chance, color='#999', lw=0.8, ls=':')
@@ -242,7 +247,22 @@ def rates(section: Section, out: Path, name: str) -> None:
   axes.set_xticks(ticks, [f'{rate:g}' for rate in ticks])
   axes.minorticks_off()
   axes.set_xlabel('initial learning rate, for batch size 32')
-  axes.set_title('Best accuracy; dotted line: chance', loc='left')
+  over = dict.fromkeys(
+    f'{runs.statistic(len(group.runs))} and range, '
+    for group in section.groups
+    if len(group.runs) > 1
+  )
+  axes.set_title(
+    f'Best accuracy (highest mean of {runs.WINDOW} evaluations, 0: diverged '
+    f'before), {"".join(over)}dotted: chance',
+    loc='left',
+    fontsize=10,
+  )
   axes.grid(alpha=0.3)
   axes.legend(frameon=False)
   save(figure, out, name)
+
+
+def _best_or_zero(run: Run) -> float:
+  """The best accuracy; 0 if the run diverged before, NaN if it has none yet."""
+  return run.best() or 0.0 if run.is_comparable else np.nan

@@ -11,7 +11,14 @@ from bn_repro import paper
 from bn_repro.errors import UserError
 from bn_repro.report import claims
 from bn_repro.report import runs as runs_lib
-from bn_repro.report.runs import WINDOW, Group, Run, Section, Spread
+from bn_repro.report.runs import (
+  SPREAD_NOTE,
+  WINDOW,
+  Group,
+  Run,
+  Section,
+  Spread,
+)
 from bn_repro.runtime import workdir
 
 _PAGE = """<!doctype html>
@@ -37,21 +44,18 @@ small {{ opacity: .75; overflow-wrap: anywhere; }}
 </body></html>
 """
 
-_LEDGER_NOTE = (
-  'Each claim is measured separately for each seed, and holds if it holds for '
-  'every seed. Values are medians over seeds, with the range in parentheses.'
-)
 _FIG_1_NOTE = (
   "The paper's Fig. 1, on this data set. (b) and (c) show the input of one "
-  'sigmoid of the last hidden layer: the unit whose drift is the median over '
-  'units. The drift of a unit is the range of its median input over training, '
-  'divided by the distance between its 15th and 85th percentile at the end.'
+  'sigmoid of the last hidden layer: the unit whose drift is in the middle, or '
+  'the lower of two in the middle. The drift of a unit is the range of its '
+  'median input over training, divided by the distance between its 15th and '
+  f'85th percentile at the end. {SPREAD_NOTE}'
 )
 _FIG_1_GRID_NOTE = (
   'Accuracy in %, without BN → with BN: the mean of the last '
   f'{WINDOW} evaluations, for each standard deviation of the initial weights '
   '(rows) and each learning rate (columns). The paper gives neither, and '
-  'Fig. 1 depends on both.'
+  f'Fig. 1 depends on both. {SPREAD_NOTE}'
 )
 _CURVES_NOTE = (
   "The paper's Fig. 2, on this data set. Thick lines are accuracies with "
@@ -60,9 +64,10 @@ _CURVES_NOTE = (
   'trains on ImageNet at full width.'
 )
 _FIG_3_NOTE = (
-  f'The best accuracy is the highest mean of {WINDOW} consecutive evaluations. '
-  "Steps count up to Inception's best accuracy with the same seed. Values are "
-  'medians over seeds, with the range in parentheses.'
+  f'The best accuracy is the highest mean of {WINDOW} consecutive evaluations; '
+  'a run with fewer has none. The test accuracy is that after the last step. '
+  "Steps count up to the first evaluation that reaches Inception's best "
+  f'accuracy with the same seed. {SPREAD_NOTE}'
 )
 
 _VERDICT_CLASSES = {claims.HOLDS: 'holds', claims.FAILS: 'fails'}
@@ -139,7 +144,9 @@ def _fig_3_row(section: Section, group: Group) -> dict[str, str]:
     for plain, run in pairs
     if (target := plain.best()) is not None
   ]
-  speed_ups = [claims.speed_up(plain, run) for plain, run in pairs]
+  speed_ups = [
+    claims.speed_up(plain, run) for plain, run in pairs if claims.learns(plain)
+  ]
   return {
     'variant': section.label(group),
     'learning rate, paper': _or_dash(theirs.learning_rate, '{:g}'),
@@ -186,7 +193,7 @@ def fig_1_table(section: Section) -> str:
           group.spread(steps_to_target).show(_number)
         ),
         f'accuracy, %, mean of the last {last} evaluations': _percentages(
-          group.spread(lambda run: run.last(last))
+          group.spread(lambda run: run.mean_of_last(last))
         ),
         'drift, median over units': (
           group.spread(claims.drift).show('{:.2f}'.format)
@@ -210,7 +217,7 @@ def settings_table(section: Section) -> str:
     rate = run.facts.get('applied_learning_rate', math.nan)
     key = run.config['model']['init_std'], round(rate, 9)
     cells.setdefault(key, {})[group.variant] = _percentages(
-      group.spread(Run.last)
+      group.spread(Run.mean_of_last)
     )
 
   def cell(std: float, rate: float) -> str:
@@ -231,14 +238,16 @@ def highest_rates(section: Section) -> str:
   """The highest learning rate at which each network of a sweep learns."""
   items = []
   for variant in section.variants:
-    by_seed = section.by_seed(variant).values()
-    rates = [claims.highest_rate(runs) for (runs,) in by_seed]
+    by_seed = [runs for (runs,) in section.by_seed(variant).values()]
+    rates = [claims.highest_rate(runs) for runs in by_seed]
     highest = Spread(rates, never=-math.inf).show('{:g}'.format)
+    if not all(run.is_comparable for runs in by_seed for run in runs):
+      highest = f'unknown (a run has fewer than {WINDOW} evaluations)'
     items.append(f'{paper.label(variant)} {highest}')
   return (
     'A network learns if its best accuracy is at least twice chance. Highest '
     'learning rate such that it learns there and at all lower ones: '
-    f'{"; ".join(items)}.'
+    f'{"; ".join(items)}. {SPREAD_NOTE}'
   )
 
 
@@ -294,7 +303,7 @@ def _section(section: Section, out: Path, name: str) -> str:
   elif section.network == 'mlp':
     figures.fig_1(section, out, name)
     parts += [
-      _image(name, 'Test accuracy and inputs of a sigmoid over steps'),
+      _image(name, 'Accuracy and inputs of a sigmoid over steps'),
       _paragraph(_FIG_1_NOTE),
       fig_1_table(section),
     ]
@@ -306,6 +315,7 @@ def _section(section: Section, out: Path, name: str) -> str:
       _image(name, 'Best accuracy over the learning rate'),
       _paragraph(highest_rates(section)),
       fig_3(section),
+      _paragraph(_FIG_3_NOTE),
     ]
   else:
     figures.curves(section, out, name)
@@ -350,7 +360,7 @@ def write_report(folders: Sequence[str], out: Path) -> list[str]:
     parts = [
       "<h2>The paper's claims</h2>",
       _table([dataclasses.asdict(row) for row in rows]),
-      _paragraph(_LEDGER_NOTE),
+      _paragraph(claims.NOTE),
       *(
         _section(section, out, name)
         for name, section in _by_file_name(sections).items()

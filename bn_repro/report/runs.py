@@ -24,8 +24,15 @@ from bn_repro.runtime import workdir as workdir_lib
 STATISTICS = ('population', None, 'moving')
 
 # The best accuracy of a run is its highest mean over this many consecutive
-# evaluations, because a single evaluation is noisy (our choice).
+# evaluations, because a single evaluation is noisy (our choice). A run with
+# fewer has none, and is not compared by it.
 WINDOW = 5
+
+# What `Spread.show` writes.
+SPREAD_NOTE = (
+  'Values are medians over seeds, of two seeds the mean, with the range in '
+  'parentheses.'
+)
 
 # Fields in which runs of one setting may differ. Best accuracies depend on the
 # length of a run and on how often it is evaluated, so these are not among them.
@@ -146,23 +153,31 @@ class Run:
   def best(self) -> float | None:
     """Highest mean accuracy of `WINDOW` consecutive evaluations.
 
-    With fewer evaluations, their mean; without any, None.
+    None with fewer evaluations.
     """
     values = self.accuracies()
-    windows = range(max(len(values) - WINDOW, 0) + 1)
+    windows = range(len(values) - WINDOW + 1)
     # fmean rounds once, so the mean of equal values does not exceed them.
     means = (statistics.fmean(values[i : i + WINDOW]) for i in windows)
-    return max(means) if values else None
+    return max(means, default=None)
 
-  def last(self, count: int = WINDOW) -> float | None:
-    """Mean accuracy of the last `count` evaluations; None without any."""
+  @property
+  def is_comparable(self) -> bool:
+    """Whether it has a best accuracy, or diverged before, which is a result."""
+    status = self.status.get('status')
+    return self.best() is not None or status == workdir_lib.Status.DIVERGED
+
+  def mean_of_last(self, count: int = WINDOW) -> float | None:
+    """Mean accuracy of the last `count` evaluations; None with fewer."""
     values = self.accuracies()[-count:]
-    return statistics.fmean(values) if values else None
+    return statistics.fmean(values) if len(values) == count else None
 
   def test_accuracy(self) -> float | None:
-    """Test accuracy after the last step; None before the run has ended."""
-    values = self.accuracies('test')
-    return values[-1] if values and self.ended else None
+    """Test accuracy after the last step of a run that has ended, or None."""
+    for line in self.evaluations('test'):
+      if self.ended and line['step'] == self.step:
+        return line['accuracy']
+    return None
 
   def steps_to(self, target: float) -> float | None:
     """Steps of 32 images to the first evaluation with accuracy `target`."""
@@ -250,9 +265,14 @@ def read_run(workdir: Path) -> Run:
   return run
 
 
-def lower_median(values: Sequence[float]) -> float:
-  """Median; the lower of the two middle values if their number is even."""
-  return sorted(values)[(len(values) - 1) // 2]
+def statistic(count: int) -> str:
+  """Name of the median of `count` values, which of two is the mean.
+
+  Empty for a single value.
+  """
+  if count == 1:
+    return ''
+  return 'mean of 2' if count == 2 else f'median of {count}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +291,10 @@ class Spread:
   word: str = 'never'
 
   def show(self, one: Callable[[float], str]) -> str:
-    """Formats the lower median, with the range if there are several values.
+    """Formats the median, with the range if there are several values.
+
+    Of an even number of values, the median is the mean of the two in the
+    middle, and `word` if one of these is None.
 
     Args:
       one: formats a single value.
@@ -281,7 +304,7 @@ class Spread:
     ranked = sorted(self.never if v is None else v for v in self.values)
     middle, low, high = (
       one(value) if math.isfinite(value) else self.word
-      for value in (lower_median(ranked), ranked[0], ranked[-1])
+      for value in (statistics.median(ranked), ranked[0], ranked[-1])
     )
     return middle if len(ranked) == 1 else f'{middle} ({low} to {high})'
 

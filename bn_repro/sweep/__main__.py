@@ -7,6 +7,7 @@ directory. The same command resumes an interrupted sweep.
 import argparse
 from collections.abc import Mapping, Sequence
 import json
+import math
 import os
 from pathlib import Path
 import signal
@@ -15,6 +16,7 @@ import sys
 
 from bn_repro import cli
 from bn_repro.errors import UserError
+from bn_repro.report.runs import WINDOW
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.progress import duration
@@ -160,6 +162,21 @@ def _check(folder: Path, sweep: Sweep) -> None:
         )
 
 
+def _warn_of_few_evaluations(sweep: Sweep) -> None:
+  """Prints a warning if trials cannot be compared at the end."""
+  few = [
+    trial.name
+    for trial in sweep.trials
+    if math.ceil(trial.total_steps / trial.config.eval_every) < WINDOW
+  ]
+  if few:
+    print(
+      f'warning: {len(few)} trials, such as {few[0]}, have fewer than {WINDOW} '
+      'evaluations and are not compared. Lower --config.eval_every.',
+      file=sys.stderr,
+    )
+
+
 def _exec_trial(folder: Path, sweep: Sweep, name: str) -> None:
   """Replaces this process by the one that trains a trial.
 
@@ -196,6 +213,7 @@ def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
       f'{trial.name:<{width}}  {trial.total_steps:>10,}  {trial.images:>14,}  '
       f'{state or TrialStatus.WAITING}'
     )
+  _warn_of_few_evaluations(sweep)
   images = sum(trial.images for trial in sweep.trials)
   cost = 'the time is known once a trial is done'
   if rates:
@@ -221,6 +239,7 @@ def _run(
     folder / 'sweep.json', json.dumps(content, indent=2, default=str) + '\n'
   )
   remaining = runner_lib.remaining(sweep.trials, folder)
+  _warn_of_few_evaluations(sweep)
   print(
     f'{folder}: {len(sweep.trials)} trials, {len(remaining)} remaining, '
     f'{len(slots)} at once',

@@ -20,7 +20,7 @@ from bn_repro import paper
 from bn_repro.errors import UserError
 from bn_repro.report import claims
 from bn_repro.report import runs as runs_lib
-from bn_repro.report.runs import Spread
+from bn_repro.report.runs import WINDOW, Spread, statistic
 from bn_repro.runtime.workdir import ENDED, Status, replace_file
 from bn_repro.sweep.sweep import Sweep, Trial, TrialStatus, Value, to_text
 
@@ -33,10 +33,10 @@ class Result:
     trial: the trial.
     status: status of the run, or `NOT_STARTED`.
     step: last step.
-    best: `Run.best`; None without an evaluation.
-    last: `Run.last`; None without an evaluation.
+    best: `Run.best`, or None.
+    mean_of_last: `Run.mean_of_last`, or None.
     test: `Run.test_accuracy`, which no choice may depend on.
-    learns: whether accuracy exceeds chance, as `claims.learns` defines it.
+    learns: `claims.learns`; None if the run is not comparable.
     steps_to_target: steps of 32 images to the target accuracy; None if the run
       never reaches it.
   """
@@ -45,9 +45,9 @@ class Result:
   status: str
   step: int = 0
   best: float | None = None
-  last: float | None = None
+  mean_of_last: float | None = None
   test: float | None = None
-  learns: bool = False
+  learns: bool | None = None
   steps_to_target: float | None = None
 
   @property
@@ -57,9 +57,9 @@ class Result:
 
   @property
   def outcome(self) -> str:
-    """The status, or `BELOW` for a run that is done and does not learn."""
+    """The status; `BELOW` or `TOO_FEW` for a run that is done."""
     if self.status == Status.DONE and not self.learns:
-      return TrialStatus.BELOW
+      return TrialStatus.TOO_FEW if self.learns is None else TrialStatus.BELOW
     return self.status
 
 
@@ -76,11 +76,12 @@ class Setting:
     return all(result.outcome == Status.DONE for result in self.results)
 
   @property
-  def mean(self) -> float:
-    """Mean of the best accuracies; -infinity unless all trials are done."""
-    if any(r.status != Status.DONE or r.best is None for r in self.results):
-      return -math.inf
-    return statistics.fmean(result.best or 0.0 for result in self.results)
+  def best(self) -> float:
+    """Median of the best accuracies; -infinity unless all trials have one."""
+    values = [r.best for r in self.results if r.status == Status.DONE]
+    found = [value for value in values if value is not None]
+    complete = len(found) == len(self.results)
+    return statistics.median(found) if complete else -math.inf
 
   @property
   def steps_to_target(self) -> list[float | None]:
@@ -173,9 +174,9 @@ def read(sweep: Sweep, folder: Path, failed: Collection[str]) -> Comparison:
         ending or run.status.get('status', TrialStatus.NOT_STARTED),
         step=run.step,
         best=run.best(),
-        last=run.last(),
+        mean_of_last=run.mean_of_last(),
         test=run.test_accuracy(),
-        learns=claims.learns(run),
+        learns=claims.learns(run) if run.is_comparable else None,
         steps_to_target=None if target is None else run.steps_to(target),
       )
     )
@@ -205,8 +206,8 @@ def table(comparison: Comparison) -> str:
       'status': result.status,
       'step': result.step,
       'total_steps': result.trial.total_steps,
-      f'best_{split}_accuracy': result.best,
-      f'last_{split}_accuracy': result.last,
+      f'best_mean_of_{WINDOW}_{split}_accuracy': result.best,
+      f'mean_of_last_{WINDOW}_{split}_accuracy': result.mean_of_last,
       'equivalent_steps_to_target': result.steps_to_target,
       'learns': result.learns,
     }
@@ -254,11 +255,15 @@ def _ranges(comparison: Comparison) -> list[str]:
   first: tuple[str, float] | None = None
   for line, settings in comparison.lines.items():
     label, usable = comparison.label(line), usable_range(settings)
-    missing = sum(not r.ended for s in settings for r in s.results)
-    if missing or not usable:
+    results = [result for setting in settings for result in setting.results]
+    missing = sum(not r.ended for r in results)
+    too_few = sum(r.outcome == TrialStatus.TOO_FEW for r in results)
+    if missing or too_few or not usable:
       found.append(
         f'{label}: {missing} trials have not ended.'
         if missing
+        else f'{label}: {too_few} trials have fewer than {WINDOW} evaluations.'
+        if too_few
         else f'{label}: learns at no {x}.'
       )
       first = first or (label, 0.0)
@@ -293,25 +298,30 @@ def _best(comparison: Comparison) -> str:
   sweep, split = comparison.sweep, comparison.eval_split
   best = max(
     (setting for line in comparison.lines.values() for setting in line),
-    key=lambda setting: setting.mean,
+    key=lambda setting: setting.best,
   )
-  if best.mean == -math.inf:
-    return 'Best: no setting has all of its trials done.'
+  if best.best == -math.inf:
+    return (
+      'Best: no setting has all of its trials done, with '
+      f'{WINDOW} evaluations or more.'
+    )
   values = best.results[0].trial.values
   where = ', '.join(
     f'{axis} {to_text(values[axis])}' for axis in (*sweep.lines, sweep.x)
   )
-  sentence = (
-    f'Best on {split} images: {where}, {100 * best.mean:.2f} % '
-    f'(mean of {len(best.results)})'
+  over = statistic(len(best.results))
+  sentence = f'Best on {split} images: {where}, {100 * best.best:.2f} %' + (
+    f' ({over})' if over else ''
   )
   if split != 'validation':
     return f'{sentence}. No other images remain to evaluate it on.'
   accuracies = [r.test for r in best.results if r.test is not None]
   if len(accuracies) < len(best.results):
     return f'{sentence}. It was not evaluated on test images.'
-  mean = statistics.fmean(accuracies)
-  return f'{sentence}; on the test images {100 * mean:.2f} %.'
+  test = statistics.median(accuracies)
+  return (
+    f'{sentence}; after the last step, on the test images {100 * test:.2f} %.'
+  )
 
 
 def _states(setting: Setting) -> str:
@@ -330,12 +340,14 @@ def _states(setting: Setting) -> str:
 def summary(comparison: Comparison) -> str:
   """`summary.md`: one row per setting, and the conclusions."""
   sweep = comparison.sweep
+  over = statistic(len(sweep.axes[sweep.repeat]))
+  of_runs = f', {over}' if over else ''
   heads = [
     *sweep.lines,
     sweep.x,
     'runs',
-    f'best {comparison.eval_split} accuracy, %',
-    'steps of 32 to the target',
+    f'best {comparison.eval_split} accuracy, %{of_runs}',
+    f'steps of 32 to the target{of_runs}',
     'state',
   ]
   rows = [heads, ['---'] * len(heads)]
@@ -351,6 +363,10 @@ def summary(comparison: Comparison) -> str:
           _states(setting),
         ]
       )
+  values = over and (
+    f' Values are the {over} over {sweep.repeat}, with the range in '
+    'parentheses.'
+  )
   targets = ', '.join(
     f'{to_text(repeat)}: '
     + ('none' if target is None else f'{100 * target:.1f} %')
@@ -359,9 +375,9 @@ def summary(comparison: Comparison) -> str:
   parts = [
     f'![{sweep.x}](sweep.png)',
     '\n'.join(f'| {" | ".join(row)} |' for row in rows),
-    f'Best accuracy: the highest mean of {runs_lib.WINDOW} successive '
-    f'evaluations; the lower median over {sweep.repeat}, and the range. A '
-    'trial learns if it reaches twice the accuracy of chance.',
+    f'Best accuracy: the highest mean of {WINDOW} consecutive evaluations; a '
+    'trial with fewer has none. A trial learns if its best accuracy is at '
+    f'least twice that of chance.{values}',
     f'Target: the best accuracy of the first setting '
     f'({comparison.results[0].trial.name} and the same with other values of '
     f'{sweep.repeat}), by {sweep.repeat}: {targets}.',

@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 import numpy as np
 
 from bn_repro.report.figures import draw_spread, plain_text, save, style
+from bn_repro.report.runs import statistic
 from bn_repro.runtime.workdir import Status
 from bn_repro.sweep.comparison import Comparison
 from bn_repro.sweep.sweep import TrialStatus, to_text
@@ -92,12 +93,18 @@ def draw_accuracies(
     axes.axhline(comparison.chance, color='#999', lw=0.8, ls=':')
     axes.set_ylim(0, 1)
   axes.set_title(
-    f'Best accuracy on {comparison.eval_split} images; '
+    f'Best accuracy on {comparison.eval_split} images{_over(comparison)}; '
     + ('dotted: chance; ' if comparison.sweep.is_numeric else '')
     + f'x: diverged; square: {TrialStatus.BELOW}',
     loc='left',
     fontsize=10,
   )
+
+
+def _over(comparison: Comparison) -> str:
+  """Name of the statistic over the repeated axis, if it has several values."""
+  over = statistic(len(comparison.sweep.axes[comparison.sweep.repeat]))
+  return f', {over} and range' if over else ''
 
 
 def _draw_steps(
@@ -131,8 +138,8 @@ def _draw_steps(
         )
   axes.set_ylim(bottom=0)
   axes.set_title(
-    'Steps of 32 images to the best accuracy of the first setting; triangle: '
-    'not all trials reach it',
+    f'Steps of 32 images to the best accuracy of the first setting'
+    f'{_over(comparison)}; triangle: not all trials reach it',
     loc='left',
     fontsize=10,
   )

@@ -184,3 +184,5 @@ class TrialStatus(enum.StrEnum):
   NOT_STARTED = 'not started'
   # Done, without learning: see `claims.learns`.
   BELOW = 'below twice chance'
+  # Done, without the evaluations that `Run.best` needs.
+  TOO_FEW = 'too few evaluations'

@@ -98,7 +98,8 @@ def test_each_seed_is_compared_with_its_own_plain_network(tmp_path):
   write_pair(tmp_path, PLAIN, reaching(20, 0.82))
   write_pair(tmp_path, [0.4] * 10, reaching(40, 0.82), seed=1)
   row = judge(tmp_path, 'less than half')
-  assert row.ours.startswith('0.25x (0.25x to 3x) fewer')
+  # The mean of two seeds.
+  assert row.ours.startswith('1.62x (0.25x to 3x) fewer')
   assert row.ours.endswith('holds for 1 of 2 seeds')
 
 
@@ -116,6 +117,52 @@ def test_unfinished_runs_are_named_and_the_rest_is_judged(tmp_path):
   )
 
 
+@pytest.mark.parametrize(
+  'words, variant, count, verdict, ours',
+  [
+    ('less than half', 'bn_baseline', 4, claims.NOT_RUN, '4 of 5 evaluations'),
+    ('highest accuracy', 'bn_x30', 1, claims.NOT_RUN, '1 of 5 evaluations'),
+    ('with sigmoids', 'inception_sigmoid', 3, claims.NOT_RUN, '3 of 5 eval'),
+    ('highest accuracy', 'bn_x30', 5, claims.HOLDS, '+5.0 points'),
+  ],
+)
+def test_runs_with_few_evaluations_are_not_judged(
+  words, variant, count, verdict, ours, tmp_path
+):
+  """The mean of fewer than five is not what other runs are ranked by."""
+  write_all(tmp_path, **{variant: [0.9] * count})
+  row = judge(tmp_path, words)
+  assert row.verdict == verdict
+  assert ours in row.ours
+
+
+def test_the_end_of_fig_1_is_of_twenty_evaluations(tmp_path):
+  for name, variant in (('a', 'mnist'), ('b', 'bn_mnist')):
+    write_run(tmp_path / name, variant, [0.95] * 19)
+  row = judge(tmp_path, 'higher accuracy')
+  assert row.ours == 'seed 0 excluded: a has 19 of 20 evaluations'
+  assert judge(tmp_path, 'reaches 90 %').ours == '1x fewer steps'
+
+
+@pytest.mark.parametrize(
+  'words, diverged, verdict',
+  [
+    ('highest accuracy', 'bn_x30', claims.FAILS),
+    ('BN-x5-Sigmoid', 'bn_x5', claims.FAILS),
+    ('BN-x5-Sigmoid', 'bn_x5_sigmoid', claims.FAILS),
+  ],
+)
+def test_no_margin_over_a_run_that_diverged_early(
+  words, diverged, verdict, tmp_path
+):
+  write_all(tmp_path, **{diverged: []})
+  (tmp_path / f'{diverged}0/status.json').write_text(
+    '{"status": "diverged", "step": 7}'
+  )
+  row = judge(tmp_path, words)
+  assert (row.verdict, row.ours) == (verdict, 'diverged')
+
+
 def test_a_seed_without_one_of_the_networks_is_named(tmp_path):
   write_pair(tmp_path, PLAIN, reaching(20, 0.82))
   write_pair(tmp_path, PLAIN, None, seed=1)
@@ -127,14 +174,15 @@ def test_a_seed_without_one_of_the_networks_is_named(tmp_path):
 def test_a_plain_network_that_never_learnt_sets_no_target(tmp_path):
   write_pair(tmp_path, [0.1, 0.1, 0.12, 0.11, 0.1, 0.12], [0.15] * 6)
   row = judge(tmp_path, 'less than half')
-  assert (row.verdict, row.ours) == (claims.FAILS, 'never')
+  assert row.verdict == claims.FAILS
+  assert row.ours == 'never; Inception does not learn'
 
 
 def test_a_diverged_run_does_not_learn(tmp_path):
   write_run(tmp_path / 'hot', 'inception_x5', [], status='diverged', step=7)
   row = judge(tmp_path, '5 times its')
   assert row.verdict == claims.HOLDS
-  assert row.ours == '0.0 %; diverged at step 7'
+  assert row.ours == 'no accuracy; diverged at step 7'
 
 
 def test_runs_of_two_settings_are_not_judged_as_one(tmp_path):
@@ -150,7 +198,8 @@ def write_rates(tmp_path, variant, learning, others):
   for rates, accuracy in ((learning, 0.9), (others, 0.1)):
     for rate in rates:
       folder = tmp_path / f'{variant}{rate}'
-      write_run(folder, variant, [accuracy], f'optim.learning_rate={rate}')
+      override = f'optim.learning_rate={rate}'
+      write_run(folder, variant, [accuracy] * 5, override)
 
 
 @pytest.mark.parametrize(
@@ -213,14 +262,14 @@ def units(*medians):
 def test_fig_1(tmp_path):
   write_fig_1(
     tmp_path,
-    [0.5, 0.8, 0.9, 0.9],
-    [0.9, 0.95, 0.95, 0.95],
-    units(0, 1, 0.5, 0.5),
-    units(0, 0.1, 0, 0.2),
+    [0.5, 0.8] + [0.9] * 18,
+    [0.9] * 2 + [0.95] * 18,
+    units(0, 1, *[0.5] * 18),
+    units(*[0, 0.1] * 9, 0, 0.2),
   )
   sooner = judge(tmp_path, 'reaches 90 %')
   assert (sooner.ours, sooner.verdict) == ('3x fewer steps', claims.HOLDS)
-  assert judge(tmp_path, 'higher accuracy').ours == '+16.2 points'
+  assert judge(tmp_path, 'higher accuracy').ours == '+7.0 points'
   # The median unit's median goes from 0 to 2 and from 0 to 0.4; width 2.
   assert judge(tmp_path, 'drift').ours == '0.2x the drift without BN'
   drifts = [claims.drift(read_one(tmp_path / name)) for name in 'ab']
@@ -230,10 +279,10 @@ def test_fig_1(tmp_path):
 def test_fig_1_does_not_hold(tmp_path):
   write_fig_1(
     tmp_path,
-    [0.9, 0.95, 0.95],
-    [0.5, 0.8, 0.9],
-    units(0, 0.1, 0.2),
-    units(0, 1, 0.5),
+    [0.9] + [0.95] * 19,
+    [0.5] + [0.8] * 18 + [0.9],
+    units(*[0, 0.1] * 9, 0, 0.2),
+    units(0, 1, *[0.5] * 18),
   )
   for words in ('reaches 90 %', 'higher accuracy', 'drift'):
     assert judge(tmp_path, words).verdict == claims.FAILS
@@ -251,6 +300,7 @@ def test_probe_is_the_one_that_the_network_stores():
 
 def test_markdown(tmp_path):
   write_all(tmp_path)
-  lines = claims.markdown(ledger(tmp_path)).splitlines()
+  *lines, blank, note = claims.markdown(ledger(tmp_path)).splitlines()
+  assert blank == '' and 'medians over seeds, of two seeds the mean' in note
   assert len(lines) == 2 + len(claims.CLAIMS)
   assert len({line.count('|') for line in lines}) == 1

@@ -32,7 +32,7 @@ def test_fig_3_has_the_paper_s_numbers_beside_ours(tmp_path):
 
 def test_fig_3_medians_and_ranges(tmp_path):
   for seed, best in enumerate((0.80, 0.90, 0.85)):
-    write_run(tmp_path / f'p{seed}', 'inception', [best], f'seed={seed}')
+    write_run(tmp_path / f'p{seed}', 'inception', [best] * 5, f'seed={seed}')
   table = fig_3(*read_sections(tmp_path))
   assert '85.0 (80.0 to 90.0)' in table
   assert '<td>3</td>' in table
@@ -69,20 +69,20 @@ def test_page_of_fig_1(tmp_path):
   for seed in (0, 1):
     for variant, end in (('mnist', 0.9), ('bn_mnist', 0.95)):
       folder = tmp_path / 'runs' / f'{variant}{seed}'
-      write_run(folder, variant, [0.5, end], f'seed={seed}')
-      add_percentiles(folder, [[[-1, -1], [0, 0], [1, 1]]] * 2)
+      write_run(folder, variant, [0.5] + [end] * 19, f'seed={seed}')
+      add_percentiles(folder, [[[-1, -1], [0, 0], [1, 1]]] * 20)
   page, out = write_report(tmp_path)
   assert (out / 'runs.svg').stat().st_size > 1000
   # Steps of 60 images, as in the paper's Fig. 1.
   assert '<td>20 (20 to 20)</td>' in page
-  assert '72.5 (72.5 to 72.5)' in page
+  assert '92.8 (92.8 to 92.8)' in page
 
 
 def test_page_of_settings_of_fig_1(tmp_path):
   for variant, end in (('mnist', 0.11), ('bn_mnist', 0.95)):
     for std in (0.05, 0.1):
       folder = tmp_path / 'runs' / f'{variant}{std}'
-      write_run(folder, variant, [end], f'model.init_std={std}')
+      write_run(folder, variant, [end] * 5, f'model.init_std={std}')
   page, _ = write_report(tmp_path)
   assert page.count('11.0 → 95.0') == 2
   assert 'rate 0.1' in page
@@ -93,11 +93,31 @@ def test_page_of_a_sweep(tmp_path):
     folder = tmp_path / 'runs' / f'{rate}'
     good = rate < 0.3
     override = f'optim.learning_rate={rate}'
-    write_run(folder, 'inception', [0.9 if good else 0.1], override)
+    write_run(folder, 'inception', [0.9 if good else 0.1] * 5, override)
   page, out = write_report(tmp_path)
   assert 'Inception 0.2.' in page
   assert (out / 'runs.png').stat().st_size > 1000
   assert 'Inception, optim.learning_rate=0.4' in page
+
+
+def test_page_of_runs_with_few_evaluations(tmp_path):
+  """Nothing is named a best accuracy, or follows from it."""
+  for rate in (0.1, 0.2, 0.4):
+    folder = tmp_path / 'runs' / f'{rate}'
+    write_run(folder, 'inception', [0.9] * 4, f'optim.learning_rate={rate}')
+  page, _ = write_report(tmp_path)
+  assert 'Inception unknown (a run has fewer than 5 evaluations).' in page
+  assert '90.0' not in page
+
+
+def test_values_of_two_seeds_are_named_means(tmp_path):
+  for seed, best in enumerate((0.8, 0.9)):
+    folder = tmp_path / 'runs' / f'{seed}'
+    write_run(folder, 'inception', [best] * 5, f'seed={seed}')
+  page, out = write_report(tmp_path)
+  assert '<td>85.0 (80.0 to 90.0)</td>' in page
+  for text in (page, (out / 'ledger.md').read_text()):
+    assert 'medians over seeds, of two seeds the mean' in text
 
 
 def test_mismatches_are_named(tmp_path):

@@ -24,8 +24,37 @@ def test_best_is_of_five_evaluations_in_a_row(tmp_path):
   write_run(tmp_path / 'b', 'bn_x5', [0.2, 0.4], 'seed=1')
   (long, short), _ = runs_lib.read_runs([str(tmp_path)])
   assert long.best() == pytest.approx((0.5 + 0.6 + 0.5 + 0.7 + 0.6) / 5)
-  assert long.last() == pytest.approx((0.6 + 0.5 + 0.7 + 0.6 + 0.1) / 5)
-  assert short.best() == pytest.approx(0.3)
+  assert long.mean_of_last() == pytest.approx((0.6 + 0.5 + 0.7 + 0.6 + 0.1) / 5)
+  assert long.mean_of_last(7) == pytest.approx(3.1 / 7)
+  # Of fewer evaluations there is no such mean.
+  assert (short.best(), short.mean_of_last()) == (None, None)
+  assert long.mean_of_last(8) is None
+  assert short.mean_of_last(2) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+  'count, status, is_comparable',
+  [
+    (5, 'done', True),
+    (4, 'done', False),
+    (0, 'diverged', True),
+    (4, 'running', False),
+    (6, 'preempted', True),
+  ],
+)
+def test_runs_that_can_be_compared(count, status, is_comparable, tmp_path):
+  write_run(tmp_path / 'a', 'bn_x5', [0.5] * count, status=status)
+  assert read_one(tmp_path).is_comparable == is_comparable
+
+
+def test_test_accuracy_is_that_after_the_last_step(tmp_path):
+  """An earlier evaluation on test images is not."""
+  split = 'eval_split=test'
+  write_run(tmp_path / 'a', 'bn_x5', [0.5, 0.7], split)
+  write_run(tmp_path / 'b', 'bn_x5', [0.5], split, status='diverged', step=17)
+  write_run(tmp_path / 'c', 'bn_x5', [0.5], split, status='running')
+  runs, _ = runs_lib.read_runs([str(tmp_path)])
+  assert [run.test_accuracy() for run in runs] == [0.7, None, None]
 
 
 @pytest.mark.parametrize(
@@ -96,8 +125,11 @@ def test_sections_are_by_folder_network_and_data(tmp_path):
     ([10.0, None, None], 'never (10 to never)'),
     ([4.0], '4'),
     ([None], 'never'),
-    # Of an even number, the lower middle value.
-    ([1.0, 2.0], '1 (1 to 2)'),
+    # Of an even number, the mean of the two in the middle.
+    ([1.0, 2.0], '1.5 (1 to 2)'),
+    ([4.0, 1.0, 2.0, 10.0], '3 (1 to 10)'),
+    ([10.0, None], 'never (10 to never)'),
+    ([10.0, None, 20.0, 30.0], '25 (10 to never)'),
     ([], '–'),
   ],
 )

@@ -5,6 +5,7 @@ import re
 import shlex
 
 import launch
+import launch_arguments
 import protocol
 import pytest
 
@@ -19,10 +20,10 @@ README = protocol.README.read_text()
 
 def test_documents_are_up_to_date():
   """`python scripts/protocol.py` updates them."""
-  for name in protocol.BLOCKS:
+  for name in protocol.BLOCKS.keys() - {'slurm_sweep'}:
     assert f'<!-- {name} -->' in TEXT
   assert protocol.fill_in(TEXT) == TEXT
-  for name in ('prove', 'launch'):
+  for name in ('prove', 'launch', 'slurm_sweep'):
     assert f'<!-- {name} -->' in README
   assert protocol.fill_in(README) == README
 
@@ -74,6 +75,21 @@ def test_launches_are_accepted(tmp_path, capsys):
     assert re.search(rf'^  ([a-z_]+ \| )*{word}( \| [a-z_]+)*\)', script, re.M)
 
 
+def test_the_sweep_of_the_readme(tmp_path, capsys):
+  """It trains with the protocol's batch, and the cost is printed first."""
+  (line,) = re.findall('^python scripts/launch.py slurm .*', README, re.M)
+  arguments = [*shlex.split(line)[2:], f'--out={tmp_path / "out"}']
+  assert f'--config.batch_size={protocol.BATCH_SIZE}' in arguments
+  assert launch.main(arguments) == 0
+  said = capsys.readouterr().out
+  found = re.search(r'^GPU-hours: ([\d,]+) to', said, re.M)[1]
+  # 28 trials of 480 million images, 0.33 GB each.
+  expected = 2 * 28 * 480e6 * 10.60e9 / 32 / 2.039e12 / 3600
+  assert float(found.replace(',', '')) == pytest.approx(expected, rel=0.01)
+  assert 'with 64 images per GPU' in said and 'take longer' not in said
+  assert said.index('GPU-hours') < said.index('sbatch')
+
+
 def test_the_checked_program_is_the_launched_one():
   """In both documents and in all examples of launch.py."""
   expected = set(protocol.overrides('bn_x30'))
@@ -83,7 +99,7 @@ def test_the_checked_program_is_the_launched_one():
     path, overrides = options(line)
     assert path == 'configs/bn_x30.py'
     assert {'batch_size=512', *overrides} == expected
-  examples = launch.examples()
+  examples = launch_arguments.examples()
   for text in (README, TEXT):
     line = command_with('launch.py', text)
     assert shlex.split(line) == examples['tpu-vm']

@@ -89,7 +89,7 @@ def test_range_of_usable_rates(usual):
 def test_best_by_validation_and_its_test_accuracy(usual):
   assert comparison.conclusions(usual)[-1] == (
     'Best on validation images: variant bn_baseline, multiplier 5, 85.00 % '
-    '(mean of 2); on the test images 81.00 %.'
+    '(mean of 2); after the last step, on the test images 81.00 %.'
   )
   for text in (comparison.table(usual), comparison.summary(usual)):
     assert '99' not in text
@@ -110,8 +110,8 @@ def test_table(usual):
     'status': 'done',
     'step': '100',
     'total_steps': '100',
-    'best_validation_accuracy': '0.8',
-    'last_validation_accuracy': '0.8',
+    'best_mean_of_5_validation_accuracy': '0.8',
+    'mean_of_last_5_validation_accuracy': '0.8',
     'equivalent_steps_to_target': '20.0',
     'learns': 'True',
   }
@@ -230,6 +230,65 @@ def test_diverged_trials_are_no_best_setting(tmp_path):
   assert 'variant inception, multiplier 1, 60.00 %' in lines[-1]
 
 
+def test_trials_with_few_evaluations_are_not_ranked(tmp_path):
+  """Four of .95 are better than ten of .8, but are not a mean of five."""
+  sweep = load('multiplier=1,2', 'seed=0')
+  write(
+    tmp_path,
+    sweep,
+    {
+      ('inception', 1): PLAIN,
+      ('bn_baseline', 1): FAST,
+      ('bn_baseline', 2): [0.95] * 4,
+    },
+  )
+  found = comparison.read(sweep, tmp_path, ())
+  first, second, *_, best = comparison.conclusions(found)
+  assert first == 'Inception: learns with multiplier 1* alone, a factor of 1.'
+  assert second == 'BN-Baseline: 1 trials have fewer than 5 evaluations.'
+  assert 'variant bn_baseline, multiplier 1, 80.00 %' in best
+  text = comparison.summary(found)
+  row = '| bn_baseline | 2 | 1 | – | 10 | too few evaluations |'
+  assert row in text and '95.0' not in text
+  rows = list(csv.DictReader(comparison.table(found).splitlines()))
+  (few,) = [r for r in rows if r['trial'] == 'bn_baseline_multiplier2_seed0']
+  columns = ('best_mean_of_5', 'mean_of_last_5')
+  assert [few[f'{c}_validation_accuracy'] for c in columns] == ['', '']
+  assert few['learns'] == ''
+
+
+def test_no_setting_with_enough_evaluations(tmp_path):
+  sweep = load('multiplier=1', 'seed=0')
+  curves = {(v, 1): [0.9] for v in ('inception', 'bn_baseline')}
+  write(tmp_path, sweep, curves)
+  *_, best = comparison.conclusions(comparison.read(sweep, tmp_path, ()))
+  assert best == (
+    'Best: no setting has all of its trials done, with 5 evaluations or more.'
+  )
+
+
+@pytest.mark.parametrize(
+  'seeds, name, cell, best',
+  [
+    ('0', '', '60.0', '60.00 %.'),
+    ('0,1', ', mean of 2', '55.0 (50.0 to 60.0)', '55.00 % (mean of 2).'),
+    ('0,1,2', ', median of 3', '50.0 (40.0 to 60.0)', '50.00 % (median of 3).'),
+    ('0,1,2,3', ', median of 4', '45.0 (30.0 to 60.0)', '(median of 4).'),
+  ],
+)
+def test_one_statistic_over_seeds(seeds, name, cell, best, tmp_path):
+  """The table, its caption and the conclusion use it, by its name."""
+  sweep = load('multiplier=1', f'seed={seeds}')
+  write(tmp_path, sweep, {('inception', 1): PLAIN}, seeds_lower=0.1)
+  found = comparison.read(sweep, tmp_path, ())
+  text = comparison.summary(found)
+  for head in ('best validation accuracy, %', 'steps of 32 to the target'):
+    assert f'| {head}{name} |' in text
+  assert f'| inception | 1 | {len(sweep.trials) // 2} | {cell} |' in text
+  assert best.rstrip('.') in comparison.conclusions(found)[-1]
+  assert (f' Values are the{name[1:]} over seed, with' in text) == bool(name)
+
+
 def test_named_settings_have_no_ranges(tmp_path):
   sweep = grid.load(
     'configs/sweeps/section_421.py',
@@ -240,7 +299,7 @@ def test_named_settings_have_no_ranges(tmp_path):
     write_run(tmp_path / trial.name, 'bn_x5', FAST, *trial.overrides)
   found = comparison.read(sweep, tmp_path, ())
   (best,) = comparison.conclusions(found)
-  assert 'net bn_baseline, 80.00 % (mean of 1)' in best
+  assert 'net bn_baseline, 80.00 %. It was not' in best
   comparison.write(found)
   assert (tmp_path / 'sweep.png').stat().st_size > 10_000
 
