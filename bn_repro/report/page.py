@@ -152,9 +152,13 @@ def _fig_3_row(section: Section, group: Group) -> dict[str, str]:
     'learning rate, paper': _or_dash(theirs.learning_rate, '{:g}'),
     'learning rate, ours': _distinct(_or_dash(rate, '{:g}') for rate in rates),
     'steps to 72.2 %, paper': _or_dash(theirs.steps, '{}M'),
-    "steps to Inception's best, ours": Spread(reached).show(_number),
+    "steps to Inception's best, ours": (
+      Spread(reached, word=group.never).show(_number)
+    ),
     'speed-up, paper': _or_dash(paper_speed_up, '{:.1f}x'),
-    'speed-up, ours': Spread(speed_ups, never=-math.inf).show(claims.times),
+    'speed-up, ours': (
+      Spread(speed_ups, -math.inf, group.never).show(claims.times)
+    ),
     'best accuracy, %, paper': theirs.accuracy,
     'best accuracy, %, ours': _percentages(group.spread(Run.best)),
     'test accuracy, %, ours': _percentages(group.spread(Run.test_accuracy)),
@@ -189,9 +193,9 @@ def fig_1_table(section: Section) -> str:
     [
       {
         'network': section.label(group),
-        f'steps to {100 * claims.FIG_1_TARGET:.0f} %': (
-          group.spread(steps_to_target).show(_number)
-        ),
+        f'steps to {100 * claims.FIG_1_TARGET:.0f} %': Spread(
+          [steps_to_target(run) for run in group.runs], word=group.never
+        ).show(_number),
         f'accuracy, %, mean of the last {last} evaluations': _percentages(
           group.spread(lambda run: run.mean_of_last(last))
         ),

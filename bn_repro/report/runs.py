@@ -275,6 +275,11 @@ def statistic(count: int) -> str:
   return 'mean of 2' if count == 2 else f'median of {count}'
 
 
+def never(ended: Iterable[bool]) -> str:
+  """Text for a target that a run has not reached, given which have ended."""
+  return 'never' if all(ended) else 'not yet'
+
+
 @dataclasses.dataclass(frozen=True)
 class Spread:
   """Values of several seeds.
@@ -317,8 +322,13 @@ class Group:
   runs: Sequence[Run]
 
   def spread(self, measure: Callable[[Run], float | None]) -> Spread:
-    """The values of `measure(run)`."""
-    return Spread([measure(run) for run in self.runs])
+    """The values of `measure(run)`; None is a missing value."""
+    return Spread([measure(run) for run in self.runs], word='–')
+
+  @property
+  def never(self) -> str:
+    """Text for a target that a run has not reached."""
+    return never(run.ended for run in self.runs)
 
 
 @dataclasses.dataclass(frozen=True)

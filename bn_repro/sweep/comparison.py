@@ -20,7 +20,7 @@ from bn_repro import paper
 from bn_repro.errors import UserError
 from bn_repro.report import claims
 from bn_repro.report import runs as runs_lib
-from bn_repro.report.runs import WINDOW, Spread, statistic
+from bn_repro.report.runs import WINDOW, Spread, never, statistic
 from bn_repro.runtime.workdir import ENDED, Status, replace_file
 from bn_repro.sweep.sweep import Sweep, Trial, TrialStatus, Value, to_text
 
@@ -109,6 +109,11 @@ class Comparison:
   chance: float
   eval_split: str
   folder: Path
+
+  @property
+  def has_targets(self) -> bool:
+    """Whether the first setting learns, for each value of the repeated axis."""
+    return bool(self.targets) and None not in self.targets.values()
 
   @functools.cached_property
   def lines(self) -> dict[tuple[Value, ...], list[Setting]]:
@@ -354,12 +359,16 @@ def summary(comparison: Comparison) -> str:
   for line, settings in comparison.lines.items():
     for setting in settings:
       best = [result.best for result in setting.results]
+      ended = [result.ended for result in setting.results]
+      not_reached = never(ended) if comparison.has_targets else '–'
       rows.append(
         [
           *map(to_text, (*line, setting.x)),
           str(len(setting.results)),
           Spread(best, -math.inf, '–').show(lambda v: f'{100 * v:.1f}'),
-          Spread(setting.steps_to_target).show('{:,.0f}'.format),
+          Spread(setting.steps_to_target, word=not_reached).show(
+            '{:,.0f}'.format
+          ),
           _states(setting),
         ]
       )

@@ -126,7 +126,8 @@ def _draw_steps(
     )
     for setting in settings:
       ended = all(result.ended for result in setting.results)
-      if ended and None in setting.steps_to_target:
+      has_missed = None in setting.steps_to_target and comparison.has_targets
+      if ended and has_missed:
         axes.plot(
           places[setting.x],
           # One below the other, for different lines.

@@ -120,6 +120,33 @@ def test_values_of_two_seeds_are_named_means(tmp_path):
     assert 'medians over seeds, of two seeds the mean' in text
 
 
+@pytest.mark.parametrize(
+  'status, shown', [('done', 'never'), ('running', 'not yet')]
+)
+def test_targets_that_are_not_reached(status, shown, tmp_path):
+  """Only a run that has ended never reaches them."""
+  write_run(tmp_path / 'a', 'inception', [0.8] * 5)
+  write_run(tmp_path / 'b', 'bn_baseline', [0.3] * 5, status=status)
+  row = fig_3(*read_sections(tmp_path)).split('<tr>')[3]
+  assert row.count(f'<td>{shown}</td>') == 2
+
+
+def test_without_a_network_to_speed_up(tmp_path):
+  """Inception does not learn: there is no target to reach and no factor."""
+  write_run(tmp_path / 'a', 'inception', [0.1] * 5)
+  write_run(tmp_path / 'b', 'bn_baseline', [0.8] * 5)
+  rows = fig_3(*read_sections(tmp_path)).split('<tr>')
+  row = rows[3].replace('</td>', '').split('<td>')[1:]
+  assert row[6] == '–'
+
+
+def test_fig_1_without_percentiles(tmp_path):
+  write_run(tmp_path / 'runs' / 'a', 'mnist', [0.95] * 3)
+  page, _ = write_report(tmp_path)
+  # Neither twenty evaluations nor a drift.
+  assert '<td>10</td><td>–</td><td>–</td>' in page
+
+
 def test_mismatches_are_named(tmp_path):
   runs = tmp_path / 'runs'
   write_run(runs / 'a', 'inception', [0.5])

@@ -183,6 +183,8 @@ def test_no_wider_range_and_none_at_all(tmp_path):
   assert first == 'Inception: learns at no multiplier.'
   assert second.startswith('BN-Baseline: learns with multiplier 2* alone')
   assert found.targets == {0: None}
+  # There is nothing to reach, or never to reach.
+  assert 'never' not in comparison.summary(found)
   assert all(result.steps_to_target is None for result in found.results)
 
 
