@@ -42,8 +42,8 @@ INTERVAL=${INTERVAL:-30}
 MOST_FAILURES=${MOST_FAILURES:-8}
 # Seconds after which a poll, or the set-up of a recreated slice, has failed. Our
 # choice.
-LONGEST_POLL=300
-LONGEST_SET_UP=3600
+LONGEST_POLL=${LONGEST_POLL:-300}
+LONGEST_SET_UP=${LONGEST_SET_UP:-3600}
 PLACE=(--project="$PROJECT" --zone="$ZONE")
 DELETE="bash $(printf %q "$0") delete"
 

@@ -644,6 +644,19 @@ def test_keep_gives_up_on_hosts_that_do_not_train(
   assert_gave_up(verb(out, 'keep'), out / 'slice.sh')
 
 
+@pytest.mark.parametrize('hangs', ['describe', 'state', 'mkdir'])
+def test_keep_gives_up_on_calls_that_hang(hangs, cloud, hosts, tmp_path):
+  """A poll and a set-up have a longest duration."""
+  out = write_slice(tmp_path, SOURCE)
+  answering(hosts, out, 'h: not running')
+  stand_in(
+    tmp_path / 'bin' / 'gcloud',
+    f'case "$*" in *{hangs}*) exec tail -f /dev/null ;; esac\n{CLOUD}',
+  )
+  limits = {'LONGEST_POLL': '0.2', 'LONGEST_SET_UP': '0.5'}
+  assert_gave_up(verb(out, 'keep', **limits), out / 'slice.sh')
+
+
 def test_keep_gives_up_on_a_slice_that_does_not_exist(cloud, tmp_path):
   """It was deleted elsewhere; only a preempted one is recreated."""
   out = write_slice(tmp_path, SOURCE)

@@ -262,7 +262,7 @@ def test_trials_can_be_added(file, undisturbed, capsys):
     # From a shell variable that is not set.
     (['--trial='], '--trial=: no such trial'),
     (['--config.total_steps=100'], 'holds a run with total_steps=200, not 100'),
-    (['--config.eval_every=100'], 'holds a run with eval_every=50, not 100'),
+    (['--config.eval_every=100'], 'holds a run with eval_every=40, not 100'),
     (['--jobs=0'], "argument --jobs: '0' is not a whole number of at least 1"),
   ],
 )
@@ -274,6 +274,24 @@ def test_what_is_refused(arguments, expected, file, undisturbed, capsys):
   assert all(error.startswith('error: ') for error in errors)
   assert expected in errors[0]
   assert sorted(workdir.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+  'arguments, count',
+  [
+    ([], 0),
+    (['--config.eval_every=41'], 0),
+    (['--config.eval_every=50'], 4),
+    (['--config.total_steps=160', '--sweep.multiplier=1'], 2),
+  ],
+)
+def test_few_evaluations_are_warned_of(
+  arguments, count, file, tmp_path, capsys
+):
+  """Before anything is trained: such trials are not compared."""
+  assert read_only(file, tmp_path / 'sweep', '--dry_run', *arguments) == 0
+  error = capsys.readouterr().err
+  assert error == '' if not count else f'warning: {count} trials, such' in error
 
 
 def test_a_directory_of_a_run_is_refused(file, tmp_path, capsys):
