@@ -653,7 +653,7 @@ def test_keep_gives_up_on_calls_that_hang(hangs, cloud, hosts, tmp_path):
     tmp_path / 'bin' / 'gcloud',
     f'case "$*" in *{hangs}*) exec tail -f /dev/null ;; esac\n{CLOUD}',
   )
-  limits = {'LONGEST_POLL': '0.2', 'LONGEST_SET_UP': '0.5'}
+  limits = {'LONGEST_POLL': '0.2', 'LONGEST_SET_UP': '0.2'}
   assert_gave_up(verb(out, 'keep', **limits), out / 'slice.sh')
 
 

@@ -280,14 +280,12 @@ def test_what_is_refused(arguments, expected, file, undisturbed, capsys):
   'arguments, count',
   [
     ([], 0),
-    (['--config.eval_every=41'], 0),
+    (['--config.eval_every=20'], 0),
     (['--config.eval_every=50'], 4),
     (['--config.total_steps=160', '--sweep.multiplier=1'], 2),
   ],
 )
-def test_few_evaluations_are_warned_of(
-  arguments, count, file, tmp_path, capsys
-):
+def test_few_evaluations_are_named(arguments, count, file, tmp_path, capsys):
   """Before anything is trained: such trials are not compared."""
   assert read_only(file, tmp_path / 'sweep', '--dry_run', *arguments) == 0
   error = capsys.readouterr().err
