@@ -53,24 +53,18 @@ def examples() -> dict[str, list[str]]:
 
 
 def _matching(pattern: str, form: str) -> Callable[[str], str]:
-  """Returns the type of an argument that has to match a pattern, or is ''.
+  """Returns the type of an argument that has to match a pattern.
 
   It refuses control characters, which could begin a line of a written file.
   """
   expression = re.compile(pattern)
 
   def check(text: str) -> str:
-    if text and not (text.isprintable() and expression.fullmatch(text)):
+    if not (text.isprintable() and expression.fullmatch(text)):
       raise argparse.ArgumentTypeError(f'{text!r} is not of the form {form}')
     return text
 
   return check
-
-
-def _not_empty(text: str) -> str:
-  if not text:
-    raise argparse.ArgumentTypeError('must not be empty')
-  return _matching('.+', 'NAME')(text)
 
 
 def _add_options(
@@ -98,7 +92,7 @@ def _add_slice_arguments(add: Callable[..., Any]) -> None:
   add(
     '--source',
     default='',
-    type=_matching('[^#]+#[^#]+', 'URL#REVISION'),
+    type=_matching('([^#]+#[^#]+)?', 'URL#REVISION'),
     metavar='URL#REVISION',
     help='git repository that the hosts clone, such as '
     'https://example.org/bn#main (default: a copy of this working tree)',
@@ -106,7 +100,7 @@ def _add_slice_arguments(add: Callable[..., Any]) -> None:
   add(
     '--workdir_mount',
     default='',
-    type=_matching('[^:]+:/.*', 'SERVER:/SHARE'),
+    type=_matching('([^:]+:/.*)?', 'SERVER:/SHARE'),
     metavar='SERVER:/SHARE',
     help='NFS share to mount on the folder above the workdir, such as '
     '10.0.0.2:/runs',
@@ -120,8 +114,18 @@ def _add_slice_arguments(add: Callable[..., Any]) -> None:
 
 def _add_tpu_vm_arguments(add: Callable[..., Any]) -> None:
   _add_slice_arguments(add)
-  add('--project', required=True, type=_not_empty, help='Google Cloud project')
-  add('--zone', required=True, type=_not_empty, help='zone, such as us-west4-a')
+  add(
+    '--project',
+    required=True,
+    type=_matching('.+', 'NAME'),
+    help='Google Cloud project',
+  )
+  add(
+    '--zone',
+    required=True,
+    type=_matching('.+', 'NAME'),
+    help='zone, such as us-west4-a',
+  )
   add(
     '--spot',
     action='store_true',
@@ -132,7 +136,7 @@ def _add_tpu_vm_arguments(add: Callable[..., Any]) -> None:
     dest='data',
     default='',
     metavar='DISK',
-    type=_matching('.+', 'DISK'),
+    type=_matching('.*', 'DISK'),
     help='disk to mount read-only on config.data.data_dir, such as imagenet',
   )
   _add_options(add, '--gcloud', 'gcloud, to create the slice', '--network=NAME')
@@ -153,7 +157,7 @@ def _add_sky_arguments(add: Callable[..., Any]) -> None:
     '--data_bucket',
     dest='data',
     default='',
-    type=_matching('gs://.+', 'gs://BUCKET'),
+    type=_matching('(gs://.+)?', 'gs://BUCKET'),
     metavar='gs://BUCKET',
     help='bucket to mount on config.data.data_dir',
   )
@@ -232,7 +236,7 @@ def create_parser() -> argparse.ArgumentParser:
     add(
       '--out',
       default='',
-      type=_matching('.+', 'DIR'),
+      type=_matching('.*', 'DIR'),
       metavar='DIR',
       help='folder to write (default: launch/NAME)',
     )
