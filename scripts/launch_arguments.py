@@ -140,9 +140,7 @@ def _add_tpu_vm_arguments(add: Callable[..., Any]) -> None:
     help='disk to mount read-only on config.data.data_dir, such as imagenet',
   )
   _add_options(add, '--gcloud', 'gcloud, to create the slice', '--network=NAME')
-  _add_options(
-    add, '--gcloud_ssh', "gcloud's ssh and scp", '--tunnel-through-iap'
-  )
+  _add_options(add, '--gcloud_ssh', "gcloud's ssh and scp", '--internal-ip')
 
 
 def _add_sky_arguments(add: Callable[..., Any]) -> None:

@@ -40,7 +40,7 @@ if inside=$(git rev-parse --show-prefix 2>/dev/null) && [ -z "$inside" ]; then
   others=$(git ls-files --others --exclude-standard | wc -l)
   [ "$others" -eq 0 ] || what+=", not $((others)) others: git add adds them"
 else
-  what='no git checkout: bn_repro, configs, scripts and the requirements'
+  what='no checkout of git: bn_repro, configs, scripts and the requirements'
   [ ! -e REVISION ] || cp REVISION "$code"
   touch "$code/REVISION"
   list() {
