@@ -864,7 +864,7 @@ def test_code_outside_a_git_checkout(is_inside, copied, monkeypatch):
   found, said = pack(copied)
   assert 'bn_repro/main.py' in found and 'scripts/train_loop.sh' in found
   assert not any('train.tar' in name for name in found)
-  assert 'no checkout of git: bn_repro, configs, scripts and the require' in said
+  assert 'no checkout of git: bn_repro, configs, scripts and the' in said
   assert (copied.parent / 'code/REVISION').read_text() == '0123\n'
 
 
