@@ -427,10 +427,13 @@ def gpu_hours(configs: Sequence[ConfigDict], num_gpus: int) -> str:
       )
     steps = config.total_steps * config.batch_size
     images += steps or config.total_epochs * examples
-  low, high = protocol.gpu_hours(images)
+  low, high = (
+    f'{hours:,.0f}' if hours >= 10 else f'{hours:.2g}'
+    for hours in protocol.gpu_hours(images)
+  )
   share = min(config.batch_size for config in configs) / num_gpus
   sentence = (
-    f'GPU-hours: {low:,.0f} to {high:,.0f} in total, with {share:g} images per '
+    f'GPU-hours: {low} to {high} in total, with {share:g} images per '
     'GPU and step (estimated for an A100, not measured).'
   )
   if share < paper.BATCH_SIZE:

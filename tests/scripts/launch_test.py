@@ -340,7 +340,7 @@ def test_gpu_hours(arguments, images, share, tmp_path, capsys):
     factor * images * 10.60e9 / 32 / 2.039e12 / 3600 for factor in (2, 4)
   )
   found = re.search(
-    r'^GPU-hours: ([\d,]+) to ([\d,]+) in total, with (\d+) images per GPU',
+    r'^GPU-hours: ([\d,.]+) to ([\d,.]+) in total, with (\d+) images per GPU',
     said,
     re.M,
   )
