@@ -1,13 +1,18 @@
 """Checkpoints: Orbax, with a checksum of every array; restore and warm start.
 
 The state is replicated, so that a checkpoint holds plain host arrays and can be
-restored on any number of devices.
+restored on any number of devices. A checkpoint counts as saved once its files
+have been read back and agree with the checksums.
 """
 
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import errno
+import json
+import os
 from pathlib import Path
+import re
 import sys
 from typing import Any
 import zlib
@@ -23,6 +28,11 @@ from bn_repro.runtime.workdir import Workdir
 from bn_repro.training.experiment import Experiment
 from bn_repro.training.metrics import Sums
 from bn_repro.training.steps import TrainState
+
+# Errors of a disk that is full or takes no larger file.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors that say nothing about the files of a checkpoint.
+_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 
 
 class SaveFailed(OSError):
@@ -75,15 +85,20 @@ class Checkpoints:
     """
     self.directory = directory
     self._identity = dict(identity or {})
-    self._writes = keep is not None
+    # The state's structure and the meta of the save in progress, as JSON.
+    self._in_progress: tuple[Any, str] = (None, '')
+    self._resources = contextlib.ExitStack()
+    self._manager = None
     if keep is None:
-      options = ocp.CheckpointManagerOptions(read_only=True)
-    else:
-      options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True
-      )
-      directory.mkdir(parents=True, exist_ok=True)
-    options.create = False
+      return
+    directory.mkdir(parents=True, exist_ok=True)
+    self._root = self._resources.enter_context(_plain_path(directory))
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      cleanup_tmp_directories=True,
+      create=False,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._verify),
+    )
     if jax.process_count() > 1:
       index = jax.process_index()
       options.multiprocessing_options = ocp.options.MultiprocessingOptions(
@@ -92,15 +107,16 @@ class Checkpoints:
         barrier_sync_key_prefix=f'process_{index}',
       )
     self._manager = ocp.CheckpointManager(
-      directory, options=options, item_names=('state', 'meta')
+      self._root, options=options, item_names=('state', 'meta')
     )
 
   def steps(self) -> list[int]:
     """Steps that have a committed checkpoint, oldest first."""
     if not self.directory.is_dir():
       return []
-    self._manager.reload()
-    return sorted(self._manager.all_steps())
+    # Orbax renames the directory of a step when it is complete.
+    names = (path.name for path in self.directory.iterdir())
+    return sorted(int(n) for n in names if re.fullmatch('0|[1-9][0-9]*', n))
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
     """Starts saving; the arrays are copied before this returns.
@@ -113,8 +129,9 @@ class Checkpoints:
     Raises:
       SaveFailed: if this or an earlier save failed.
     """
-    if not self._writes:
+    if self._manager is None:
       return
+    self.wait()
     # The next step may reuse the buffers of the state.
     state = jax.tree.map(lambda x: np.array(x, copy=True), state)
     meta = {
@@ -123,6 +140,8 @@ class Checkpoints:
       **meta,
       'checksums': checksums(state),
     }
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    self._in_progress = like, json.dumps(meta)
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
     )
@@ -130,32 +149,58 @@ class Checkpoints:
       if not self._manager.save(step, args=args, force=True):
         raise OSError(f'step {step} was skipped')
 
+  def _verify(self) -> None:
+    """Reads the files of the save in progress, and compares them.
+
+    Orbax calls this in the thread that saves, before it renames the directory
+    of the step and deletes older checkpoints. It does neither if this raises.
+
+    Raises:
+      DamagedCheckpoint: if the files differ from what was saved.
+    """
+    like, meta = self._in_progress
+    step = json.loads(meta)['step']
+    found = read(self._root / f'{step}{ocp.utils.TMP_DIR_SUFFIX}', like)
+    if json.dumps(found.meta) != meta:
+      raise DamagedCheckpoint('does not match its saved meta')
+
   def check(self) -> None:
-    """Raises `SaveFailed` if a save in progress has failed."""
-    with self._saving():
-      self._manager.check_for_errors()
+    """Raises `SaveFailed` if a save has failed."""
+    if self._manager and not self._manager.is_saving_in_progress():
+      self.wait()
 
   def wait(self) -> None:
     """Waits for saves in progress; raises `SaveFailed` if one failed."""
-    with self._saving():
-      self._manager.wait_until_finished()
+    if self._manager:
+      with self._saving():
+        self._manager.wait_until_finished()
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(self, *exception: object) -> None:
-    with contextlib.suppress(Exception):  # `wait` has raised it before.
-      self._manager.close()
+    if self._manager:
+      with contextlib.suppress(Exception):  # `wait` has raised it before.
+        self._manager.close()
+    self._resources.close()
 
   @contextlib.contextmanager
   def _saving(self) -> Iterator[None]:
     try:
       yield
+    except DamagedCheckpoint as error:  # Of `_verify`.
+      raise SaveFailed(
+        f'{self.directory}: a checkpoint was written, but what was read back '
+        f'{error}. Earlier checkpoints are intact: check the disk, then run '
+        'the same command again.'
+      ) from error
     except Exception as error:  # Orbax raises what its storage layers raise.
+      is_full = _is_system_error(error, _DISK_FULL)
       raise SaveFailed(
         f'{self.directory}: a checkpoint could not be saved '
-        f'({_short_reason(error)}). Earlier checkpoints are intact: free some '
-        'space, then run the same command again.'
+        f'({_short_reason(error)}). Earlier checkpoints are intact: '
+        f'{"free some space, then " if is_full else ""}run the same command '
+        'again.'
       ) from error
 
   def restore(self, step: int, like: Any) -> Checkpoint:
@@ -163,15 +208,9 @@ class Checkpoints:
 
     Raises:
       DamagedCheckpoint: if it cannot be read, or a checksum differs.
+      UserError: if the system does not allow to read it.
     """
-    target = jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), like)
-    meta = self._read(step, meta=ocp.args.JsonRestore()).meta
-    state = self._read(step, state=ocp.args.StandardRestore(target)).state
-    found = checksums(state)
-    for name, checksum in found.items():
-      if meta['checksums'].get(name) != checksum:
-        raise DamagedCheckpoint(f'checksum of {name} differs')
-    return Checkpoint(state, meta)
+    return read(self.directory / str(step), like)
 
   def restore_variables(self) -> Mapping[str, Any]:
     """`params` and `batch_stats` of the newest checkpoint, of any network.
@@ -181,20 +220,13 @@ class Checkpoints:
 
     Raises:
       DamagedCheckpoint: if there is none, or it cannot be read.
+      UserError: if the system does not allow to read it.
     """
     steps = self.steps()
     if not steps:
       raise DamagedCheckpoint('does not exist')
-    state = self._read(steps[-1], state=ocp.args.StandardRestore()).state
+    state = read(self.directory / str(steps[-1])).state
     return {name: state.get(name, {}) for name in ('params', 'batch_stats')}
-
-  def _read(self, step: int, **items: Any) -> Any:
-    try:
-      return self._manager.restore(step, args=ocp.args.Composite(**items))
-    except Exception as error:  # Orbax raises what its storage layers raise.
-      raise DamagedCheckpoint(
-        f'cannot be read ({type(error).__name__}: {_short_reason(error)})'
-      ) from error
 
   def restore_newest(self, like: Any) -> Checkpoint | None:
     """Returns the newest undamaged checkpoint, or None without checkpoints.
@@ -224,7 +256,8 @@ class Checkpoints:
       for step in damaged:
         aside = self.directory.with_name(f'damaged_checkpoint_{step}')
         (self.directory / str(step)).rename(aside)
-      self._manager.reload()
+      if self._manager:
+        self._manager.reload()
       return checkpoint
     if damaged:
       problems = '; '.join(f'{step} {error}' for step, error in damaged.items())
@@ -247,6 +280,59 @@ class Checkpoints:
       )
 
 
+def read(directory: Path, like: Any = None) -> Checkpoint:
+  """Reads a checkpoint and compares its arrays with their checksums.
+
+  Args:
+    directory: directory of a checkpoint.
+    like: pytree whose structure, shapes and dtypes the state has; None for the
+      saved ones, in nested dicts.
+
+  Raises:
+    DamagedCheckpoint: if it cannot be read, or a checksum differs.
+    UserError: if the system does not allow to read it.
+  """
+  target = jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), like)
+  try:
+    with (
+      _plain_path(directory) as path,
+      contextlib.closing(ocp.StandardCheckpointHandler()) as handler,
+    ):
+      meta = ocp.JsonCheckpointHandler().restore(path / 'meta')
+      state = handler.restore(
+        path / 'state', args=ocp.args.StandardRestore(target)
+      )
+  except Exception as error:  # Orbax raises what its storage layers raise.
+    if _is_system_error(error, _NOT_DAMAGE):
+      raise UserError(
+        f'{directory}: cannot be read ({_short_reason(error)}). Nothing was '
+        'changed.'
+      ) from error
+    raise DamagedCheckpoint(
+      f'cannot be read ({type(error).__name__}: {_short_reason(error)})'
+    ) from error
+  found, expected = checksums(state), meta.get('checksums', {})
+  for name in sorted(found.keys() | expected.keys()):
+    if found.get(name) != expected.get(name):
+      raise DamagedCheckpoint(f'does not match its checksum of {name}')
+  return Checkpoint(state, meta)
+
+
+@contextlib.contextmanager
+def _plain_path(directory: Path) -> Iterator[Path]:
+  """Yields a path of a directory that has no special characters.
+
+  Orbax takes brackets in a path for a pattern, and TensorStore a backslash for
+  a slash. On systems without /proc, it is the same path.
+  """
+  descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    alias = Path(f'/proc/self/fd/{descriptor}')
+    yield alias if alias.is_dir() else directory
+  finally:
+    os.close(descriptor)
+
+
 def checksums(tree: Any) -> dict[str, str]:
   """CRC-32 of each array by its path, such as 'params/conv1/conv/kernel'."""
   return {
@@ -255,9 +341,17 @@ def checksums(tree: Any) -> dict[str, str]:
   }
 
 
+def _is_system_error(error: Exception, numbers: tuple[int, ...]) -> bool:
+  """Whether an error is one of these; storage layers keep its text alone."""
+  if isinstance(error, OSError) and error.errno in numbers:
+    return True
+  return any(os.strerror(number) in str(error) for number in numbers)
+
+
 def _short_reason(error: Exception) -> str:
   """The message of a storage layer, without its internal details."""
   line = (str(error).splitlines() or [''])[0].split(' [')[0]
+  line = re.sub(r'/proc/self/fd/\d+/?', '', line)  # See `_plain_path`.
   # The cause comes last in a long one.
   return line if len(line) < 200 else f'... {line[-200:].partition(" ")[2]}'
 

@@ -397,6 +397,8 @@ class Trainer:
     with self.clock.spending('checkpoint'):
       self._fetch_pending_sums()
       self._check_replicas()
+      # A save of this step may be in progress.
+      self.checkpoints.wait()
       if self.step not in self.checkpoints.steps():
         self._writer.sync()
         self.checkpoints.save(

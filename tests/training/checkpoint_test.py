@@ -1,11 +1,17 @@
 """Checkpoints on the disk: what comes back, and what a damaged one does."""
 
+import errno
+import json
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from bn_repro.errors import UserError
+from bn_repro.training import checkpoint
 from bn_repro.training.checkpoint import (
   Checkpoints,
   DamagedCheckpoint,
@@ -47,6 +53,12 @@ def arrays_of(directory, step):
   ]
 
 
+def flip_a_bit(path):
+  raw = bytearray(path.read_bytes())
+  raw[len(raw) // 2] ^= 1
+  path.write_bytes(raw)
+
+
 def test_what_was_saved_comes_back(tmp_path):
   save(tmp_path / 'c', 3)
   restored = restore_newest(tmp_path / 'c')
@@ -56,6 +68,24 @@ def test_what_was_saved_comes_back(tmp_path):
   assert checksums(restored.state) == checksums(expected)
   for name in ('step', 'seed', 'half'):
     assert restored.state[name].dtype == expected[name].dtype
+
+
+@pytest.mark.parametrize(
+  'name', ['lr[0.1]', '[!a]', 'a*b?', 'back\\slash', 'gs:', ' ', 'é\n$x']
+)
+def test_any_name_of_a_folder(name, tmp_path):
+  """Orbax takes brackets for a pattern, TensorStore a backslash for a slash."""
+  folder = tmp_path / name
+  (tmp_path / 'a-bc' / 'c').mkdir(parents=True)  # Matches a*b?.
+  save(folder / 'c', 1, 2)
+  assert checksums(restore_newest(folder / 'c').state) == checksums(state(2))
+  with Checkpoints(folder / 'c', keep=None) as checkpoints:
+    found = checkpoints.restore_variables()
+  np.testing.assert_array_equal(
+    found['params']['kernel'], state(2)['params']['kernel']
+  )
+  assert {path.name for path in tmp_path.iterdir()} == {name, 'a-bc'}
+  assert {path.name for path in (folder / 'c').iterdir()} == {'1', '2'}
 
 
 def test_donated_arrays_may_be_reused_at_once(tmp_path):
@@ -107,15 +137,106 @@ def test_a_flipped_bit_is_found(tmp_path):
   with Checkpoints(directory, keep=3) as checkpoints:
     checkpoints.save(2, {'params': kernel}, {'step': 2})
     checkpoints.wait()
-  path = max(arrays_of(directory, 2), key=lambda path: path.stat().st_size)
-  raw = bytearray(path.read_bytes())
-  raw[len(raw) // 2] ^= 1
-  path.write_bytes(raw)
+  flip_a_bit(max(arrays_of(directory, 2), key=lambda path: path.stat().st_size))
   with (
     Checkpoints(directory, keep=None) as checkpoints,
-    pytest.raises(DamagedCheckpoint, match='checksum of params differs'),
+    pytest.raises(DamagedCheckpoint, match='not match its checksum of params'),
   ):
     checkpoints.restore(2, {'params': kernel})
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+def change_sums(path):
+  path.write_text(path.read_text().replace('"sums": 1.5', '"sums": 2.5'))
+
+
+@pytest.mark.parametrize(
+  'pattern, damage',
+  [
+    ('state/d/*', flip_a_bit),
+    ('state/d/*', truncate),
+    ('state/manifest.ocdbt', os.remove),
+    ('meta/metadata', change_sums),
+    ('meta/metadata', truncate),
+  ],
+)
+def test_files_that_differ_are_no_checkpoint(
+  pattern, damage, tmp_path, monkeypatch
+):
+  """They change after they were written and before they are read back."""
+  directory = tmp_path / 'c'
+  read = checkpoint.read
+
+  def read_damaged(path, like):
+    if path.name.startswith('2.'):
+      damage(max(path.glob(pattern), key=lambda path: path.stat().st_size))
+    return read(path, like)
+
+  monkeypatch.setattr(checkpoint, 'read', read_damaged)
+  with Checkpoints(directory, keep=1) as checkpoints:
+    checkpoints.save(1, state(1), {'sums': 1.5})
+    checkpoints.save(2, state(2), {'sums': 1.5})
+    with pytest.raises(SaveFailed, match='read back .*Earlier checkpoints'):
+      checkpoints.wait()
+    # The one before is kept, and the step can be saved again.
+    assert checkpoints.steps() == [1]
+    monkeypatch.setattr(checkpoint, 'read', read)
+    checkpoints.save(3, state(3), {'sums': float('nan')})
+    checkpoints.wait()
+    assert 3 in checkpoints.steps()
+
+
+def test_a_failed_save_is_told_between_steps(tmp_path, monkeypatch):
+  """Before the next save, which may be hours later."""
+
+  def fail(path, like):
+    raise DamagedCheckpoint('is not the same')
+
+  monkeypatch.setattr(checkpoint, 'read', fail)
+  with Checkpoints(tmp_path / 'c', keep=1) as checkpoints:
+    checkpoints.save(1, state(1), {})
+    with pytest.raises(SaveFailed, match='read back is not the same'):
+      while not checkpoints.steps():
+        checkpoints.check()
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    ValueError(
+      'PERMISSION_DENIED: Error reading local file "state/d/1": Failed to '
+      f'open: "state/d/1": {os.strerror(errno.EACCES)}'
+    ),
+    OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+  ],
+)
+def test_what_the_system_refuses_is_not_damage(error, tmp_path, monkeypatch):
+  """No older checkpoint is taken in its place, and nothing is moved."""
+
+  def refuse(*arguments, **options):
+    raise error
+
+  save(tmp_path / 'c', 1, 2)
+  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', refuse)
+  with pytest.raises(UserError, match=r'c/2: cannot be read .*Nothing'):
+    restore_newest(tmp_path / 'c')
+  assert [path.name for path in tmp_path.iterdir()] == ['c']
+
+
+def test_checksums_that_are_missing_are_damage(tmp_path):
+  save(tmp_path / 'c', 1)
+  path = tmp_path / 'c' / '1' / 'meta' / 'metadata'
+  meta = json.loads(path.read_text())
+  del meta['checksums']['params/kernel']
+  path.write_text(json.dumps(meta))
+  with (
+    Checkpoints(tmp_path / 'c', keep=None) as checkpoints,
+    pytest.raises(DamagedCheckpoint, match='checksum of params/kernel'),
+  ):
+    checkpoints.restore_variables()
 
 
 def test_falls_back_and_sets_the_damaged_one_aside(tmp_path, capsys):

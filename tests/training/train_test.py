@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import threading
 import time
 
 import jax
@@ -165,6 +166,56 @@ def test_line_at_a_checkpoint_is_written_once(tmp_path):
   assert train_once(tmp_path, *every)[0] == 'done'
   steps = [line['step'] for line in lines(tmp_path) if line['split'] == 'train']
   assert steps == [3, 6]
+
+
+def test_stopped_while_the_checkpoint_of_the_step_is_being_saved(
+  tmp_path, monkeypatch
+):
+  """It is not saved a second time."""
+  read, wait = checkpoint.read, checkpoint.Checkpoints.wait
+  stopped, waited = threading.Event(), threading.Event()
+
+  def read_later(*arguments):
+    assert waited.wait(60)
+    return read(*arguments)
+
+  def tell_and_wait(checkpoints):
+    if stopped.is_set():
+      waited.set()
+    wait(checkpoints)
+
+  class Stop(StopAt):
+    def check(self):
+      if self.checks == self.stop_at - 1:
+        stopped.set()
+      super().check()
+
+  monkeypatch.setattr(checkpoint, 'read', read_later)
+  monkeypatch.setattr(checkpoint.Checkpoints, 'wait', tell_and_wait)
+  monkeypatch.setitem(globals(), 'StopAt', Stop)
+  every = ('eval_every=100', 'checkpoint_every=5')
+  assert train_once(tmp_path, *every, stop_at=5)[0] == 'preempted'
+  assert variables(tmp_path)[0] == 5
+
+
+def test_a_last_checkpoint_that_cannot_be_read_is_a_failure(
+  tmp_path, monkeypatch
+):
+  read = checkpoint.read
+
+  def read_damaged(path, like):
+    if path.name.startswith('6.'):
+      (path / 'state' / 'manifest.ocdbt').write_bytes(b'')
+    return read(path, like)
+
+  monkeypatch.setattr(checkpoint, 'read', read_damaged)
+  with pytest.raises(checkpoint.SaveFailed, match='read back'):
+    train_once(tmp_path)
+  ended = json.loads((tmp_path / 'status.json').read_text())
+  assert ended['status'] == 'failed'
+  monkeypatch.setattr(checkpoint, 'read', read)
+  assert variables(tmp_path)[0] == 5
+  assert train_once(tmp_path)[0] == 'done'
 
 
 def test_a_line_that_is_due_comes_before_the_stop(tmp_path):
