@@ -1,7 +1,7 @@
 """What the commands share: flags, error messages, and the set-up of JAX."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import logging
 import os
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bn_repro import config as config_lib
+from bn_repro import files
 from bn_repro.errors import UserError
 from bn_repro.runtime import processes, workdir
 
@@ -84,6 +85,16 @@ def positive(text: str) -> int:
   return int(text)
 
 
+def _spec_type(name: str) -> Callable[[str], str]:
+  """Returns the type of an argument that is a name or path, and a mode."""
+
+  def check(text: str) -> str:
+    files.check_path(name, text)
+    return text
+
+  return check
+
+
 def add_config_arguments(
   parser: argparse.ArgumentParser, *, required: bool = True
 ) -> None:
@@ -91,6 +102,7 @@ def add_config_arguments(
   parser.add_argument(
     '--config',
     required=required,
+    type=_spec_type('--config'),
     metavar='CONFIG[:MODE]',
     help='name of a config or path of a config file; full (default) or mini',
   )
@@ -109,6 +121,7 @@ def add_sweep_arguments(
   parser.add_argument(
     '--sweep',
     required=required,
+    type=_spec_type('--sweep'),
     metavar='SWEEP[:MODE]',
     help='name of a sweep or path of its file; mini (default) or full',
   )
@@ -120,16 +133,16 @@ def add_sweep_arguments(
   )
 
 
-def read_config(workdir_path: str) -> ConfigDict:
+def read_config(workdir_path: Path) -> ConfigDict:
   """Reads the config of a run.
 
   Args:
-    workdir_path: value of `--workdir`.
+    workdir_path: directory of the run.
 
   Raises:
     UserError: if the directory holds no run, or its config is not valid.
   """
-  path = Path(workdir_path) / 'config.json'
+  path = workdir_path / 'config.json'
   saved = workdir.read_json(path)
   if saved is None:
     raise UserError(
@@ -172,8 +185,9 @@ def set_up_jax(config: ConfigDict) -> None:
   if config.model.dtype == 'float64':
     jax.config.update('jax_enable_x64', True)  # noqa: FBT003
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    cache = Path('~/.cache/bn_repro').expanduser()
-    jax.config.update('jax_compilation_cache_dir', str(cache))
+    cache = os.path.expanduser('~/.cache/bn_repro')
+    if os.path.isabs(cache):  # Otherwise there is no home folder.
+      jax.config.update('jax_compilation_cache_dir', cache)
   # Orbax logs errors that it also raises, and warns of what is intended here.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   sys.unraisablehook = _ignore_closed_event_loops

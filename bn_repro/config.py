@@ -21,6 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bn_repro import files
 from bn_repro.config_fields import (
   CHANGEABLE,
   TYPE_NAMES,
@@ -65,7 +66,7 @@ def read(spec: str) -> ConfigDict:
       `config_fields.FIELDS`.
   """
   config = read_file('--config', spec, default_mode='full')
-  name, _, _ = spec.partition(':')
+  name, _ = split_mode(spec)
   errors = [f'{name}: config.{error}' for error in schema_errors(config)]
   if errors:
     raise UserError(*errors)
@@ -116,7 +117,7 @@ def read_file(
     UserError: if there is no such file, or the function fails or returns
       something else.
   """
-  name, _, mode = spec.partition(':')
+  name, mode = split_mode(spec)
   mode = mode or default_mode
   if mode not in MODES:
     raise UserError(
@@ -149,6 +150,17 @@ def read_file(
   return result
 
 
+def split_mode(spec: str) -> tuple[str, str]:
+  """Splits a value of `--config` or `--sweep` into a name or path, and a mode.
+
+  Names of folders and files may contain colons. Without a mode, it is ''.
+  """
+  name, colon, mode = spec.rpartition(':')
+  if not colon or os.sep in mode or mode.endswith('.py'):
+    return spec, ''
+  return name, mode
+
+
 def find_file(flag: str, name: str, folder: Path = CONFIGS) -> Path:
   """Finds a shipped file by its name, or any file by its path.
 
@@ -159,15 +171,15 @@ def find_file(flag: str, name: str, folder: Path = CONFIGS) -> Path:
     folder: folder of the shipped files.
 
   Raises:
-    UserError: if there is neither. It lists the files beside a path, and the
-      shipped ones for a name.
+    UserError: if there is neither, or the path is invalid. It lists the files
+      beside a path, and the shipped ones for a name.
   """
   shipped = {path.stem: path for path in _python_files(folder)}
-  path = shipped.get(name, Path(name))
+  path = shipped.get(name) or files.expand(flag, name)
   if path.is_file():
     return path
   if os.sep in name or path.suffix == '.py':
-    beside = ', '.join(map(str, _python_files(path.parent)))
+    beside = ', '.join(map(str, _python_files(Path(name).parent)))
     hint = (
       f'There are: {beside}' if beside else f'Shipped: {", ".join(shipped)}'
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bn_repro import files
 from bn_repro.models import inception_table
 
 # Takes a value; returns the requirement that it violates, or None.
@@ -43,6 +44,10 @@ def _fraction(value: float) -> str | None:
 
 def _seed(value: int) -> str | None:
   return None if 0 <= value < 2**32 else 'must be at least 0 and below 2^32'
+
+
+def _path(value: str) -> str | None:
+  return files.path_problem(value) if value else None
 
 
 def _odd(value: int) -> str | None:
@@ -102,11 +107,11 @@ FIELDS: Mapping[str, Field] = {
   'profile_steps': Field(int, _at_least(0), changeable=True),
   'profile_first_step': Field(int, _at_least(0), changeable=True),
   'divergence_loss': Field(float, _above(0)),
-  'init_from': Field(str),
+  'init_from': Field(str, _path),
   'data.name': Field(
     str, _one_of('mnist_5k', 'mnist', 'fashion_mnist', *_ON_DISK, 'synthetic')
   ),
-  'data.data_dir': Field(str, changeable=True, per_host=True),
+  'data.data_dir': Field(str, _path, changeable=True, per_host=True),
   'data.image_size': Field(int, _at_least(1)),
   'data.holdout': Field(int, _at_least(0)),
   'data.shuffle': Field(str, _one_of('none', 'within_shard', 'global')),

@@ -8,11 +8,15 @@ class UserError(Exception):
 
   Attributes:
     problems: one line for each problem: what is wrong, where, and what to do.
+      Characters that cannot be printed are shown as escape sequences.
   """
 
   def __init__(self, *problems: str):
-    super().__init__('\n'.join(problems))
-    self.problems = problems
+    self.problems = tuple(
+      ''.join(c if c.isprintable() else repr(c)[1:-1] for c in problem)
+      for problem in problems
+    )
+    super().__init__('\n'.join(self.problems))
 
 
 def require_open_files(count: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import sys
 from typing import Any
 
-from bn_repro import cli
+from bn_repro import cli, files
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
 from bn_repro.runtime.workdir import Workdir
@@ -22,7 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    '--workdir', required=True, metavar='DIR', help='workdir of a run'
+    '--workdir',
+    required=True,
+    type=files.path_type('--workdir'),
+    metavar='DIR',
+    help='workdir of a run',
   )
   parser.add_argument(
     '--split',
@@ -50,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(workdir: Workdir, split: str) -> Iterator[dict[str, Any]]:
   """Yields a line of metrics for each kind of statistics."""
-  config = cli.read_config(str(workdir.path))
+  config = cli.read_config(workdir.path)
   dataset = datasets.check(config)
   split = split or config.eval_split
   if split not in dataset.splits:

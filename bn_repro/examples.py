@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_repro import cli
+from bn_repro import cli, files
 from bn_repro import config as config_lib
 from bn_repro.data import datasets
 from bn_repro.data.split import Dataset
@@ -40,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   cli.add_config_arguments(parser, required=False)
   parser.add_argument(
-    '--workdir', metavar='DIR', help='workdir of a run, instead of --config'
+    '--workdir',
+    type=files.path_type('--workdir'),
+    metavar='DIR',
+    help='workdir of a run, instead of --config',
   )
   parser.add_argument(
     '--step',
@@ -49,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     help='number of updates before the step; 0, the default, is the first step',
   )
   parser.add_argument(
-    '--sheet', type=Path, metavar='PNG', help='file for a contact sheet'
+    '--sheet',
+    type=files.path_type('--sheet'),
+    metavar='PNG',
+    help='file for a contact sheet',
   )
   try:
     flags, overrides = cli.parse_arguments(

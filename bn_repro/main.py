@@ -6,6 +6,7 @@ Mistakes in a command are found before JAX is imported.
 import argparse
 from collections.abc import Callable, Sequence
 import os
+from pathlib import Path
 import sys
 import time
 import traceback
@@ -13,7 +14,7 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
-from bn_repro import cli
+from bn_repro import cli, files
 from bn_repro import config as config_lib
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
@@ -107,6 +108,7 @@ def _create_parser() -> cli.Parser:
   parser.add_argument(
     '--workdir',
     required=True,
+    type=files.path_type('--workdir'),
     metavar='DIR',
     help='directory of this run; created if it does not exist',
   )
@@ -122,7 +124,7 @@ def _report(error: UserError) -> int:
 
 
 def _check(
-  config_spec: str, overrides: Sequence[str], workdir_path: str
+  config_spec: str, overrides: Sequence[str], workdir_path: Path
 ) -> Callable[[], tuple[ConfigDict, Workdir, datasets.Dataset]]:
   """Loads and checks everything that a command names.
 

@@ -43,7 +43,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bn_repro import cli
+from bn_repro import cli, files
 from bn_repro import config as config_lib
 from bn_repro.errors import UserError
 from bn_repro.tpu import cost, slices
@@ -95,7 +95,7 @@ def _create_parser() -> argparse.ArgumentParser:
   )
   add(
     '--json',
-    type=Path,
+    type=files.path_type('--json'),
     metavar='FILE',
     help='also write all figures to FILE, such as --json=cost.json',
   )

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import launch_arguments
 import protocol
 
-from bn_repro import cli, paper
+from bn_repro import cli, files, paper
 from bn_repro import config as config_lib
 from bn_repro.data import imagenet_metadata
 from bn_repro.errors import UserError
@@ -90,6 +90,7 @@ def create_job(
       f'--name={name}: use at most 50 lower-case letters, digits and hyphens, '
       'starting with a letter and not ending with a hyphen.'
     )
+  files.check_path('--workdir', workdir)
   # The folder above the workdir, on which a share is mounted, must not be /.
   if not re.match('/[^/]+/+[^/]', workdir):
     raise UserError(
@@ -118,9 +119,9 @@ def create_job(
     *(f'--sweep.{axis}' for axis in axes),
     *(f'--config.{override}' for override in overrides),
   )
-  files = tuple(spec.partition(':')[0] for spec in specs.values())
+  named = tuple(config_lib.split_mode(spec)[0] for spec in specs.values())
   num_trials = len(configs) if flags.sweep else 0
-  return Job(name, command, workdir, data_dir, files, num_trials), configs
+  return Job(name, command, workdir, data_dir, named, num_trials), configs
 
 
 def _load_configs(
@@ -146,14 +147,14 @@ def _in_repository(flag: str, spec: str, folder: Path) -> str:
   Raises:
     UserError: if the file is outside the repository.
   """
-  name, colon, mode = spec.partition(':')
+  name, mode = config_lib.split_mode(spec)
   path = config_lib.find_file(flag, name, folder).resolve()
   if not path.is_relative_to(ROOT):
     raise UserError(
       f'{flag}={name}: is outside the repository, and the hosts get only the '
       'repository. Move it into configs/.'
     )
-  return f'{path.relative_to(ROOT)}{colon}{mode}'
+  return f'{path.relative_to(ROOT)}{mode and ":"}{mode}'
 
 
 def check_devices(configs: Sequence[ConfigDict], num_devices: int) -> None:
@@ -495,7 +496,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags, axes, overrides = cli.parse_sweep_arguments(
       sys.argv[1:] if argv is None else argv, launch_arguments.create_parser()
     )
-    out = Path(flags.out or ROOT / 'launch' / flags.name).absolute()
+    out = flags.out or ROOT / 'launch' / flags.name
     inside = out.is_relative_to(ROOT)
     folder = str(out.relative_to(ROOT) if inside else out)
     job, configs = create_job(flags, axes, overrides)

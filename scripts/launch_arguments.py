@@ -9,7 +9,7 @@ from typing import Any
 
 import protocol
 
-from bn_repro import cli
+from bn_repro import cli, files
 from bn_repro.tpu import slices
 
 _DESCRIPTION = """\
@@ -233,8 +233,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
     add(
       '--out',
-      default='',
-      type=_matching('.*', 'DIR'),
+      type=files.path_type('--out'),
       metavar='DIR',
       help='folder to write (default: launch/NAME)',
     )

@@ -24,7 +24,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bn_repro import cli, files
 from bn_repro.data import imagenet_metadata
+from bn_repro.errors import UserError
 
 
 def picture(synset: str, number: int) -> bytes:
@@ -163,13 +165,17 @@ def _write_split(
   }
 
 
-def main() -> None:
-  """Writes both archives."""
+def main() -> int:
+  """Writes both archives; returns the exit code."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
-    '--out', type=Path, required=True, metavar='DIR', help='output folder'
+    '--out',
+    type=files.path_type('--out'),
+    required=True,
+    metavar='DIR',
+    help='output folder',
   )
   parser.add_argument(
     '--num_validation',
@@ -185,7 +191,10 @@ def main() -> None:
     metavar='N',
     help='number of training images of each class',
   )
-  flags = parser.parse_args()
+  try:
+    flags = parser.parse_args()
+  except UserError as error:
+    return cli.report_errors(error.problems)
   validation = imagenet_metadata.validation_synsets()[: flags.num_validation]
   classes = sorted(set(validation))
   flags.out.mkdir(parents=True, exist_ok=True)
@@ -197,7 +206,8 @@ def main() -> None:
     f'{flags.out}: {len(classes) * flags.images_per_class} training images of '
     f'{len(classes)} classes, {len(validation)} validation images'
   )
+  return 0
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(main())

@@ -17,7 +17,6 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -34,6 +33,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bn_repro import files
 from bn_repro.data.imagenet_metadata import (
   NAME,
   NUM_CLASSES,
@@ -540,8 +540,12 @@ def run(flags: argparse.Namespace) -> None:
   Raises:
     UserError: with the first problem.
   """
-  data_dir = Path(flags.data_dir).expanduser().absolute()
-  source = Path(flags.manual_dir or flags.from_tfrecord).expanduser().absolute()
+  data_dir = files.expand('--data_dir', flags.data_dir)
+  source = (
+    files.expand('--manual_dir', flags.manual_dir)
+    if flags.from_tfrecord is None
+    else files.expand('--from_tfrecord', flags.from_tfrecord)
+  )
   if not source.is_dir():
     raise UserError(f'{source}: no such folder.')
   if not flags.stand_in:  # Fails now rather than after hours.
@@ -591,12 +595,8 @@ def locked(data_dir: Path) -> Iterator[None]:
       'folder that is yours, on a disk with space.'
     ) from error
   with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise UserError(
-        f'--data_dir={data_dir}: another process prepares it.'
-      ) from error
+    if not files.lock(file):
+      raise UserError(f'--data_dir={data_dir}: another process prepares it.')
     yield
 
 

@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from ml_collections import ConfigDict
 
-from bn_repro import cli
+from bn_repro import cli, files
 from bn_repro.errors import UserError
 from bn_repro.report import page
 from bn_repro.report import runs as runs_lib
@@ -267,7 +267,10 @@ def main() -> int:
     parser.error(
       f'{", ".join(unknown)}: no such part. The parts are {", ".join(PARTS)}'
     )
-  out = Path(flags.out).resolve()
+  try:
+    out = files.expand('--out', flags.out)
+  except UserError as error:
+    return cli.report_errors(error.problems)
   # Paths of configs in trials are relative to the repository.
   os.chdir(ROOT)
   preemption = Preemption()

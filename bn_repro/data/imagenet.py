@@ -18,6 +18,7 @@ import cv2
 from ml_collections import ConfigDict
 import numpy as np
 
+from bn_repro import files
 from bn_repro.data import crops, imagenet_metadata, jpeg, prepared
 from bn_repro.data.split import ArraySplit, Batch, Dataset
 from bn_repro.errors import UserError
@@ -196,7 +197,11 @@ def load(data: ConfigDict) -> Dataset:
     UserError: if the copy is missing, incomplete, damaged or inconsistent.
   """
   jpeg.load_turbojpeg()
-  data_dir = Path(data.data_dir or prepared.DEFAULT_DIR).expanduser()
+  data_dir = (
+    files.expand('config.data.data_dir', data.data_dir)
+    if data.data_dir
+    else prepared.default_dir()
+  )
   folder = data_dir / imagenet_metadata.NAME / imagenet_metadata.VERSION
   try:
     splits = _open_splits(data, data_dir, folder)

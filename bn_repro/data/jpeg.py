@@ -91,7 +91,7 @@ def _decode_by_pillow(
     resized = image.convert('RGB').resize(
       (size, size), Image.Resampling.BILINEAR, box.corners
     )
-  except UndecodableImage:
+  except (UndecodableImage, MemoryError):
     raise
   except UnidentifiedImageError as error:
     raise UndecodableImage(f'{len(encoded)} bytes, not an image') from error
@@ -164,9 +164,12 @@ class _Decompressor:
     bottom = round((box.top + box.height) / scale)
     begin = left - left % max(block_width // scale, 1)
     pixels = np.empty((bottom - top, right - begin, 3), np.uint8)
-    library.tj3SetScalingFactor(handle, _Scale(1, scale))
     region = _Region(begin, top, right - begin, bottom - top)
-    if library.tj3SetCroppingRegion(handle, region) or library.tj3Decompress8(
+    if library.tj3SetScalingFactor(
+      handle, _Scale(1, scale)
+    ) or library.tj3SetCroppingRegion(handle, region):
+      return None  # A sound kind of JPEG that it cannot crop, such as lossless.
+    if library.tj3Decompress8(
       handle, encoded, len(encoded), pixels.ctypes.data, 0, _RGB_PIXELS
     ):
       message = library.tj3GetErrorStr(handle).decode()

@@ -12,6 +12,7 @@ import zlib
 from ml_collections import ConfigDict
 import numpy as np
 
+from bn_repro import files
 from bn_repro.data import prepared
 from bn_repro.data.split import ArraySplit, stratified
 from bn_repro.errors import UserError
@@ -89,24 +90,24 @@ def load_mnist(data: ConfigDict) -> Loaded:
   Raises:
     UserError: if the files are missing, damaged or do not match.
   """
-  folders = [Path(data.data_dir).expanduser()] if data.data_dir else []
+  given = data.data_dir
+  folders = [files.expand('config.data.data_dir', given)] if given else []
   if not folders and data.name == 'fashion_mnist':
     folders.append(FASHION_MNIST_DEBIAN)
   for folder in folders:
-    files = [
+    paths = [
       _find_idx(folder, f'{part}-{kind}')
       for part in ('train', 't10k')
       for kind in ('images-idx3-ubyte', 'labels-idx1-ubyte')
     ]
-    found = [_read_idx(file) for file in files if file is not None]
-    if len(found) == len(files):
+    found = [_read_idx(path) for path in paths if path is not None]
+    if len(found) == len(paths):
       return (
         _idx_split(folder, *found[:2]),
         _idx_split(folder, *found[2:]),
         _LABEL_NAMES[data.name],
       )
-  tfds_dirs = folders if data.data_dir else []
-  tfds_dirs = [*tfds_dirs, prepared.DEFAULT_DIR.expanduser()]
+  tfds_dirs = [*(folders if given else []), prepared.default_dir()]
   for folder in tfds_dirs:
     if (folder / data.name / TFDS_VERSION).is_dir():
       return _load_tfds(data.name, folder)
@@ -137,6 +138,9 @@ def _read_idx(path: Path) -> np.ndarray:
   """Reads an idx file of unsigned bytes, the format of the MNIST page."""
   try:
     raw = path.read_bytes()
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read ({error.strerror}).') from error
+  try:
     if raw[:2] == b'\x1f\x8b':
       raw = gzip.decompress(raw)
     if raw[:3] != b'\x00\x00\x08':
@@ -146,7 +150,7 @@ def _read_idx(path: Path) -> np.ndarray:
     if len(raw) != 4 + 4 * rank + math.prod(shape):
       raise ValueError(f'the size does not match the shape {shape.tolist()}')
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
-  except (OSError, EOFError, ValueError, zlib.error) as error:
+  except (gzip.BadGzipFile, EOFError, ValueError, zlib.error) as error:
     raise UserError(
       f'{path}: damaged or not an idx file ({error}). Download it again.'
     ) from error

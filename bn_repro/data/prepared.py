@@ -6,15 +6,19 @@ another one: at import it needs the standard library alone.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+import os
 from pathlib import Path
 from typing import Any
 
 from bn_repro.errors import UserError, require_open_files
 
-# Where tfds keeps data sets by default.
-DEFAULT_DIR = Path('~/tensorflow_datasets')
 # Files that a process opens beside the shards. Our choice.
 _OTHER_FILES = 400
+
+
+def default_dir() -> Path:
+  """Where tfds keeps data sets by default; with a `~` if there is no home."""
+  return Path(os.path.expanduser('~/tensorflow_datasets'))
 
 
 def require_open_shards(count: int) -> None:
@@ -41,6 +45,10 @@ def check_shards(lengths: Mapping[Path, int], advice: str) -> None:
   def problem(path: Path) -> str | None:
     if not path.is_file():
       return f'{path}: missing'
+    try:
+      path.open('rb').close()
+    except OSError as error:
+      return f'{path}: cannot be read ({error.strerror})'
     try:
       reader = array_record_module.ArrayRecordReader(str(path))
       found = reader.num_records()

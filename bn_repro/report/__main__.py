@@ -11,10 +11,9 @@ and the range.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 import sys
 
-from bn_repro import cli
+from bn_repro import cli, files
 from bn_repro.errors import UserError
 from bn_repro.report import page
 
@@ -30,20 +29,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--runs',
     action='append',
     required=True,
+    type=files.path_type('--runs'),
     metavar='DIR',
     help='workdir, or folder of workdirs; may be repeated',
   )
   parser.add_argument(
-    '--out', required=True, metavar='DIR', help='folder for the page'
+    '--out',
+    required=True,
+    type=files.path_type('--out'),
+    metavar='DIR',
+    help='folder for the page',
   )
   try:
     flags = parser.parse_args(argv)
-    problems = page.write_report(flags.runs, Path(flags.out))
+    problems = page.write_report(flags.runs, flags.out)
   except UserError as error:
     return cli.report_errors(error.problems)
   for problem in problems:
     print(f'warning: {problem}', file=sys.stderr)
-  print(f'wrote {Path(flags.out).resolve() / "index.html"}')
+  print(f'wrote {flags.out / "index.html"}')
   return 0
 
 

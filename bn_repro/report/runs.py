@@ -249,7 +249,7 @@ def read_run(workdir: Path) -> Run:
   run = Run(
     folder=workdir.resolve().parent,
     name=workdir.name,
-    variant=Path(config_file.partition(':')[0]).stem,
+    variant=Path(config_lib.split_mode(config_file)[0]).stem,
     config=config_lib.upgrade(
       workdir_lib.read_json(workdir / 'config.json')
     ).to_dict(),

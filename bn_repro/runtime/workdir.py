@@ -6,7 +6,6 @@ written in place. `metrics.jsonl` grows by whole lines.
 
 from collections.abc import Mapping
 import enum
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 from ml_collections import ConfigDict
 
 from bn_repro import config as config_lib
+from bn_repro import files
 from bn_repro.errors import UserError
 
 
@@ -74,8 +74,8 @@ class Workdir:
       where it is False. Of several processes, only process 0 writes.
   """
 
-  def __init__(self, path: str, *, writes: bool = True):
-    self.path = Path(path).expanduser().absolute()
+  def __init__(self, path: str | Path, *, writes: bool = True):
+    self.path = Path(path).absolute()
     self.writes = writes
     self._lock: TextIO | None = None
 
@@ -129,7 +129,7 @@ class Workdir:
 
     Raises:
       UserError: if another process holds the lock, or the directory cannot be
-        created.
+        created or locked.
     """
     if not self.writes:
       return
@@ -141,15 +141,19 @@ class Workdir:
         f'--workdir={self.path}: cannot be written ({error.strerror}).'
       ) from error
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+      is_free = files.lock(lock)
+    except UserError:
+      self._lock = lock
+      self.release()
+      raise
+    if not is_free:
       lock.seek(0)
       holder = lock.read().strip() or 'another process'
       lock.close()
       raise UserError(
         f'--workdir={self.path}: in use by {holder}. Wait for it, stop it, or '
         'use another workdir.'
-      ) from error
+      )
     lock.truncate(0)
     lock.write(f'process {os.getpid()} on {socket.gethostname()}')
     lock.flush()

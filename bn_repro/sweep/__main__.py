@@ -14,7 +14,7 @@ import signal
 import statistics
 import sys
 
-from bn_repro import cli
+from bn_repro import cli, files
 from bn_repro.errors import UserError
 from bn_repro.report.runs import WINDOW
 from bn_repro.runtime import workdir as workdir_lib
@@ -70,7 +70,13 @@ def _create_parser() -> cli.Parser:
   )
   add = parser.add_argument
   cli.add_sweep_arguments(parser, required=True)
-  add('--workdir', required=True, metavar='DIR', help='directory of the sweep')
+  add(
+    '--workdir',
+    required=True,
+    type=files.path_type('--workdir'),
+    metavar='DIR',
+    help='directory of the sweep',
+  )
   cli.add_config_arguments(parser, required=False)
   add(
     '--jobs',
@@ -151,7 +157,7 @@ def _check(folder: Path, sweep: Sweep) -> None:
     )
   for trial in sweep.trials:
     workdir = folder / trial.name
-    workdir_lib.Workdir(str(workdir)).check(trial.config)
+    workdir_lib.Workdir(workdir).check(trial.config)
     saved = workdir_lib.read_json(workdir / 'config.json') or trial.config
     # A resumed run may change these fields; comparable trials may not.
     for name in ('total_steps', 'total_epochs', 'eval_every'):
@@ -206,7 +212,7 @@ def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
     if state is None:
       step = runner_lib.trial_process(trial, folder).step
       images_left += trial.images * (1 - step / trial.total_steps)
-      state = workdir_lib.Workdir(str(path)).status().get('status')
+      state = workdir_lib.Workdir(path).status().get('status')
     elif seconds := runner_lib.seconds_taken(path):
       rates.append(seconds / trial.images)
     print(

@@ -71,7 +71,7 @@ def load(
     trials = expand(
       sweep.axes,
       sweep.trial,
-      spec.partition(':')[2] or DEFAULT_MODE,
+      config_lib.split_mode(spec)[1] or DEFAULT_MODE,
       defaults=sweep.defaults,
       config_spec=config_spec,
       overrides=overrides,

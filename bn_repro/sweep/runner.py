@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import ctypes
 import dataclasses
 import datetime
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -19,6 +18,7 @@ import sys
 import time
 from typing import Any
 
+from bn_repro import files
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Preemption
@@ -328,13 +328,10 @@ def is_locked(workdir: Path) -> bool:
   """Whether another process has locked a workdir."""
   try:
     with (workdir / 'lock').open() as lock:
-      fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return True
-  except OSError:
-    # There is no lock, or `main` will report that it cannot be opened.
+      return not files.lock(lock, shared=True)
+  except (OSError, UserError):
+    # There is no lock, or `main` will report why it cannot be locked.
     return False
-  return False
 
 
 def final_status(workdir: Path, total_steps: int) -> str | None:

@@ -151,7 +151,7 @@ class Base:
     Raises:
       UserError: if there is no such config, or an override is invalid.
     """
-    path, _, mode = self._config_spec.partition(':')
+    path, mode = config_lib.split_mode(self._config_spec)
     if not name and not path:
       raise UserError('--config: this sweep needs one to start from.')
     if name and path.endswith('.py'):

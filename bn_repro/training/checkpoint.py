@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bn_repro import parallel
+from bn_repro import files, parallel
 from bn_repro.errors import UserError
 from bn_repro.runtime import processes
 from bn_repro.runtime.workdir import Workdir
@@ -182,6 +182,9 @@ class Checkpoints:
     if self._manager:
       with contextlib.suppress(Exception):  # `wait` has raised it before.
         self._manager.close()
+      # A start that fails leaves nothing.
+      with contextlib.suppress(OSError):  # It is not empty.
+        self.directory.rmdir()
     self._resources.close()
 
   @contextlib.contextmanager
@@ -401,7 +404,7 @@ def warm_start(state: TrainState, init_from: str) -> TrainState:
   Raises:
     UserError: if it has no checkpoint, or its network has other variables.
   """
-  directory = Workdir(init_from).checkpoints
+  directory = Workdir(files.expand('config.init_from', init_from)).checkpoints
   try:
     with Checkpoints(directory, keep=None) as checkpoints:
       loaded = checkpoints.restore_variables()

@@ -18,10 +18,19 @@ SPOT=@spot@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+# Locks a file or descriptor for a command; fails if another process holds it.
+# flock exits with 1 for that alone, and has printed any other error.
+locked() {
+  local code=0
+  flock --nonblock "$@" || code=$?
+  [ "$code" -le 1 ] || exit "$code"
+  return "$code"
+}
+
 # Succeeds while the training loop, or a process that it started, is running:
 # they hold the lock.
 training() {
-  [ -e lock ] && ! flock --nonblock lock true
+  [ -e lock ] && ! locked lock true
 }
 
 case " $* " in
@@ -46,7 +55,7 @@ case ${1:-} in
     ;;
   train)
     exec 9>lock
-    if ! flock --nonblock 9; then
+    if ! locked 9; then
       echo 'already training'
       exit
     fi

@@ -118,6 +118,70 @@ def test_other_formats_and_color_spaces(encoded, original, least):
   assert psnr(view(encoded, 128, box), expected) > least
 
 
+def lossless(image):
+  """Encodes an image as a lossless JPEG: ITU-T T.81, process 14.
+
+  Each sample is predicted from its left neighbor, and the difference is written
+  as its category, in four bits, and its value.
+  """
+  pixels = np.atleast_3d(np.asarray(image)).astype(int)
+  height, width, channels = pixels.shape
+
+  def segment(marker, content):
+    return b'\xff' + marker + struct.pack('>H', len(content) + 2) + content
+
+  frame = struct.pack('>BHHB', 8, height, width, channels)
+  scan = bytes([channels])
+  for channel in range(channels):
+    frame += bytes([channel + 1, 0x11, 0])
+    scan += bytes([channel + 1, 0])
+  table = bytes([0, 0, 0, 0, 9, *[0] * 12, *range(9)])  # 9 codes of 4 bits.
+  predicted = np.roll(pixels, 1, axis=1)
+  predicted[1:, 0], predicted[0, 0] = pixels[:-1, 0], 128
+  bits = ''
+  for difference in (pixels - predicted).ravel().tolist():
+    category = abs(difference).bit_length()
+    bits += f'{category:04b}'
+    if category:
+      value = difference + (difference < 0) * (2**category - 1)
+      bits += f'{value:0{category}b}'
+  bits += '1' * (-len(bits) % 8)
+  data = int(bits, 2).to_bytes(len(bits) // 8).replace(b'\xff', b'\xff\0')
+  return (
+    b'\xff\xd8'
+    + segment(b'\xc3', frame)
+    + segment(b'\xc4', table)
+    + segment(b'\xda', scan + bytes([1, 0, 0]))
+    + data
+    + b'\xff\xd9'
+  )
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+@pytest.mark.parametrize('size', [8, 16, 32])
+def test_lossless_jpeg(mode, size):
+  """TurboJPEG cannot decode a part of one, at any scale. Pillow reads it."""
+  image = PHOTO.resize((80, 64)).convert(mode)
+  encoded = lossless(image)
+  assert Image.open(io.BytesIO(encoded)).tobytes() == image.tobytes()
+  box = Box(5, 7, 40, 40)
+  expected = by_pillow(encode(image, 'PNG'), size, box)
+  assert psnr(view(encoded, size, box), expected) > 25
+  with pytest.raises(UndecodableImage, match='.'):
+    view(encoded[: len(encoded) // 2], size, box)
+  # The next image is not affected.
+  assert view(WHOLE, 64, ALL).any()
+
+
+def test_out_of_memory_is_not_damage(monkeypatch):
+  def fail(*arguments):
+    raise MemoryError
+
+  monkeypatch.setattr(Image.Image, 'convert', fail)
+  with pytest.raises(MemoryError):
+    view(encode(PHOTO, 'PNG'), 64, ALL)
+
+
 @pytest.mark.parametrize(
   'encoded',
   [

@@ -108,7 +108,7 @@ def test_golden(place, tmp_path):
 
 def test_shellcheck(tmp_path):
   """All scripts, including those written for awkward arguments."""
-  awkward = (f'--config.data.data_dir={AWKWARD}', '--config.init_from=a\nb')
+  awkward = (f'--config.data.data_dir={AWKWARD}', '--config.init_from=a  b')
   for number, arguments in enumerate((TPU_VM, SLURM)):
     write(tmp_path / f'it is {number}', [*arguments, *awkward])
   files = [
@@ -248,8 +248,8 @@ def batch(tmp_path, bin_dir, notes, monkeypatch):
   )
   stand_in(bin_dir / 'scontrol', 'echo "$@" >"$NOTES/scontrol"\n')
 
-  def start(*arguments):
-    write(tmp_path / 'out', [*SLURM, *arguments])
+  def start(*more, arguments=SLURM):
+    write(tmp_path / 'out', [*arguments, *more])
     return started('bash', tmp_path / 'out' / 'job.sh', cwd=repository)
 
   return start
@@ -382,7 +382,10 @@ def test_job_array_of_a_sweep(batch, notes, bin_dir, monkeypatch, capsys):
   monkeypatch.setenv('SLURM_ARRAY_TASK_ID', '41')
   stand_in(bin_dir / 'sbatch', 'printf "%s\\n" "$@" >"$NOTES/submitted"')
   set_ends(notes, 3)
-  assert finish(batch('--config=', *SWEEP, '--run'))[0] == 3
+  assert (
+    finish(batch(*SWEEP, '--run', arguments=without('--config=', SLURM)))[0]
+    == 3
+  )
   assert arguments_of_runs(notes) == [[*SWEEP_COMMAND, '--trial=41']]
   assert lines(notes / 'submitted')[0] == '--array=0-41'
   said = capsys.readouterr().out
@@ -1072,7 +1075,7 @@ def test_sky_task_runs(cloud, copied, tmp_path):
   """Its setup and run, in a repository of stand-ins."""
   awkward = [
     f'--config.data.data_dir={AWKWARD}',
-    '--config.init_from=a\n  b',
+    '--config.init_from=a  b',
   ]
   task = sky_task(tmp_path / 'out', *awkward)
   set_ends(cloud, 75, 3)

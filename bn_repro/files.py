@@ -1,0 +1,92 @@
+"""Paths that users give, and locks on files."""
+
+from collections.abc import Callable
+import fcntl
+from pathlib import Path
+import re
+from typing import IO
+import unicodedata
+
+from bn_repro.errors import UserError
+
+_SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://')
+# Control characters, bytes that are not UTF-8, separators of lines.
+_UNPRINTABLE = ('Cc', 'Cs', 'Zl', 'Zp')
+
+
+def path_problem(text: str) -> str | None:
+  """Returns the requirement that the text of a path violates, or None."""
+  if not text.strip():
+    return 'must not be empty (is a shell variable unset?)'
+  if _SCHEME.match(text):
+    return 'must be a path; to use a bucket, mount it and name the folder'
+  if any(unicodedata.category(c) in _UNPRINTABLE for c in text):
+    return 'must not contain control characters'
+  try:
+    Path(text).expanduser()
+  except RuntimeError:
+    return 'the home folder is unknown; give an absolute path'
+  return None
+
+
+def check_path(name: str, text: str) -> None:
+  """Checks the text of a path, which may be one of another machine.
+
+  Args:
+    name: the flag or field that has the value `text`, for messages.
+    text: a path.
+
+  Raises:
+    UserError: if it is empty or a URL, contains control characters, or begins
+      with an unknown home folder.
+  """
+  problem = path_problem(text)
+  if problem:
+    raise UserError(f'{name}={text}: {problem}.')
+
+
+def expand(name: str, text: str) -> Path:
+  """Returns the absolute path that a flag or field names; `~` is expanded.
+
+  Raises:
+    UserError: as `check_path`; if the current folder no longer exists.
+  """
+  check_path(name, text)
+  try:
+    return Path(text).expanduser().absolute()
+  except FileNotFoundError as error:
+    raise UserError(
+      f'{name}={text}: the current folder no longer exists. Give an absolute '
+      'path.'
+    ) from error
+
+
+def path_type(name: str) -> Callable[[str], Path]:
+  """Returns `expand` as the type of an argument of `argparse`."""
+  return lambda text: expand(name, text)
+
+
+def lock(file: IO[str], *, shared: bool = False) -> bool:
+  """Locks an open file until it is closed.
+
+  Args:
+    file: file to lock.
+    shared: whether other shared locks are allowed.
+
+  Returns:
+    False if another process holds the lock.
+
+  Raises:
+    UserError: if the file system cannot lock the file.
+  """
+  operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+  try:
+    fcntl.flock(file, operation | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError as error:
+    raise UserError(
+      f'{file.name}: cannot be locked ({error.strerror}). Use a folder on a '
+      'file system that supports flock, or mount it with locks.'
+    ) from error
+  return True
