@@ -356,7 +356,7 @@ def _write_json(
     'topology': str(tpu_slice) if tpu_slice else flags.platform,
     'command': shlex.join(flags.command),
     'resolved_config': experiment.config.to_dict(),
-    'git_revision': run_info.git_revision(),
+    'git_revision': run_info.git_revision(print),
     'date': datetime.date.today().isoformat(),
     'versions': run_info.versions(),
     'libtpu': metadata.version('libtpu') if tpu_slice else None,

@@ -47,6 +47,40 @@ def own_config(tmp_path, body):
 
 
 @pytest.mark.parametrize(
+  'spec, name, mode',
+  [
+    ('bn_x5', 'bn_x5', ''),
+    ('bn_x5:mini', 'bn_x5', 'mini'),
+    ('bn_x5:', 'bn_x5', ''),
+    (':full', '', 'full'),
+    ('a:b/c.py', 'a:b/c.py', ''),
+    ('a:b/c.py:mini', 'a:b/c.py', 'mini'),
+    ('/a:b/c:d.py', '/a:b/c:d.py', ''),
+    ('c:d.py', 'c:d.py', ''),
+    ('c:d.py:full', 'c:d.py', 'full'),
+    ('a:b/c:mini', 'a:b/c', 'mini'),
+  ],
+)
+def test_the_mode_comes_after_the_last_colon(spec, name, mode):
+  assert config_lib.split_mode(spec) == (name, mode)
+
+
+@pytest.mark.parametrize('folder', ['a:b', 'lr[0.1]', 'c d', ':mini'])
+def test_a_config_in_a_folder_of_any_name(folder, tmp_path):
+  (tmp_path / folder).mkdir()
+  path = own_config(tmp_path / folder, 'config.seed = 9')
+  full = config_lib.load(path)
+  mini = config_lib.load(f'{path}:mini')
+  assert full.seed == mini.seed == 9
+  assert full.total_steps != mini.total_steps or full.batch_size != (
+    mini.batch_size
+  )
+  assert problems(spec=f'{path}:medium') == [
+    f"--config={path}:medium: no mode 'medium'. Modes are full and mini."
+  ]
+
+
+@pytest.mark.parametrize(
   'assignment, expected',
   [
     ('seed=7', 7),

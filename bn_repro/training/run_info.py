@@ -62,6 +62,7 @@ def write_start(
     'config_file': config_file,
     'num_parameters': sum(row.parameters for row in rows),
     'start_step': step,
+    'git_revision': git_revision(say),
     **_facts(experiment),
   }
   workdir.write_config(experiment.config)
@@ -108,7 +109,6 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
     # Without the path of the interpreter.
     'command': shlex.join(['python', *sys.orig_argv[1:]]),
     'started': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
-    'git_revision': git_revision(),
     'versions': versions(),
     # Runs are equal bit for bit only if these are equal.
     'cpu_count': os.cpu_count(),
@@ -138,29 +138,47 @@ def images_per_statistic(experiment: Experiment) -> int:
   }[config.bn.statistics]
 
 
-def git_revision() -> str:
+def git_revision(say: Callable[[str], None]) -> str:
   """The git revision of the code, with '-dirty' if it is changed.
 
   A copy without history, such as one sent to a TPU host, has the revision in a
-  file `REVISION`. Returns '' if neither exists.
+  file `REVISION`.
+
+  Args:
+    say: prints a line; called with a warning if a checkout or copy has neither.
+
+  Returns:
+    40 hexadecimal digits, or what `REVISION` contains; '' if it is unknown.
   """
   root = config_lib.ROOT
-  if root is None:
+  if root is None:  # Installed, as a package that has a version.
     return ''
-  written = root / 'REVISION'
-  if written.is_file():
-    return written.read_text().strip()
+  # Another repository, around this one or named by the environment, is not
+  # meant. The owner of the repository does not matter: its code runs already.
+  command = ['git', f'--git-dir={root}/.git', f'--work-tree={root}', 'describe']
+  environment = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith('GIT_')
+  }
   try:
     result = subprocess.run(
-      [
-        *('git', '-C', str(root)),
-        *('describe', '--always', '--dirty', '--abbrev=40'),
-      ],
+      [*command, '--always', '--dirty', '--abbrev=40', '--exclude=*'],
+      env=environment,
       capture_output=True,
       text=True,
       timeout=10,
       check=False,
     )
-  except (OSError, subprocess.TimeoutExpired):
-    return ''
-  return result.stdout.strip()
+    revision, reason = result.stdout.strip(), result.stderr.strip()
+  except (OSError, subprocess.TimeoutExpired) as error:
+    revision, reason = '', str(error)
+  written = root / 'REVISION'
+  if not revision and written.is_file():
+    revision = written.read_text().strip()
+  if not revision:
+    say(
+      'warning: the git revision of the code is unknown and not recorded '
+      f'({" ".join(reason.split())})'
+    )
+  return revision

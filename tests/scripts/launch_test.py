@@ -32,8 +32,6 @@ from stand_ins import (
 )
 import yaml
 
-from bn_repro import config as config_lib
-
 GOLDEN = Path(__file__).with_name('launch')
 PLACES = ('tpu-vm', 'sky', 'slurm')
 # An override that does not survive careless quoting.
@@ -382,10 +380,7 @@ def test_job_array_of_a_sweep(batch, notes, bin_dir, monkeypatch, capsys):
   monkeypatch.setenv('SLURM_ARRAY_TASK_ID', '41')
   stand_in(bin_dir / 'sbatch', 'printf "%s\\n" "$@" >"$NOTES/submitted"')
   set_ends(notes, 3)
-  assert (
-    finish(batch(*SWEEP, '--run', arguments=without('--config=', SLURM)))[0]
-    == 3
-  )
+  assert finish(batch('--run', arguments=SLURM_SWEEP))[0] == 3
   assert arguments_of_runs(notes) == [[*SWEEP_COMMAND, '--trial=41']]
   assert lines(notes / 'submitted')[0] == '--array=0-41'
   said = capsys.readouterr().out
@@ -880,15 +875,16 @@ def test_pack_replaces_only_what_it_has_written(repository):
   assert said.stderr.startswith('error: mine: exists, and is not a copy')
 
 
-def test_revision_of_a_copy_without_history(tmp_path, monkeypatch):
-  """It is read from REVISION and recorded in `run.json`."""
-  from bn_repro.training import run_info
-
-  assert re.fullmatch('[0-9a-f]{40}(-dirty)?', run_info.git_revision())
-  monkeypatch.setattr(config_lib, 'ROOT', tmp_path)
-  assert run_info.git_revision() == ''
-  (tmp_path / 'REVISION').write_text('0123-dirty\n')
-  assert run_info.git_revision() == '0123-dirty'
+@pytest.mark.parametrize('verb', ['state', 'train', 'stop'])
+def test_a_lock_that_fails_is_not_taken_for_training(verb, bin_dir, tmp_path):
+  out = tmp_path / 'out'
+  write(out, TPU_VM)
+  (out / 'lock').touch()
+  stand_in(bin_dir / 'flock', 'echo "flock: No locks available" >&2; exit 71')
+  found = run('bash', out / 'host.sh', verb)
+  assert found.returncode == 71
+  assert found.stdout == ''
+  assert found.stderr == 'flock: No locks available\n'
 
 
 def test_a_restarted_host_trains_again(cloud, hosts, repository, tmp_path):
