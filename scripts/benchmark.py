@@ -384,7 +384,10 @@ def fig1(rounds: int) -> None:
 
 
 def checkpoint(rounds: int) -> None:
-  """Prints seconds for which a save stops the loop, and those of a step."""
+  """Prints seconds for which a save stops the loop, and those of a step.
+
+  Also those of reading a checkpoint, as the thread does that saves it.
+  """
   experiment = create_experiment('bn_x5', *FULL_WIDTH)
   import jax
 
@@ -403,11 +406,18 @@ def checkpoint(rounds: int) -> None:
       checkpoints.wait()
       return seconds(lambda: checkpoints.save(next(numbers), state, {}))
 
+    def read() -> float:
+      checkpoints.wait()
+      newest = checkpoints.steps()[-1]
+      return seconds(lambda: checkpoints.restore(newest, state))
+
     results = interleaved(
-      {'save': save, 'step': train_step_timer(experiment)}, rounds
+      {'save': save, 'read': read, 'step': train_step_timer(experiment)},
+      rounds,
     )
     checkpoints.wait()
   show_ratio(results, 'save', 'step')
+  show_ratio(results, 'read', 'step')
 
 
 def distortion(rounds: int) -> None:

@@ -302,6 +302,7 @@ def read(directory: Path, like: Any = None) -> Checkpoint:
       contextlib.closing(ocp.StandardCheckpointHandler()) as handler,
     ):
       meta = ocp.JsonCheckpointHandler().restore(path / 'meta')
+      expected = dict(meta['checksums'])
       state = handler.restore(
         path / 'state', args=ocp.args.StandardRestore(target)
       )
@@ -314,7 +315,7 @@ def read(directory: Path, like: Any = None) -> Checkpoint:
     raise DamagedCheckpoint(
       f'cannot be read ({type(error).__name__}: {_short_reason(error)})'
     ) from error
-  found, expected = checksums(state), meta.get('checksums', {})
+  found = checksums(state)
   for name in sorted(found.keys() | expected.keys()):
     if found.get(name) != expected.get(name):
       raise DamagedCheckpoint(f'does not match its checksum of {name}')

@@ -1132,7 +1132,7 @@ def test_no_mistakes(arguments, tmp_path):
     ((*TPU_VM, '--name=../bn'), '--name=../bn: use'),
     ((*SLURM, '--name=a\nb'), 'lower-case letters'),
     ((*TPU_VM, '--workdir=runs/bn'), ABSOLUTE),
-    ((*TPU_VM, '--workdir=gs://runs/bn'), ABSOLUTE),
+    ((*TPU_VM, '--workdir=gs://runs/bn'), 'mount it'),
     ((*TPU_VM, '--workdir=/runs'), ABSOLUTE),
     ((*SLURM, '--config.data.data_dir=data'), ABSOLUTE),
     (without(DATA, TPU_VM), FOLDER),

@@ -226,17 +226,36 @@ def test_what_the_system_refuses_is_not_damage(error, tmp_path, monkeypatch):
   assert [path.name for path in tmp_path.iterdir()] == ['c']
 
 
-def test_checksums_that_are_missing_are_damage(tmp_path):
+def without_one(meta):
+  del meta['checksums']['params/kernel']
+  return meta
+
+
+def with_another(meta):
+  meta['checksums']['params/bias'] = '0'
+  return meta
+
+
+@pytest.mark.parametrize(
+  'change, problem',
+  [
+    (without_one, 'checksum of params/kernel'),
+    (with_another, 'checksum of params/bias'),
+    (lambda meta: {'step': meta['step']}, 'cannot be read'),
+    (lambda meta: {'checksums': 7}, 'cannot be read'),
+    (lambda meta: [meta], 'cannot be read'),
+  ],
+)
+def test_checksums_that_are_missing_are_damage(change, problem, tmp_path):
+  """Also for a warm start."""
   save(tmp_path / 'c', 1)
   path = tmp_path / 'c' / '1' / 'meta' / 'metadata'
-  meta = json.loads(path.read_text())
-  del meta['checksums']['params/kernel']
-  path.write_text(json.dumps(meta))
-  with (
-    Checkpoints(tmp_path / 'c', keep=None) as checkpoints,
-    pytest.raises(DamagedCheckpoint, match='checksum of params/kernel'),
-  ):
-    checkpoints.restore_variables()
+  path.write_text(json.dumps(change(json.loads(path.read_text()))))
+  with Checkpoints(tmp_path / 'c', keep=None) as checkpoints:
+    with pytest.raises(DamagedCheckpoint, match=problem):
+      checkpoints.restore_variables()
+    with pytest.raises(DamagedCheckpoint, match=problem):
+      checkpoints.restore(1, state(0))
 
 
 def test_falls_back_and_sets_the_damaged_one_aside(tmp_path, capsys):

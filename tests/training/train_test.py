@@ -383,6 +383,12 @@ def test_warm_start(tmp_path):
   assert lines(warm_run)[0]['loss'] != lines(tmp_path / 'source')[0]['loss']
 
 
+def test_warm_start_from_nothing_leaves_nothing(tmp_path):
+  with pytest.raises(UserError, match='does not exist'):
+    train_once(tmp_path / 'run', f'init_from={tmp_path}/none')
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_warm_start_from_another_network(tmp_path):
   source = tmp_path / 'source'
   train_once(source)
