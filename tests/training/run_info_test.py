@@ -44,6 +44,8 @@ def revision(root, monkeypatch):
 def test_revision(tmp_path, monkeypatch):
   root = tmp_path / 'a folder'
   head = repository(root)
+  # Set by git for its hooks, and of another repository.
+  monkeypatch.setenv('GIT_INDEX_FILE', str(tmp_path / 'none'))
   assert revision(root, monkeypatch) == (head, [])
   # One file that has been left there says nothing about the others.
   (root / 'REVISION').write_text('0123\n')
