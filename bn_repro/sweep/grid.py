@@ -134,7 +134,8 @@ def expand(
     UserError: if anything is wrong, with a line for each problem.
   """
   if config_spec:
-    config_spec += '' if ':' in config_spec else f':{mode}'
+    name, own_mode = config_lib.split_mode(config_spec)
+    config_spec = f'{name}:{own_mode or mode}'
     read_config(config_spec)
   assignments = [f'{key}={value}' for key, value in (defaults or {}).items()]
   assignments += overrides

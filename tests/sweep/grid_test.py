@@ -207,17 +207,20 @@ def test_another_base(tmp_path):
   assert 'configs/bn_x5.py:mini: no trial starts from it' in problem
 
 
-def test_configs_of_ones_own(tmp_path):
+@pytest.mark.parametrize('name', ['own', 'x:y', ':mini'])
+def test_configs_of_ones_own(name, tmp_path):
   """`base(NAME)` looks beside the file of `--config`."""
+  folder = tmp_path / name
+  folder.mkdir()
   for name in ('a', 'b'):
-    (tmp_path / f'{name}.py').write_text(
+    (folder / f'{name}.py').write_text(
       f'from configs.{"bn_x5" if name == "a" else "bn_x30"} import get_config'
     )
   sweep = load(
-    'lr_multipliers', 'variant=a,b', config_spec=str(tmp_path / 'a.py')
+    'lr_multipliers', 'variant=a,b', config_spec=str(folder / 'a.py')
   )
   specs = {trial.config_spec for trial in sweep.trials}
-  assert specs == {f'{tmp_path}/a.py:mini', f'{tmp_path}/b.py:mini'}
+  assert specs == {f'{folder}/a.py:mini', f'{folder}/b.py:mini'}
 
 
 def test_from_another_folder(tmp_path, monkeypatch):
