@@ -227,7 +227,6 @@ def create_parser() -> argparse.ArgumentParser:
     add(
       '--workdir',
       required=True,
-      type=_matching('.+', 'DIR'),
       metavar='DIR',
       help='absolute path on the hosts, such as /mnt/runs/bn_x30',
     )

@@ -308,12 +308,12 @@ def test_batch_job_tasks(
 
 
 @pytest.mark.parametrize(
-  'arguments, log', [((), '%j'), (('--config=', *SWEEP), '%A_%a')]
+  'arguments, log', [(SLURM, '%j'), (SLURM_SWEEP, '%A_%a')]
 )
 def test_logs(arguments, log, tmp_path):
   """One for each job, also of an array; `%` in a path is no pattern."""
   out = tmp_path / '100%j'
-  text = write(out, [*SLURM, *arguments])['job.sh']
+  text = write(out, arguments)['job.sh']
   assert f'\n#SBATCH --output={tmp_path}/100%%j/{log}.log\n' in text
 
 
@@ -1160,8 +1160,8 @@ def test_no_mistakes(arguments, tmp_path):
     ((*TPU_VM, '--data_disk=d\tx'), 'is not of the form DISK'),
     ((*SKY, '--infra=gcp/a\nx'), 'is not of the form gcp/REGION/ZONE'),
     ((*SKY, '--source=https://a.b/c#v\n1'), 'is not of the form URL#REVISION'),
-    ((*SLURM, '--workdir=/runs/a\nb'), 'is not of the form DIR'),
-    ((*SLURM, '--out=x\n#SBATCH -w x'), 'is not of the form DIR'),
+    ((*SLURM, '--workdir=/runs/a\nb'), 'not contain control characters'),
+    ((*SLURM, '--out=x\n#SBATCH -w x'), 'not contain control characters'),
     ((*SLURM, '--gpus=0'), "'0' is not a whole number of at least 1"),
     ((*SLURM, '--topology=v5e:4x4'), 'unrecognized arguments'),
     (without('--workdir=', TPU_VM), 'required: --workdir'),
