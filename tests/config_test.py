@@ -439,6 +439,7 @@ def fits_layer(num_devices, share, group):
     virtual_batch_size=group,
     axis_name='data',
     axis_index_groups=None,
+    _error=ValueError,
   )
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(batch_norm.lax, 'axis_size', lambda name: num_devices)

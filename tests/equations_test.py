@@ -41,7 +41,13 @@ def transform(x, gamma=1.0, beta=0.0, settings=COLUMNS):
     jnp.broadcast_to(jnp.asarray(v, jnp.float64), shape) for v in (gamma, beta)
   )
   return bn.batch_norm(
-    jnp.asarray(x), gamma, beta, jnp.zeros(shape), None, settings
+    jnp.asarray(x),
+    gamma,
+    beta,
+    jnp.zeros(shape),
+    jnp.ones(shape),
+    None,
+    settings,
   )
 
 
