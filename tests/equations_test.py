@@ -29,6 +29,7 @@ DX = [
 DGAMMA, DBETA = [-1.2649085342528132, -2.67261146462032], [0.5, 2.0]
 
 COLUMNS = bn.Settings(bn.Sharing((0,)), 1e-5)
+TWO_REDUCTIONS = COLUMNS._replace(one_reduction=False)
 IMAGES = bn.Settings(bn.Sharing((0, 1, 2)), 1e-5)
 
 
@@ -97,9 +98,16 @@ def test_backward_pass_six_equations():
     np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
 
 
-def test_backward_pass_finite_differences():
+@pytest.mark.parametrize('settings', [COLUMNS, TWO_REDUCTIONS])
+def test_backward_pass_finite_differences(settings):
+  """Of the output, and of a loss on the statistics."""
   x, dy = random(5, 2), random(5, 2, seed=1)
-  loss = lambda x: jnp.sum(transform(x, 1.3)[0] * dy)  # noqa: E731
+  dmu, dvar = random(2, 1, 2, seed=2)
+
+  def loss(x):
+    y, mu, var, _ = transform(x, 1.3, settings=settings)
+    return jnp.sum(y * dy) + jnp.sum(mu * dmu) + jnp.sum(var * dvar)
+
   gradient = jax.grad(loss)(jnp.asarray(x))
   for index in np.ndindex(x.shape):
     step = np.zeros_like(x)
