@@ -241,9 +241,10 @@ def batch_norm(
 def _depends_on(statistics: Any, shares: Any, sharing: Sharing) -> Any:
   """The statistics, as functions of what each device contributes to them.
 
-  The gradient of a statistic must be summed over the devices, but in `vmap` the
-  backward pass below cannot tell if it is that of one device, or of all. JAX
-  can, if it transposes the sum itself.
+  The gradient of a statistic must be summed over the devices. In `vmap` the
+  backward pass below cannot tell if it is that of one device or of all; JAX
+  can, if it transposes the sum itself. XLA merges this all-reduce with that of
+  the backward pass.
   """
   del shares, sharing
   return statistics
@@ -255,16 +256,8 @@ def _depends_on_jvp(sharing: Sharing, primals: Any, tangents: Any) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _batch_norm(
-  x: Array,
-  gamma: Array,
-  beta: Array,
-  running_mean: Array,
-  running_var: Array,
-  mask: Array | None,
-  settings: Settings,
-) -> Any:
-  return _forward(x, gamma, beta, running_mean, running_var, mask, settings)[0]
+def _batch_norm(*arguments: Any) -> Any:
+  return _forward(*arguments)[0]
 
 
 def _forward(
@@ -463,6 +456,7 @@ class BatchNorm(nn.Module):
     use_running_average = nn.merge_param(
       'use_running_average', self.use_running_average, use_running_average
     )
+    x = jnp.asarray(x)
     features = self._feature_axes(x)
     shape = [x.shape[axis] for axis in features]
     statistics_dtype = jnp.promote_types(self.param_dtype, jnp.float32)
@@ -491,10 +485,8 @@ class BatchNorm(nn.Module):
       for v in (gamma, beta, running_mean.value, running_var.value)
     )
     if use_running_average:
-      values = x.astype(compute_dtype)
-      return normalize(values, gamma, beta, mean, var, self.epsilon).astype(
-        dtype
-      )
+      x = x.astype(compute_dtype)
+      return normalize(x, gamma, beta, mean, var, self.epsilon).astype(dtype)
 
     y, mu, var, m = self._normalize_batch(
       x, gamma, beta, mean, var, mask, features
@@ -556,10 +548,10 @@ class BatchNorm(nn.Module):
     """
     axes = tuple(axis for axis in range(x.ndim) if axis not in features)
     num_groups, sharing = self._sharing(x.shape, axes)
-    values = sharing.num_values(x.shape) // num_groups
-    if values < 2 and not self.is_initializing():
+    m = sharing.num_values(x.shape) // num_groups
+    if m < 2 and not self.is_initializing():
       raise self._error(
-        f'{("no values", "one value")[values]} per statistic in training '
+        f'{("no values", "one value")[m]} per statistic in training '
         f'(input of shape {x.shape}). Use more examples for each statistic.'
       )
     if mask is not None:
@@ -576,7 +568,7 @@ class BatchNorm(nn.Module):
       examples = x.shape[0] // num_groups
       return values.reshape(num_groups, examples, *x.shape[1:])
 
-    y, mu, var, m = batch_norm(
+    y, mu, var, counts = batch_norm(
       grouped(x),
       gamma[None],
       beta[None],
@@ -590,8 +582,8 @@ class BatchNorm(nn.Module):
       ),
     )
     if self.unbiased:
-      var = unbiased_variance(var, m)
-    return y.reshape(x.shape), mu, var, m
+      var = unbiased_variance(var, counts)
+    return y.reshape(x.shape), mu, var, counts
 
   @nn.nowrap
   def _sharing(
@@ -600,19 +592,18 @@ class BatchNorm(nn.Module):
     """The number of groups on this device, and what a group shares."""
     if self.is_initializing():  # Outside any mesh, on a dummy batch.
       return 1, Sharing(axes)
-    group = self.virtual_batch_size
-    if len({len(devices) for devices in self.axis_index_groups or ()}) > 1:
-      raise self._error(
-        f'the groups of axis_index_groups={self.axis_index_groups} differ in '
-        'size.'
-      )
+    group, groups = self.virtual_batch_size, self.axis_index_groups
     if group is None or 0 in shape:
-      return 1, Sharing(axes, self.axis_name, self.axis_index_groups)
+      if (
+        self.axis_name and groups is not None and len(set(map(len, groups))) > 1
+      ):
+        raise self._error(f'axis_index_groups={groups} differ in size.')
+      return 1, Sharing(axes, self.axis_name, groups)
     if not isinstance(group, numbers.Integral) or group < 1:
       raise self._error(
         f'virtual_batch_size={group!r} is not a positive integer.'
       )
-    if self.axis_index_groups is not None:
+    if groups is not None:
       raise self._error(
         'virtual_batch_size and axis_index_groups both define groups; use one.'
       )

@@ -88,16 +88,18 @@ def classification_sums(logits: Array, batch: Batch) -> Sums:
 
   Args:
     logits: (batch, classes).
-    batch: `label`, int (batch,); `mask` and `replaced`, bool (batch,).
+    batch: `label`, int (batch,); `mask` and `replaced`, (batch,), bool or of
+      another dtype, where nonzero is True.
   """
-  labels, mask = batch['label'], batch['mask']
+  labels = batch['label']
+  mask, replaced = batch['mask'].astype(bool), batch['replaced'].astype(bool)
   top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == labels[:, None]
   return Sums(
     loss=jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
     correct=(mask & top[:, 0]).sum(),
     top5=(mask & top.any(-1)).sum(),
     count=mask.sum(),
-    replaced=(mask & batch['replaced']).sum(),
+    replaced=(mask & replaced).sum(),
     nonfinite=jnp.zeros((), jnp.int32),
   )
 

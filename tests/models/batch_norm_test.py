@@ -13,6 +13,7 @@ import pytest
 
 from bn_repro import parallel
 from bn_repro.models.batch_norm import BatchNorm, inference_transform
+from bn_repro.tpu import collectives
 
 KEY = jax.random.key(0)
 
@@ -671,7 +672,7 @@ class TestDevices:
     def forward(x):
       return module.apply(variables, x, mutable=['batch_stats'])[0]
 
-    def count(f):
+    def lower(f):
       sharded = jax.shard_map(
         f,
         mesh=parallel.create_mesh(),
@@ -679,10 +680,20 @@ class TestDevices:
         out_specs=P('data'),
         check_vma=False,
       )
-      return jax.jit(sharded).lower(x).as_text().count('stablehlo.all_reduce')
+      return jax.jit(sharded).lower(x)
+
+    def count(f):
+      return lower(f).as_text().count('stablehlo.all_reduce')
 
     assert count(forward) == 1
     assert count(jax.grad(lambda x: forward(x).sum())) == 2
+
+    def statistics_loss(x):
+      y, updated = module.apply(variables, x, mutable=['batch_stats'])
+      return (y**2).sum() + updated['batch_stats']['var'].sum()
+
+    compiled = lower(jax.grad(statistics_loss)).compile().as_text()
+    assert collectives.count_compiled_all_reduces(compiled) == 2
 
   def test_group_that_does_not_fit(self):
     x = jnp.ones(self.GLOBAL)
@@ -735,7 +746,11 @@ def test_one_value_per_statistic():
       {},
       'axis_index_groups',
     ),
-    ({'axis_index_groups': [[0], [1, 2]]}, {}, 'differ in size'),
+    (
+      {'axis_name': 'data', 'axis_index_groups': [[0], [1, 2]]},
+      {},
+      'differ in size',
+    ),
     ({}, {'mask': np.ones(3)}, r'mask of shape \(3,\)'),
     ({}, {'mask': np.ones((2, 4, 2))}, r'mask of shape \(2, 4, 2\)'),
   ],
