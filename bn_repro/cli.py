@@ -13,7 +13,27 @@ from ml_collections import ConfigDict
 from bn_repro import config as config_lib
 from bn_repro import files
 from bn_repro.errors import UserError
-from bn_repro.runtime import processes, workdir
+from bn_repro.runtime import backend, streams, workdir
+
+
+def run(main: Callable[[], int]) -> int:
+  """Runs a command as a process: its streams may fail in any way.
+
+  Args:
+    main: runs the command; returns its exit code.
+
+  Returns:
+    The exit code: 1 if the output of a command is its result, and cannot be
+    written.
+  """
+  streams.guard()
+  try:
+    try:
+      return main()
+    finally:
+      sys.stdout.flush()
+  except UserError as error:
+    return report_errors(error.problems)
 
 
 def parse_arguments(
@@ -174,12 +194,15 @@ def report_errors(problems: Sequence[str]) -> int:
 
 
 def set_up_jax(config: ConfigDict) -> None:
-  """Imports JAX and configures it, before its first computation.
+  """Imports JAX, configures it, and starts its devices.
 
   Compiled programs are cached on disk, in `JAX_COMPILATION_CACHE_DIR` or, if
   that is not set, in ~/.cache/bn_repro.
+
+  Raises:
+    UserError: if JAX cannot start.
   """
-  processes.hide_missing_tpu()
+  backend.import_jax()
   import jax
 
   if config.model.dtype == 'float64':
@@ -191,6 +214,7 @@ def set_up_jax(config: ConfigDict) -> None:
   # Orbax logs errors that it also raises, and warns of what is intended here.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   sys.unraisablehook = _ignore_closed_event_loops
+  backend.check_devices()
 
 
 def _ignore_closed_event_loops(unraisable: Any) -> None:

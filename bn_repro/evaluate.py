@@ -96,4 +96,4 @@ def _evaluate(workdir: Workdir, split: str) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.run(main))

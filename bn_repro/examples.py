@@ -25,6 +25,7 @@ from bn_repro import config as config_lib
 from bn_repro.data import datasets
 from bn_repro.data.split import Dataset
 from bn_repro.errors import UserError
+from bn_repro.runtime import streams
 
 # Largest number of images from each split on a contact sheet.
 SHEET_IMAGES = 48
@@ -73,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       else config_lib.load(flags.config, overrides)
     )
     dataset = datasets.check(config)
+    if flags.sheet:
+      streams.make_output_optional()
     for line in _table(config, dataset, flags.step):
       print(line)
     if flags.sheet:
@@ -157,4 +160,4 @@ def _draw(config: ConfigDict, dataset: Dataset, step: int, path: Path) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.run(main))

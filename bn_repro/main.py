@@ -18,7 +18,7 @@ from bn_repro import cli, files
 from bn_repro import config as config_lib
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
-from bn_repro.runtime import processes
+from bn_repro.runtime import backend, processes, streams
 from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.workdir import EXIT_CODES, Status, Workdir
 
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags, overrides = cli.parse_arguments(
       sys.argv[1:] if argv is None else argv, _create_parser()
     )
+    streams.make_output_optional()
     # Before processes connect: the checks of one may take long.
     checked = _check(flags.config, overrides, flags.workdir)
     processes.connect(flags)
@@ -73,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit_code = _exit_code_if_ended(workdir, config, dataset)
     if exit_code is not None:
       return exit_code
+    processes.run_on_all(lambda: _set_up_jax(config))
     processes.run_on_all(workdir.claim)
     _check_shared_workdir(workdir)
   except UserError as error:
     return _report(error)
   try:
-    cli.set_up_jax(config)
     from bn_repro.training import train
 
     status = train.train_and_evaluate(
@@ -181,6 +182,11 @@ def _exit_code_if_ended(
   return exit_code
 
 
+def _set_up_jax(config: ConfigDict) -> None:
+  cli.set_up_jax(config)
+  backend.check_trains()
+
+
 def _check_shared_workdir(workdir: Workdir) -> None:
   """Checks that every process sees the files that process 0 writes.
 
@@ -206,10 +212,8 @@ def _check_shared_workdir(workdir: Workdir) -> None:
 
 def run_and_exit() -> NoReturn:
   """Runs the command and exits."""
-  exit_code = main()
+  exit_code = cli.run(main)
   processes.disconnect()
-  sys.stdout.flush()
-  sys.stderr.flush()
   # Without waiting for threads: one may still compile, or save in vain.
   os._exit(exit_code)
 

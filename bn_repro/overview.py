@@ -29,9 +29,9 @@ def main() -> int:
   try:
     flags, overrides = cli.parse_arguments(sys.argv[1:], parser)
     config = config_lib.load(flags.config, overrides)
+    cli.set_up_jax(config)
   except UserError as error:
     return cli.report_errors(error.problems)
-  cli.set_up_jax(config)
   from bn_repro.models import factory, summary
 
   image_shape, num_classes = datasets.input_size(config.data)
@@ -44,4 +44,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.run(main))

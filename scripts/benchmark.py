@@ -58,7 +58,7 @@ from bn_repro import cli
 from bn_repro import config as config_lib
 from bn_repro.data import datasets, imagenet_metadata
 from bn_repro.errors import UserError
-from bn_repro.runtime import processes
+from bn_repro.runtime import backend
 from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.workdir import Workdir, read_metrics
 
@@ -230,7 +230,7 @@ def _torch_layer(x: Any, dy: Any, *, backward: bool) -> Callable[[], Any]:
 
 def bn(rounds: int) -> None:
   """Prints milliseconds of BN layers at three shapes, in float32."""
-  processes.hide_missing_tpu()
+  backend.import_jax()
   import flax.linen as nn
   import jax
   import jax.numpy as jnp
@@ -653,4 +653,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.run(main))

@@ -369,4 +369,4 @@ def _write_json(
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.run(main))

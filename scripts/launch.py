@@ -29,6 +29,7 @@ from bn_repro import cli, files, paper
 from bn_repro import config as config_lib
 from bn_repro.data import imagenet_metadata
 from bn_repro.errors import UserError
+from bn_repro.runtime import streams
 from bn_repro.sweep import grid
 
 
@@ -518,6 +519,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   width = min(max(len(command) for command, _ in commands), 72)
   for command, what in commands:
     print(f'  {command:<{width}}  # {what}')
+  streams.make_output_optional()
   for command, _ in launch.start if flags.run else ():
     print(f'+ {command}', flush=True)
     code = subprocess.run(
@@ -532,4 +534,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.run(main))

@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 from bn_repro import cli, files
 from bn_repro.data import imagenet_metadata
 from bn_repro.errors import UserError
+from bn_repro.runtime import streams
 
 
 def picture(synset: str, number: int) -> bytes:
@@ -210,4 +211,6 @@ def main() -> int:
 
 
 if __name__ == '__main__':
+  streams.guard()
+  streams.make_output_optional()
   sys.exit(main())

@@ -47,6 +47,7 @@ from bn_repro.data.prepared import (
   require_open_shards,
 )
 from bn_repro.errors import UserError
+from bn_repro.runtime import streams
 
 # Size of each archive in bytes, from the builder of tfds 4.9.10.
 ARCHIVES = {
@@ -644,4 +645,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+  streams.guard()
+  streams.make_output_optional()
   sys.exit(main())

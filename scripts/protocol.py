@@ -29,8 +29,8 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bn_repro import cli, paper
 from bn_repro import config as config_lib
-from bn_repro import paper
 from bn_repro.data import imagenet_metadata
 from bn_repro.tpu import cost, slices
 
@@ -486,4 +486,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.run(main))

@@ -39,7 +39,7 @@ from bn_repro import cli, files
 from bn_repro.errors import UserError
 from bn_repro.report import page
 from bn_repro.report import runs as runs_lib
-from bn_repro.runtime import workdir
+from bn_repro.runtime import streams, workdir
 from bn_repro.runtime.preemption import Preemption
 from bn_repro.sweep import grid, runner
 from bn_repro.sweep.progress import SweepProgress
@@ -273,6 +273,7 @@ def main() -> int:
     return cli.report_errors(error.problems)
   # Paths of configs in trials are relative to the repository.
   os.chdir(ROOT)
+  streams.make_output_optional()
   preemption = Preemption()
   preemption.listen()
   problems = []
@@ -292,4 +293,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.run(main))

@@ -6,25 +6,26 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / 'bn_repro'
 
 _CORE = (
-  'errors files config config_fields parallel paper models data runtime '
+  'errors files host config config_fields parallel paper models data runtime '
   'training'
 )
 # A part is a folder of the package or a module; it may import itself and these.
 ALLOWED = {
   'errors': '',
   'files': 'errors',
+  'host': '',
   'paper': '',
   'parallel': '',
   'models.inception_table': '',
   'models': 'parallel',
-  'data': 'errors files',
+  'data': 'errors files host',
   'config_fields': 'errors files models.inception_table',
   'config': 'errors files models.inception_table config_fields',
   'runtime': 'errors files config config_fields',
   'training': _CORE,
   'cli': 'errors files config config_fields runtime',
   'report': 'errors files paper config config_fields runtime cli',
-  'sweep': 'errors files paper config config_fields runtime cli report data',
+  'sweep': 'errors files host paper config config_fields runtime cli report data',
   'tpu': _CORE,
   'main': f'{_CORE} cli',
   'evaluate': f'{_CORE} cli',

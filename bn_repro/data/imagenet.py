@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import functools
 import json
-import os
 from pathlib import Path
 import sys
 from typing import Any
@@ -18,7 +17,7 @@ import cv2
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_repro import files
+from bn_repro import files, host
 from bn_repro.data import crops, imagenet_metadata, jpeg, prepared
 from bn_repro.data.split import ArraySplit, Batch, Dataset
 from bn_repro.errors import UserError
@@ -148,7 +147,7 @@ class EncodedSplit:
       for row in rows:
         load(row)
 
-    num_threads = self.num_threads or os.cpu_count() or 1
+    num_threads = self.num_threads or host.num_cores()
     # Four tasks per thread: more of them cost time, fewer balance badly.
     length = max(count // (4 * num_threads), 1)
     tasks = [range(count)[i : i + length] for i in range(0, count, length)]

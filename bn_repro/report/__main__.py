@@ -16,6 +16,7 @@ import sys
 from bn_repro import cli, files
 from bn_repro.errors import UserError
 from bn_repro.report import page
+from bn_repro.runtime import streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   try:
     flags = parser.parse_args(argv)
+    streams.make_output_optional()
     problems = page.write_report(flags.runs, flags.out)
   except UserError as error:
     return cli.report_errors(error.problems)
@@ -52,4 +54,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.run(main))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 import importlib.util
 import json
 import os
-from pathlib import Path
 import re
 import socket
 import sys
@@ -19,14 +18,9 @@ import time
 from typing import Any, TypeVar
 
 from bn_repro.errors import UserError
+from bn_repro.runtime import backend
 
 T = TypeVar('T')
-
-# Linux lists the devices of the PCI bus here.
-_PCI_DEVICES = Path('/sys/bus/pci/devices')
-_GOOGLE = '0x1ae0'
-# gVNIC, the network card of Google's VMs.
-_NETWORK_CARD = '0x0042'
 
 # Errors of the transports and runtimes of CPU, GPU and TPU when a process of a
 # collective is gone. Observed; not documented.
@@ -75,7 +69,7 @@ def connect(flags: argparse.Namespace) -> None:
   address = _explicit_address(flags)
   if not (address or _is_slurm() or _is_cloud_tpu()):
     return
-  hide_missing_tpu()
+  backend.import_jax()
   import jax
 
   # JAX aborts the process where others do not connect: exit before it does.
@@ -178,27 +172,7 @@ def _is_cloud_tpu() -> bool:
   """Whether this is a TPU VM, whose runtime knows the other hosts."""
   wanted = 'tpu' in os.environ.get('JAX_PLATFORMS', 'tpu').split(',')
   installed = importlib.util.find_spec('libtpu') is not None
-  return wanted and installed and _has_chips()
-
-
-def _has_chips() -> bool:
-  """Whether the PCI bus has a device of Google's that is no network card."""
-  for vendor in _PCI_DEVICES.glob('*/vendor'):
-    if vendor.read_text().strip() == _GOOGLE:
-      device = (vendor.parent / 'device').read_text().strip()
-      if device != _NETWORK_CARD:
-        return True
-  return False
-
-
-def hide_missing_tpu() -> None:
-  """Keeps JAX from looking for a TPU where only `libtpu` is installed.
-
-  The search takes seconds and prints warnings. Call before JAX is imported.
-  """
-  if importlib.util.find_spec('libtpu') is not None and not _has_chips():
-    others = 'cuda,cpu' if os.path.exists('/dev/nvidiactl') else 'cpu'
-    os.environ.setdefault('JAX_PLATFORMS', others)
+  return wanted and installed and backend.has_tpu()
 
 
 def leave() -> None:

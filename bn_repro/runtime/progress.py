@@ -1,6 +1,7 @@
 """Shows the progress of a run on standard output."""
 
 from collections.abc import Mapping
+import os
 import sys
 import time
 from typing import Any
@@ -11,6 +12,25 @@ from rich.progress import BarColumn, Progress, TextColumn
 # Fraction of the time spent waiting for data above which a warning is printed.
 # Our choice.
 _MAX_WAITING = 0.1
+
+
+def create_console(*, quiet: bool = False) -> Console:
+  """Creates a console on standard output.
+
+  The stream alone decides whether it is a terminal, and TERM whether that can
+  move its cursor. Rich would also ask FORCE_COLOR, TTY_COMPATIBLE and others,
+  which some environments set for all programs.
+  """
+  dumb = os.environ.get('TERM', '').lower() in ('dumb', 'unknown')
+  is_terminal = sys.stdout.isatty() and not dumb
+  return Console(
+    file=sys.stdout,
+    force_terminal=is_terminal,
+    force_interactive=is_terminal,
+    soft_wrap=True,
+    highlight=False,
+    quiet=quiet,
+  )
 
 
 class ProgressDisplay:
@@ -27,9 +47,7 @@ class ProgressDisplay:
     self._start = time.monotonic()
     self._bar: Progress | None = None
     self._input_bound = False
-    self._console = Console(
-      file=sys.stdout, soft_wrap=True, highlight=False, quiet=silent
-    )
+    self._console = create_console(quiet=silent)
 
   def say(self, text: str) -> None:
     """Prints a line."""

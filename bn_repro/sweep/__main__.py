@@ -17,6 +17,7 @@ import sys
 from bn_repro import cli, files
 from bn_repro.errors import UserError
 from bn_repro.report.runs import WINDOW
+from bn_repro.runtime import streams
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.progress import duration
@@ -118,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.dry_run:
       _list(folder, sweep, len(runner_lib.slots(flags.jobs)))
       return 0
+    streams.make_output_optional()
     if flags.trial is not None:
       _exec_trial(folder, sweep, flags.trial)
     if flags.compare:
@@ -292,4 +294,4 @@ def _conclude(
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli.run(main))

@@ -2,16 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-import os
-import sys
 import time
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from bn_repro.runtime import workdir as workdir_lib
-from bn_repro.runtime.progress import duration
+from bn_repro.runtime.progress import create_console, duration
 from bn_repro.runtime.workdir import Status
 from bn_repro.sweep import runner as runner_lib
 from bn_repro.sweep.runner import TrialProcess
@@ -40,7 +37,7 @@ class SweepProgress(runner_lib.Progress):
     """
     self._trials = trials
     self._jobs = jobs
-    self._console = _Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    self._console = create_console()
     self._first_done = sum(map(_fraction_done, trials))
     self._live: Live | None = None
     self._interval = _LINE_INTERVAL
@@ -148,15 +145,6 @@ class SweepProgress(runner_lib.Progress):
     if trials[room:]:
       table.caption = f'and {len(trials) - room} more'
     return table
-
-
-class _Console(Console):
-  """A console that stays silent after its reader has closed the pipe."""
-
-  def on_broken_pipe(self) -> None:
-    """Discards all further output of the process; the trials continue."""
-    self.quiet = True
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _accuracy(trial: TrialProcess) -> str:

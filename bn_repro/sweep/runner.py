@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from bn_repro import files
+from bn_repro import files, host
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Preemption
@@ -301,15 +301,8 @@ def slots(jobs: int | None) -> list[dict[str, str]]:
     return [{'CUDA_VISIBLE_DEVICES': gpu} for gpu in gpus[:jobs]]
   if jobs is None:
     has_tpu = any(Path(p).exists() for p in ('/dev/accel0', '/dev/vfio/0'))
-    jobs = 1 if has_tpu and not on_cpu else _num_cores()
+    jobs = 1 if has_tpu and not on_cpu else host.num_cores()
   return [{} for _ in range(jobs)]
-
-
-def _num_cores() -> int:
-  """Cores that this process may use, as limited by SLURM or taskset."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:

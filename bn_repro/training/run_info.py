@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from bn_repro import config as config_lib
+from bn_repro import host
 from bn_repro.models import summary
 from bn_repro.runtime.workdir import Status, Workdir
 from bn_repro.training import optimizer
@@ -111,7 +112,7 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
     'started': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
     'versions': versions(),
     # Runs are equal bit for bit only if these are equal.
-    'cpu_count': os.cpu_count(),
+    'cpu_count': host.num_cores(),
     'xla_flags': os.environ.get('XLA_FLAGS', ''),
     'devices': [device.device_kind for device in experiment.mesh.devices.flat],
     'applied_learning_rate': optimizer.applied_learning_rate(

@@ -11,6 +11,7 @@ import support
 from support import TINY, finish, metrics, newest_arrays, status, wait_for_line
 
 from bn_repro.errors import UserError
+from bn_repro.runtime import backend
 from bn_repro.runtime import processes as processes_lib
 
 # In one worker, so that the runs which others are compared with train once.
@@ -489,7 +490,7 @@ def test_a_cloud_tpu_is_told_from_a_network_card(
     (tmp_path / place).mkdir()
     (tmp_path / place / 'vendor').write_text(f'{vendor}\n')
     (tmp_path / place / 'device').write_text(f'{number}\n')
-  monkeypatch.setattr(processes_lib, '_PCI_DEVICES', tmp_path)
+  monkeypatch.setattr(backend, '_PCI_DEVICES', tmp_path)
   monkeypatch.setattr(
     processes_lib.importlib.util, 'find_spec', lambda name: installed or None
   )
