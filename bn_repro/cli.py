@@ -41,14 +41,18 @@ def parse_arguments(
 ) -> tuple[argparse.Namespace, list[str]]:
   """Parses the flags of a command, among them any `--config.KEY=VALUE`.
 
+  Args:
+    argv: arguments of the command.
+    parser: a parser with the flags of `add_config_arguments`.
+
   Returns:
     The flags, and the overrides as 'KEY=VALUE'.
 
   Raises:
-    UserError: if a flag is unknown, missing, or has a wrong value.
+    UserError: if a flag is unknown, missing, or has a wrong value or none.
   """
-  rest, overrides = _take_overrides(argv, '--config.')
-  return parser.parse_args(rest), overrides
+  flags = parser.parse_args(_keys_as_values(argv, '--config.', 'KEY'))
+  return flags, flags.overrides
 
 
 def parse_sweep_arguments(
@@ -56,32 +60,43 @@ def parse_sweep_arguments(
 ) -> tuple[argparse.Namespace, list[str], list[str]]:
   """Parses the same, and any `--sweep.AXIS=VALUES`.
 
+  Args:
+    argv: arguments of the command.
+    parser: a parser with the flags of `add_sweep_arguments` too.
+
   Returns:
     The flags, the axes as 'AXIS=VALUES', and the overrides as 'KEY=VALUE'.
 
   Raises:
-    UserError: if a flag is unknown, missing, or has a wrong value.
+    UserError: if a flag is unknown, missing, or has a wrong value or none.
   """
-  rest, axes = _take_overrides(argv, '--sweep.')
-  flags, overrides = parse_arguments(rest, parser)
-  return flags, axes, overrides
+  argv = _keys_as_values(argv, '--sweep.', 'AXIS')
+  flags, overrides = parse_arguments(argv, parser)
+  return flags, flags.axes, overrides
 
 
-def _take_overrides(
-  argv: Sequence[str], prefix: str
-) -> tuple[list[str], list[str]]:
-  """Splits arguments into those without a prefix, and the rest without it."""
-  # `--config.key value` means `--config.key=value`.
-  joined: list[str] = []
-  for argument in argv:
-    if joined and joined[-1].startswith(prefix) and '=' not in joined[-1]:
-      joined[-1] += f'={argument}'
-    else:
-      joined.append(argument)
-  return (
-    [a for a in joined if not a.startswith(prefix)],
-    [a.removeprefix(prefix) for a in joined if a.startswith(prefix)],
-  )
+def _keys_as_values(
+  argv: Sequence[str], prefix: str, placeholder: str
+) -> list[str]:
+  """Turns '--config.seed=1' into '--config.KEY=seed=1', a flag of the parser.
+
+  The argument stays in its place, so that the parser does not take the one
+  behind it for the value of the flag before it.
+  """
+  arguments = []
+  remaining = iter(argv)
+  for argument in remaining:
+    if argument.startswith(prefix):
+      if '=' not in argument:
+        value = next(remaining, '--')
+        if value.startswith('--'):
+          raise UserError(
+            f'{argument} needs a value. Give it as {argument}=VALUE.'
+          )
+        argument = f'{argument}={value}'
+      argument = f'{prefix}{placeholder}={argument.removeprefix(prefix)}'
+    arguments.append(argument)
+  return arguments
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,7 +143,9 @@ def add_config_arguments(
   )
   parser.add_argument(
     '--config.KEY',
-    dest='ignored',
+    dest='overrides',
+    action='append',
+    default=[],
     metavar='VALUE',
     help='override a field of the config, such as --config.seed=1',
   )
@@ -147,7 +164,9 @@ def add_sweep_arguments(
   )
   parser.add_argument(
     '--sweep.AXIS',
-    dest='ignored_axis',
+    dest='axes',
+    action='append',
+    default=[],
     metavar='VALUES',
     help='override the values of an axis, such as --sweep.seed=0,1,2',
   )

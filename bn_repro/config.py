@@ -129,7 +129,7 @@ def read_file(
     raise UserError(f'{flag}={name}: not a Python file.')
   module = importlib.util.module_from_spec(module_spec)
   try:
-    with _shipped_package():
+    with shipped_package():
       module_spec.loader.exec_module(module)
       get = getattr(module, function, None)
       if not callable(get) or not inspect.signature(get).parameters:
@@ -197,11 +197,11 @@ def _python_files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _shipped_package() -> Iterator[None]:
+def shipped_package() -> Iterator[None]:
   """Makes `from configs import ...` import shipped configs.
 
-  Config files import one another that way. Any other package named `configs`
-  is hidden meanwhile and restored afterwards.
+  The code of configs and sweeps runs in it, and imports configs that way. Any
+  other package named `configs` is hidden meanwhile and restored afterwards.
   """
   others = _forget_configs()
   package = types.ModuleType('configs')

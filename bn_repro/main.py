@@ -49,7 +49,10 @@ exit code:
   0   done
   1   failed
   3   diverged, which is a result
-  75  stopped by SIGTERM or Ctrl-C, and saved: run the same command again
+  75  stopped by SIGTERM, Ctrl-C or a closed terminal, and saved: run the same
+      command again
+
+The run goes on when its output cannot be written.
 
 configs/inception.py explains every field of a config.
 """

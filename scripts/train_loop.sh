@@ -10,8 +10,8 @@
 #     another host was lost
 #   any other                                      exits with the same code
 #
-# SIGTERM and Ctrl-C are forwarded as SIGTERM, after which the command is not
-# restarted: the exit code is 75 if it has saved. After several runs in a row
+# SIGTERM, SIGHUP and Ctrl-C are forwarded as SIGTERM, after which the command
+# is not restarted: the exit code is 75 if it has saved. After several runs in a row
 # that end early, the script gives up with exit code 1.
 set -uo pipefail
 
@@ -47,7 +47,9 @@ stop() {
   signals=$((signals + 1))
   [ -z "$process" ] || kill -TERM "$process" 2>/dev/null
 }
-trap stop TERM INT
+trap stop TERM INT HUP
+# The reader of its messages may exit.
+trap '' PIPE
 
 # Runs a command, waits for it despite signals, and stores its exit code in
 # `code`. The command has a session of its own, so that Ctrl-C reaches it only

@@ -399,6 +399,50 @@ def test_refused_arguments(arguments, expected):
   assert expected in problem and problem.endswith('Try --help.')
 
 
+@pytest.mark.parametrize(
+  'arguments, expected',
+  [
+    (
+      '--config=c --workdir=w --config.data.data_dir --config.total_steps=4',
+      '--config.data.data_dir needs a value',
+    ),
+    ('--config=c --config.seed --workdir w', '--config.seed needs a value'),
+    ('--config=c --workdir=w --config.seed', '--config.seed needs a value'),
+    ('--config=c --config.seed -- --workdir=w', '--config.seed needs a value'),
+    ('--config=c --workdir --config.seed=1 w', '--workdir: expected one'),
+    ('--config --config.seed 1 c --workdir=w', '--config: expected one'),
+  ],
+)
+def test_a_flag_is_no_value(arguments, expected):
+  with pytest.raises(UserError) as caught:
+    parse(*arguments.split())
+  (problem,) = caught.value.problems
+  assert expected in problem
+
+
+def test_a_value_after_an_equals_sign_may_look_like_a_flag():
+  flags, overrides = parse(
+    '--config=--c', '--workdir=--w', '--config.data.data_dir=--config.seed=1'
+  )
+  assert (flags.config, flags.workdir) == ('--c', '--w')
+  assert overrides == ['data.data_dir=--config.seed=1']
+
+
+@pytest.mark.parametrize(
+  'arguments', [['--sweep.seed', '--config.seed=1'], ['--sweep.seed']]
+)
+def test_an_axis_needs_values(arguments):
+  parser = cli.Parser(allow_abbrev=False)
+  cli.add_config_arguments(parser)
+  cli.add_sweep_arguments(parser, required=False)
+  with pytest.raises(UserError, match='--sweep.seed needs a value'):
+    cli.parse_sweep_arguments(['--config=c', *arguments], parser)
+  _, axes, overrides = cli.parse_sweep_arguments(
+    ['--config=c', '--sweep.rate', '-1,2', '--config.seed=1'], parser
+  )
+  assert axes == ['rate=-1,2'] and overrides == ['seed=1']
+
+
 def test_help_names_its_flags():
   parser = cli.Parser()
   cli.add_config_arguments(parser)

@@ -1,4 +1,4 @@
-"""Turns SIGTERM and Ctrl-C into a flag that long-running work polls.
+"""Turns SIGTERM, SIGHUP and Ctrl-C into a flag that long-running work polls.
 
 A handler that raises would cut through saves and collectives. Here a thread
 notes the signal, and `check` raises where stopping is safe. A second signal
@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 T = TypeVar('T')
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# The last one says that the terminal has closed.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Signals within this time of the first count as the same; our choice.
 SAME_SIGNAL_SECONDS = 1.0
 
@@ -34,7 +35,11 @@ class Preemption:
     self._thread: threading.Thread | None = None
 
   def listen(self) -> None:
-    """Installs handlers of SIGTERM and SIGINT; call in the main thread."""
+    """Installs the handlers of `SIGNALS`; call in the main thread.
+
+    SIGHUP stays ignored where it is, as by `nohup`: the run then outlives its
+    terminal.
+    """
     if self._thread is None:
       reader, self._writer = socket.socketpair()
       self._writer.settimeout(0)
@@ -44,6 +49,9 @@ class Preemption:
       self._thread.start()
       signal.set_wakeup_fd(self._writer.fileno())
     for number in SIGNALS:
+      ignored = signal.getsignal(number) is signal.SIG_IGN
+      if number == signal.SIGHUP and ignored:
+        continue
       # With any handler installed, Python writes the number to the wakeup fd.
       signal.signal(number, lambda number, frame: None)
 

@@ -53,8 +53,8 @@ writes into the workdir:
   trials.csv, summary.md, sweep.png and .svg; sweep.json
 
 exit code:
-  0 all trials are done or diverged; 75 stopped by SIGTERM or Ctrl-C and saved,
-  run it again; 1 a trial failed, or nothing was started.
+  0 all trials are done or diverged; 75 stopped by SIGTERM, Ctrl-C or a closed
+  terminal and saved, run it again; 1 a trial failed, or nothing was started.
 
 For clusters and clouds, see python scripts/launch.py --help. To write a sweep,
 see configs/sweeps/lr_multipliers.py, which explains all parts of one.

@@ -192,7 +192,8 @@ def _call(
 ) -> ConfigDict:
   """Calls `make_config`, and turns what it raises into a `UserError`."""
   try:
-    return make_config(base, **values)
+    with config_lib.shipped_package():
+      return make_config(base, **values)
   except UserError:
     raise
   except Exception as error:

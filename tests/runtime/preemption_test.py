@@ -47,6 +47,25 @@ def test_another_at_once_is_the_same_one(hanging):
     hanging.wait(0.5 + preemption.SAME_SIGNAL_SECONDS)
 
 
+def test_a_closed_terminal_stops_it(hanging):
+  hanging.send_signal(signal.SIGHUP)
+  assert hanging.stdout.readline() == 'stopped by SIGHUP\n'
+
+
+def test_nohup():
+  """The first signal that it notes is another one."""
+  ignored = 'import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n'
+  process = support.start(program=('-c', ignored + HANGS))
+  try:
+    support.wait_for_line(process, 'listening')
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == 'stopped by SIGTERM\n'
+  finally:
+    support.kill(process)
+    support.finish(process)
+
+
 @pytest.mark.parametrize('number', preemption.SIGNALS)
 def test_another_one_later_ends_it(hanging, number):
   hanging.send_signal(signal.SIGTERM)

@@ -1,6 +1,8 @@
 """What sweeps expand into, and which mistakes are refused."""
 
 from pathlib import Path
+import sys
+import types
 
 import pytest
 
@@ -221,6 +223,17 @@ def test_configs_of_ones_own(name, tmp_path):
   )
   specs = {trial.config_spec for trial in sweep.trials}
   assert specs == {f'{folder}/a.py:mini', f'{folder}/b.py:mini'}
+
+
+def test_a_package_of_the_user_named_configs(tmp_path, monkeypatch):
+  """`trial` imports the shipped configs, as the file of the sweep does."""
+  for name in [name for name in sys.modules if name.startswith('configs.')]:
+    monkeypatch.delitem(sys.modules, name)
+  package = types.ModuleType('configs')
+  monkeypatch.setitem(sys.modules, 'configs', package)
+  assign = f'{USUAL["assign"]}; from configs import bn_x5'
+  assert grid.load(own(tmp_path, assign=assign)).trials
+  assert sys.modules['configs'] is package
 
 
 def test_from_another_folder(tmp_path, monkeypatch):

@@ -1,0 +1,61 @@
+"""What is shown of a run, on a terminal and elsewhere."""
+
+import io
+import sys
+
+import pytest
+
+from bn_repro.runtime.progress import ProgressDisplay
+
+LINE = {
+  'step': 5,
+  'split': 'train',
+  'loss': 0.25,
+  'accuracy': 0.5,
+  'timing': {'shares': {'waiting_for_data': 0.0}, 'images_per_second': 7.0},
+}
+TEXT = 'step 5/10  train: loss 0.2500  accuracy 0.5000  7 images/s'
+FORCING = (
+  'FORCE_COLOR',
+  'CLICOLOR_FORCE',
+  'PY_COLORS',
+  'TTY_COMPATIBLE',
+  'TTY_INTERACTIVE',
+)
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def shown(stream, monkeypatch, **environment):
+  for name in (*FORCING, 'NO_COLOR'):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in {'TERM': 'xterm', **environment}.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(sys, 'stdout', stream)
+  with ProgressDisplay(10) as display:
+    display.start(0)
+    display.show(LINE)
+  return stream.getvalue()
+
+
+@pytest.mark.parametrize('name', FORCING)
+def test_no_variable_makes_a_file_a_terminal(name, monkeypatch):
+  text = shown(io.StringIO(), monkeypatch, **{name: '1'})
+  assert text.startswith(TEXT) and '\x1b' not in text
+
+
+@pytest.mark.parametrize('name', ['NO_COLOR', *FORCING])
+@pytest.mark.parametrize('value', ['0', '1'])
+def test_a_terminal_has_a_bar(name, value, monkeypatch):
+  text = shown(Terminal(), monkeypatch, **{name: value})
+  assert '\x1b[' in text and TEXT not in text
+  assert 'loss 0.2500' in text
+
+
+@pytest.mark.parametrize('term', ['dumb', 'unknown'])
+def test_a_terminal_that_cannot_move_its_cursor_has_lines(term, monkeypatch):
+  text = shown(Terminal(), monkeypatch, TERM=term, FORCE_COLOR='1')
+  assert text.startswith(TEXT) and '\x1b' not in text
