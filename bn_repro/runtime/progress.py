@@ -14,23 +14,26 @@ from rich.progress import BarColumn, Progress, TextColumn
 _MAX_WAITING = 0.1
 
 
-def create_console(*, quiet: bool = False) -> Console:
-  """Creates a console on standard output.
+def terminal() -> Console | None:
+  """Returns a console on standard output; None if that is no terminal.
 
-  The stream alone decides whether it is a terminal, and TERM whether that can
-  move its cursor. Rich would also ask FORCE_COLOR, TTY_COMPATIBLE and others,
+  The stream decides whether it is one, and TERM whether its cursor can move.
+  Rich alone would also ask FORCE_COLOR, TTY_COMPATIBLE and other variables,
   which some environments set for all programs.
   """
   dumb = os.environ.get('TERM', '').lower() in ('dumb', 'unknown')
-  is_terminal = sys.stdout.isatty() and not dumb
-  return Console(
+  if dumb or not sys.stdout.isatty():
+    return None
+  console = Console(
     file=sys.stdout,
-    force_terminal=is_terminal,
-    force_interactive=is_terminal,
+    force_terminal=True,
+    force_interactive=True,
     soft_wrap=True,
     highlight=False,
-    quiet=quiet,
   )
+  if not console.width:  # As with COLUMNS=0, which would hide all text.
+    console.width = 80
+  return console
 
 
 class ProgressDisplay:
@@ -47,22 +50,24 @@ class ProgressDisplay:
     self._start = time.monotonic()
     self._bar: Progress | None = None
     self._input_bound = False
-    self._console = create_console(quiet=silent)
+    self._silent = silent
 
   def say(self, text: str) -> None:
     """Prints a line."""
-    self._console.print(text, markup=False)
+    if not self._silent:
+      print(text, flush=True)  # Rich moves it above the bar.
 
   def start(self, step: int) -> None:
     """Starts the clock, and the bar, at the first step of this start."""
     self._first_step = step
     self._start = time.monotonic()
-    if self._console.is_terminal:
+    console = terminal()
+    if console is not None and not self._silent:
       self._bar = Progress(
         TextColumn('step {task.completed:.0f}/{task.total:.0f}'),
         BarColumn(),
         TextColumn('{task.description}'),
-        console=self._console,
+        console=console,
       )
       self._bar.start()
       self._bar.add_task('', total=self._total_steps, completed=step)

@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.table import Table
 
 from bn_repro.runtime import workdir as workdir_lib
-from bn_repro.runtime.progress import create_console, duration
+from bn_repro.runtime.progress import duration, terminal
 from bn_repro.runtime.workdir import Status
 from bn_repro.sweep import runner as runner_lib
 from bn_repro.sweep.runner import TrialProcess
@@ -37,12 +37,12 @@ class SweepProgress(runner_lib.Progress):
     """
     self._trials = trials
     self._jobs = jobs
-    self._console = create_console()
     self._first_done = sum(map(_fraction_done, trials))
     self._live: Live | None = None
     self._interval = _LINE_INTERVAL
-    if self._console.is_terminal:
-      self._live = Live(console=self._console, auto_refresh=False)
+    console = terminal()
+    if console is not None:
+      self._live = Live(console=console, auto_refresh=False)
       self._live.start()
       self._interval = _TABLE_INTERVAL
     self._start = time.monotonic()
@@ -52,11 +52,11 @@ class SweepProgress(runner_lib.Progress):
     """Prints the new state of a trial; with a table, not that it started."""
     if trial.state == Status.RUNNING:
       if self._live is None:
-        self._print(f'{trial.name}: running from step {trial.step}')
+        _say(f'{trial.name}: running from step {trial.step}')
       return
     if trial.state == TrialStatus.ELSEWHERE:
       holder = workdir_lib.Workdir(str(trial.workdir)).holder()
-      self._print(
+      _say(
         f'{trial.name}: waiting: workdir locked by '
         f'{holder or "another process"}'
       )
@@ -66,14 +66,14 @@ class SweepProgress(runner_lib.Progress):
       state = f'exit code {trial.code}, will be restarted'
     elif state == Status.FAILED:
       state = f'failed with exit code {trial.code}, {trial.failure_reason()}'
-    self._print(
+    _say(
       f'{trial.name}: {state}{_accuracy(trial)}, {duration(trial.seconds)}; '
       f'{self._summary()}'
     )
 
   def stopping(self) -> None:
     """Prints that the trials are saving, which takes a moment."""
-    self._print('stopping: the running trials are saving')
+    _say('stopping: the running trials are saving')
 
   def tick(self) -> None:
     """Updates the table, or prints a line for each running trial, when due."""
@@ -85,10 +85,10 @@ class SweepProgress(runner_lib.Progress):
     for trial in running:
       trial.update()
     if self._live is not None:
-      self._live.update(self._table(), refresh=True)
+      self._live.update(self._table(self._live.console.height), refresh=True)
       return
     for trial in running:
-      self._print(
+      _say(
         f'{trial.name}: step {trial.step}/{trial.total_steps}'
         f'{_accuracy(trial)}, ETA {_remaining(trial)}'
       )
@@ -100,19 +100,16 @@ class SweepProgress(runner_lib.Progress):
     number of trials at once.
     """
     if self._live is not None:
-      self._live.update(self._table(), refresh=True)
+      self._live.update(self._table(self._live.console.height), refresh=True)
       self._live.stop()
     wall = time.monotonic() - self._start
     total = sum(trial.seconds for trial in self._trials)
     if total:
       overhead = max(wall * self._jobs / total - 1, 0.0)
-      self._print(
+      _say(
         f'Wall {duration(wall)}; trials {duration(total)} in total; '
         f'overhead {100 * overhead:.0f} %'
       )
-
-  def _print(self, text: str) -> None:
-    self._console.print(text, markup=False)
 
   def _summary(self) -> str:
     """The number of trials in each state, and the remaining time of all."""
@@ -122,7 +119,7 @@ class SweepProgress(runner_lib.Progress):
     left = len(self._trials) - done
     return f'{states}, ETA {_eta(self._start, done - self._first_done, left)}'
 
-  def _table(self) -> Table:
+  def _table(self, height: int) -> Table:
     """Running trials, then ended ones, the latest first, then the others."""
     places: dict[str, int] = {Status.RUNNING: 0, TrialStatus.WAITING: 2}
     trials = sorted(
@@ -131,7 +128,7 @@ class SweepProgress(runner_lib.Progress):
     table = Table(title=self._summary(), title_justify='left')
     for head in ('trial', 'state', 'step', 'accuracy', 'ETA or time'):
       table.add_column(head)
-    room = max(self._console.height - _MARGIN, 3)
+    room = max(height - _MARGIN, 3)
     for trial in trials[:room]:
       table.add_row(
         trial.name,
@@ -145,6 +142,11 @@ class SweepProgress(runner_lib.Progress):
     if trials[room:]:
       table.caption = f'and {len(trials) - room} more'
     return table
+
+
+def _say(text: str) -> None:
+  """Prints a line at once, which Rich moves above the table."""
+  print(text, flush=True)
 
 
 def _accuracy(trial: TrialProcess) -> str:

@@ -55,6 +55,20 @@ def test_a_terminal_has_a_bar(name, value, monkeypatch):
   assert 'loss 0.2500' in text
 
 
+@pytest.mark.parametrize('stream', [io.StringIO, Terminal])
+def test_no_columns(stream, monkeypatch):
+  text = shown(stream(), monkeypatch, COLUMNS='0', LINES='0')
+  assert 'loss 0.2500' in text
+
+
+def test_text_is_not_markup(monkeypatch, capsys):
+  text = 'a line longer than eighty columns: [red] :x: 12 /path ' + 50 * 'é '
+  ProgressDisplay(10).say(text)
+  assert capsys.readouterr().out == f'{text}\n'
+  ProgressDisplay(10, silent=True).say(text)
+  assert not capsys.readouterr().out
+
+
 @pytest.mark.parametrize('term', ['dumb', 'unknown'])
 def test_a_terminal_that_cannot_move_its_cursor_has_lines(term, monkeypatch):
   text = shown(Terminal(), monkeypatch, TERM=term, FORCE_COLOR='1')
