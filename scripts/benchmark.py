@@ -231,6 +231,7 @@ def _torch_layer(x: Any, dy: Any, *, backward: bool) -> Callable[[], Any]:
 def bn(rounds: int) -> None:
   """Prints milliseconds of BN layers at three shapes, in float32."""
   backend.import_jax()
+  backend.check_devices()
   import flax.linen as nn
   import jax
   import jax.numpy as jnp

@@ -12,7 +12,7 @@ use_environment() {
   # Install again only if a requirements file has changed.
   local stamp=$venv/installed-$requirements
   if ! cat requirements*.txt | cmp -s - "$stamp"; then
-    echo "installing $requirements into $venv ..."
+    echo "installing $requirements into $venv ..." || true
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
       -r "$requirements"
     cat requirements*.txt >"$stamp"

@@ -8,6 +8,7 @@
 #
 # It can be stopped at any time; the same command resumes.
 set -euo pipefail
+trap '' PIPE # Its output may fail without ending it.
 cd "$(dirname "$0")/.."
 
 case " $* " in
@@ -31,8 +32,7 @@ controls="inception_x5 inception_sigmoid"
 count=0
 for name in $fig1 $variants $controls; do
   count=$((count + 1))
-  echo
-  echo "== $count of 9: $name"
+  printf '\n== %s of 9: %s\n' "$count" "$name" || true
   code=0
   python -m bn_repro.main --config="$name:mini" \
     --workdir="runs/quickstart/$name" || code=$?
@@ -43,7 +43,6 @@ for name in $fig1 $variants $controls; do
   [ "$code" -eq 0 ] || exit "$code"
 done
 
-echo
 # results/fig1_settings shows Fig. 1 at other initial weights and learning rates,
 # which takes longer to train.
 python -m bn_repro.report --runs=runs/quickstart --runs=results/fig1_settings \

@@ -25,7 +25,8 @@ ALLOWED = {
   'training': _CORE,
   'cli': 'errors files config config_fields runtime',
   'report': 'errors files paper config config_fields runtime cli',
-  'sweep': 'errors files host paper config config_fields runtime cli report data',
+  'sweep': 'errors files host paper config config_fields runtime cli report '
+  'data',
   'tpu': _CORE,
   'main': f'{_CORE} cli',
   'evaluate': f'{_CORE} cli',

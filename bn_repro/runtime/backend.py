@@ -101,8 +101,9 @@ def _check_xla_flags() -> None:
   # The severity, the time and the place in the source stand before a message.
   message = re.search(r'^[EF]\d{4} .*?\] (.*)', parsed.stderr, re.MULTILINE)
   if parsed.returncode and message:
+    reason = message[1].rstrip('.')
     raise UserError(
-      f'XLA_FLAGS={flags}: {message[1]} Correct or unset the variable.'
+      f'XLA_FLAGS={flags}: {reason}. Correct or unset the variable.'
     )
 
 
@@ -119,8 +120,11 @@ def _explained() -> Iterator[None]:
       if name.startswith(('JAX_', 'XLA_', 'LIBTPU_', 'CUDA_VISIBLE_DEVICES'))
       and name != 'JAX_COMPILATION_CACHE_DIR'
     )
-    named = f' with {switches}' if switches else ''
+    if switches:
+      raise UserError(
+        f'JAX cannot start with {switches}: {reason}. Correct or unset these '
+        'variables, or install JAX for these devices.'
+      ) from error
     raise UserError(
-      f'JAX cannot start{named}: {reason}. Correct or unset the variables of '
-      'JAX, or install JAX for these devices.'
+      f'JAX cannot start: {reason}. Check its installation and the devices.'
     ) from error

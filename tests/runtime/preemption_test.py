@@ -10,7 +10,10 @@ import support
 from bn_repro.runtime import preemption
 
 HANGS = """
+import signal
+import sys
 import threading
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
 from bn_repro.runtime.preemption import Preempted, Preemption
 own = Preemption()
 own.listen()
@@ -27,7 +30,7 @@ threading.Event().wait()
 
 @pytest.fixture
 def hanging():
-  process = support.start(program=('-c', HANGS))
+  process = support.start('SIG_DFL', program=('-c', HANGS))
   support.wait_for_line(process, 'listening')
   yield process
   support.kill(process)
@@ -54,8 +57,7 @@ def test_a_closed_terminal_stops_it(hanging):
 
 def test_nohup():
   """The first signal that it notes is another one."""
-  ignored = 'import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n'
-  process = support.start(program=('-c', ignored + HANGS))
+  process = support.start('SIG_IGN', program=('-c', HANGS))
   try:
     support.wait_for_line(process, 'listening')
     process.send_signal(signal.SIGHUP)

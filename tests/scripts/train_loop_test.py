@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -66,18 +67,33 @@ def test_what_is_no_command(words, notes):
   assert line.startswith('error: ') and 'is not a command to restart' in line
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  'number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+)
 def test_a_signal_is_forwarded_once(number):
-  """SIGINT goes to all processes of the terminal, as Ctrl-C does."""
+  """Ctrl-C and a closed terminal go to all processes of the terminal."""
   with started(
-    *('bash', LOOP, sys.executable, '-c', SAVES), start_new_session=True
+    *('bash', LOOP, sys.executable, '-c', SAVES),
+    start_new_session=True,
+    # Not ignored, as it would be under `nohup`.
+    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
   ) as process:
     assert process.stdout.readline() == 'ready\n'
-    send = os.killpg if number == signal.SIGINT else os.kill
+    send = os.kill if number == signal.SIGTERM else os.killpg
     send(process.pid, number)
     said, _ = process.communicate(timeout=20)
   assert said == SAVED
   assert process.returncode == 75
+
+
+def test_the_reader_of_its_messages_exits(notes):
+  set_ends(notes, 75, 75, 0)
+  reader, writer = os.pipe()
+  os.close(reader)
+  ended = subprocess.run(['bash', LOOP, 'train'], cwd=ROOT, stderr=writer)
+  os.close(writer)
+  assert ended.returncode == 0
+  assert len(arguments_of_runs(notes)) == 3
 
 
 def test_a_signal_ends_a_pause(bin_dir, notes):
