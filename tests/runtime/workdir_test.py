@@ -37,6 +37,11 @@ def test_lock_goes_with_the_process(tmp_path):
   workdir.release()
 
 
+def test_a_directory_that_cannot_be_created():
+  with pytest.raises(UserError, match='/proc/no/where: cannot be written'):
+    Workdir('/proc/no/where').claim()
+
+
 def test_release_leaves_no_empty_directory(tmp_path):
   workdir = Workdir(str(tmp_path / 'new' / 'run'))
   workdir.claim()
