@@ -2,7 +2,8 @@
 
 A terminal may vanish, the reader of a pipe may exit, a disk may be full, and
 cron closes streams. Python then raises errors wherever something is printed,
-and once more when the interpreter exits.
+and once more when the interpreter exits. A reader may also stop to read, such
+as a pager: to print then blocks.
 """
 
 import io
@@ -16,6 +17,8 @@ from bn_repro.errors import UserError
 
 _STDOUT = 1
 _STDERR = 2
+# Seconds that output waits for its reader before it is discarded. Our choice.
+_PATIENCE = 10.0
 
 
 class _Stream(io.FileIO):
@@ -26,22 +29,27 @@ class _Stream(io.FileIO):
   """
 
   required: ClassVar[set[int]] = set()
+  _patience = _PATIENCE
 
   def write(self, data: Any) -> int:
-    """Writes bytes; returns their number.
+    """Writes some of the bytes; returns the number written or discarded.
 
     Raises:
       SystemExit: if the stream is required, and the reader of the pipe has
         exited. The exit code is that of a tool that SIGPIPE has killed.
       UserError: if the stream is required, and fails in another way.
     """
+    is_required = self.fileno() in self.required
     try:
-      while (count := super().write(data)) is None:
-        # Another process has made the stream non-blocking.
-        select.select((), (self,), ())
-      return count
+      while self._is_ready(wait=is_required):
+        # As many as do not block.
+        count = super().write(memoryview(data)[: select.PIPE_BUF])
+        # None if another process has made the stream non-blocking.
+        if count is not None:
+          return count
+      return len(data)
     except OSError as error:
-      if self.fileno() not in self.required:
+      if not is_required:
         return len(data)
       # The exit writes again what is still buffered.
       self.required.discard(self.fileno())
@@ -50,6 +58,13 @@ class _Stream(io.FileIO):
       raise UserError(
         f'standard output: cannot be written ({error.strerror}).'
       ) from error
+
+  def _is_ready(self, *, wait: bool) -> bool:
+    """Waits for the reader; not again until it reads, if it took too long."""
+    timeout = None if wait else self._patience
+    is_ready = bool(select.select((), (self,), (), timeout)[1])
+    self._patience = _PATIENCE if is_ready else 0.0
+    return is_ready
 
 
 def guard() -> None:

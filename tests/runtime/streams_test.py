@@ -184,6 +184,49 @@ def test_a_full_pipe_that_does_not_block(tmp_path):
   assert out[filling:].endswith(b'without a newline')
 
 
+PAUSED = """
+import sys
+from bn_repro import cli
+from bn_repro.runtime import streams
+
+def main():
+  streams.make_output_optional()
+  streams._PATIENCE = 0.1
+  for _ in range(3000):
+    print(100 * 'x')
+  print('done', file=sys.stderr)
+  sys.stdin.readline()
+  print(5000 * 'y')
+  return 3
+
+sys.exit(cli.run(main))
+"""
+
+
+def test_a_reader_that_pauses():
+  """Output beyond what the pipe holds is discarded until it reads again."""
+  pipe = subprocess.PIPE
+  process = subprocess.Popen(
+    [sys.executable, '-c', PAUSED],
+    cwd=support.ROOT,
+    env=support.environment(),
+    stdin=pipe,
+    stdout=pipe,
+    stderr=pipe,
+    bufsize=0,
+  )
+  assert process.stderr.readline() == b'done\n'
+  os.set_blocking(process.stdout.fileno(), False)
+  held = b''
+  while part := process.stdout.read(100_000):
+    held += part
+  assert 4096 <= held.count(b'x') < 300_000 and held.endswith(b'x\n')
+  os.set_blocking(process.stdout.fileno(), True)
+  out, _ = process.communicate(b'\n', timeout=support.TIMEOUT)
+  assert process.returncode == 3
+  assert out == 5000 * b'y' + b'\n'
+
+
 DISPLAY = """
 import sys
 from bn_repro import cli
