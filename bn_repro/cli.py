@@ -17,7 +17,7 @@ from bn_repro.runtime import backend, streams, workdir
 
 
 def run(main: Callable[[], int]) -> int:
-  """Runs a command as a process: its streams may fail in any way.
+  """Runs a command in this process, whose standard streams may fail.
 
   Args:
     main: runs the command; returns its exit code.
@@ -52,7 +52,7 @@ def parse_arguments(
     UserError: if a flag is unknown, missing, or has a wrong value or none.
   """
   flags = parser.parse_args(_keys_as_values(argv, '--config.', 'KEY'))
-  return flags, flags.overrides
+  return flags, [*flags.overrides]
 
 
 def parse_sweep_arguments(
