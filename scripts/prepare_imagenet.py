@@ -167,7 +167,7 @@ def count_training_images(path: Path) -> dict[str, int]:
   """Returns the number of images of each class in the training archive.
 
   Raises:
-    UserError: if the archive is damaged or contains other files.
+    UserError: if the archive is damaged or contains other members.
   """
   known = set(synsets())
   counts: dict[str, int] = {}
@@ -175,20 +175,20 @@ def count_training_images(path: Path) -> dict[str, int]:
     members(path), NUM_CLASSES, 'training archive'
   ):
     synset = member.name.removesuffix('.tar')
-    wrong = [member.name]
-    if member.isfile() and synset in known and synset not in counts:
-      try:
-        images = archive.extractfile(member)
-        with tarfile.open(fileobj=images, mode='r:') as of_class:
-          names = of_class.getnames()
-      except tarfile.TarError as error:
-        raise UserError(
-          f'{path}: {member.name} is damaged ({error}). Download it again.'
-        ) from error
-      counts[synset] = len(names)
-      wrong = [n for n in names if not re.fullmatch(rf'{synset}_\d+\.JPEG', n)]
-    if wrong:
-      raise UserError(f'{path}: contains {wrong[0]}, which does not belong.')
+    require_member(path, member, synset in known and synset not in counts)
+    names: set[str] = set()
+    try:
+      images = archive.extractfile(member)
+      with tarfile.open(fileobj=images, mode='r:') as of_class:
+        for image in of_class:
+          belongs = re.fullmatch(rf'{synset}_[0-9]+\.JPEG', image.name)
+          require_member(path, image, belongs and image.name not in names)
+          names.add(image.name)
+    except tarfile.TarError as error:
+      raise UserError(
+        f'{path}: {member.name} is damaged ({error}). Download it again.'
+      ) from error
+    counts[synset] = len(names)
   return counts
 
 
@@ -196,16 +196,41 @@ def count_validation_images(path: Path) -> int:
   """Returns the number of images in the validation archive.
 
   Raises:
-    UserError: if the archive is damaged or contains other files.
+    UserError: if the archive is damaged or contains other members.
   """
-  count = 0
-  for _, member in progress(
-    members(path), NUM_EXAMPLES['validation'], 'validation archive'
-  ):
-    if not re.fullmatch(r'ILSVRC2012_val_\d{8}\.JPEG', member.name):
-      raise UserError(f'{path}: contains {member.name}, which does not belong.')
-    count += 1
-  return count
+  expected = NUM_EXAMPLES['validation']
+  numbers: set[int] = set()
+  for _, member in progress(members(path), expected, 'validation archive'):
+    name = re.fullmatch(r'ILSVRC2012_val_([0-9]{8})\.JPEG', member.name)
+    number = int(name[1]) if name else 0
+    require_member(
+      path, member, 1 <= number <= expected and number not in numbers
+    )
+    numbers.add(number)
+  return len(numbers)
+
+
+def require_member(path: Path, member: tarfile.TarInfo, belongs: Any) -> None:
+  """Checks a member of an archive before the builder reads it.
+
+  Args:
+    path: the archive.
+    member: must be a regular file: no link, folder or device.
+    belongs: whether its name is one that the archive should contain, once.
+
+  Raises:
+    UserError: if the member is of another kind, or does not belong.
+  """
+  if belongs and member.isreg():
+    return
+  problem = (
+    'does not belong, or is repeated'
+    if member.isreg()
+    else 'is not a regular file'
+  )
+  raise UserError(
+    f'{path}: contains {member.name!r}, which {problem}. Download it again.'
+  )
 
 
 def members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:

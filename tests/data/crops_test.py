@@ -46,6 +46,20 @@ def test_random_boxes_have_the_areas_and_ratios_of_the_recipe():
   )
 
 
+def test_random_boxes_reach_both_edges():
+  """Of 12 pixels, a box of 11 starts at 0 or 1, each half of the time."""
+  boxes = [crops.random_box(12, 12, numbers) for numbers in draws(4, 4000)]
+  starts = [
+    start
+    for box in boxes
+    for start, side in ((box.left, box.width), (box.top, box.height))
+    if side == 11
+  ]
+  assert len(starts) > 300 and set(starts) == {0, 1}
+  assert np.mean(starts) == pytest.approx(0.5, abs=0.1)
+  assert {box.left for box in boxes if box.width == 12} == {0}
+
+
 def test_where_no_shape_fits_the_box_is_central():
   for width, height in ((1000, 20), (20, 1000), (1, 1), (1, 500)):
     for numbers in draws(2, 20):

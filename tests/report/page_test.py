@@ -1,5 +1,7 @@
 """The page of runs written by hand, whose results follow by arithmetic."""
 
+import html.parser
+import json
 import subprocess
 import sys
 
@@ -28,6 +30,101 @@ def test_fig_3_has_the_paper_s_numbers_beside_ours(tmp_path):
     'BN-Baseline|0.0015|0.02|13.3M|10|2.3x|2x|72.7|85.0|–|1|done</tr>'
   )
   assert table.count('not run') == len(FIG_3) - 2
+
+
+class Elements(html.parser.HTMLParser):
+  """The elements of a page with their attributes, and its tables."""
+
+  def __init__(self, page):
+    super().__init__()
+    self.tags = []
+    self.tables = []
+    self.feed(page)
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, sorted(name for name, _ in attrs)))
+    if tag == 'table':
+      self.tables.append([])
+    elif tag == 'tr':
+      self.tables[-1].append([])
+    elif tag in ('th', 'td'):
+      self.tables[-1][-1].append('')
+
+  def handle_data(self, data):
+    if self.tags and self.tags[-1][0] in ('th', 'td'):
+      self.tables[-1][-1][-1] += data
+
+  def rows(self, number):
+    """The rows of a table, each as a dict by heading."""
+    headings, *rows = self.tables[number]
+    return [dict(zip(headings, row, strict=True)) for row in rows]
+
+
+def test_values_are_below_their_headings(tmp_path):
+  write_run(tmp_path / 'runs' / 'a', 'inception', [0.8] * 6)
+  write_run(tmp_path / 'runs' / 'b', 'bn_baseline', [0.85] * 6, 'seed=0')
+  page, out = write_report(tmp_path)
+  ledger, fig_3 = (Elements(page).rows(number) for number in (0, 1))
+  (claim,) = [row for row in ledger if 'less than half' in row['claim']]
+  expected = {
+    'verdict': 'does not hold here',
+    'ours': '1x fewer steps than Inception',
+    'paper': '2.3x fewer steps (13.3M against 31M)',
+    'section': 'runs (mnist_5k)',
+    'seeds': '0',
+  }
+  assert claim == {**claim, **expected}
+  headings, _, *rows = (
+    [cell.strip() for cell in line.strip('|\n').split('|')]
+    for line in (out / 'ledger.md').read_text().splitlines()
+  )
+  assert claim in [dict(zip(headings, row, strict=True)) for row in rows]
+  (row,) = [row for row in fig_3 if row['variant'] == 'BN-Baseline']
+  expected = {
+    'learning rate, paper': '0.0015',
+    'learning rate, ours': '0.02',
+    'steps to 72.2 %, paper': '13.3M',
+    "steps to Inception's best, ours": '10',
+    'speed-up, paper': '2.3x',
+    'speed-up, ours': '1x',
+    'best accuracy, %, paper': '72.7',
+    'best accuracy, %, ours': '85.0',
+    'runs': '1',
+    'status': 'done',
+  }
+  assert row == {**row, **expected}
+
+
+def test_text_of_runs_is_no_markup(tmp_path):
+  """Whatever the text is, the page has the same elements."""
+
+  def elements(text):
+    folder = tmp_path / str(len(text)) / 'runs' / f'in {text}'
+    for name, variant, status in (
+      ('a', text, {}),
+      ('b', f'{text}2', {'status': 'diverged', 'reason': text}),
+      ('c', 'mnist', {}),
+    ):
+      write_run(folder / name, variant, [0.5], **status)
+      run = folder / name / 'run.json'
+      facts = json.loads(run.read_text())
+      facts |= {'git_revision': text, 'versions': {text: text}}
+      facts |= {'started': text, 'devices': [text]}
+      run.write_text(json.dumps(facts))
+    (folder / 'd').mkdir()
+    (folder / 'd' / 'config.json').write_text('{')
+    # Repeats a run, and a field differs.
+    write_run(folder / 'e', text, [0.5])
+    write_run(folder / 'f', f'{text}3', [0.5], 'total_steps=900')
+    out = tmp_path / str(len(text)) / 'out'
+    assert main([f'--runs={folder}', f'--out={out}']) == 0
+    page = (out / 'index.html').read_text()
+    return Elements(page).tags, page
+
+  tags, _ = elements('plain')
+  hostile, page = elements("\"<b onload='x'>&lt;<script>")
+  assert hostile == tags
+  assert '&amp;lt;' in page
 
 
 def test_fig_3_medians_and_ranges(tmp_path):

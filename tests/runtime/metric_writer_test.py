@@ -1,6 +1,7 @@
 """`metrics.jsonl`: a line for each step, split and statistics, once."""
 
 import json
+import os
 
 import pytest
 
@@ -60,6 +61,19 @@ def test_a_file_that_needs_no_cut_is_not_replaced(path):
   inode = path.stat().st_ino
   with open_at(1, path.parent):
     assert path.stat().st_ino == inode
+
+
+def test_sync_returns_when_the_lines_are_on_disk(path, monkeypatch):
+  synced = []
+
+  def fsync(number):
+    synced.append((os.fstat(number).st_ino, path.read_text()))
+
+  with open_at(0, path.parent) as writer:
+    writer.write(line(1))
+    monkeypatch.setattr(os, 'fsync', fsync)
+    writer.sync()
+  assert synced == [(path.stat().st_ino, json.dumps(line(1)) + '\n')]
 
 
 @pytest.mark.parametrize('rest', ['', '{"step": 2, "spl', '{"step": 2}'])

@@ -214,6 +214,41 @@ def test_tfrecord_is_converted(archives, tfrecord, tmp_path, prepare):
   assert 'is ArrayRecord already' in line
 
 
+def test_incomplete_tfrecord(tmp_path):
+  """Lengths of splits and shards, without what tfds writes."""
+  folder = tmp_path / 'imagenet2012' / '5.1.0'
+  folder.mkdir(parents=True)
+
+  def describe(train, num_validation=50_000):
+    lengths = {'train': train, 'validation': [num_validation]}
+    splits = [{'name': n, 'shardLengths': v} for n, v in lengths.items()]
+    (folder / 'dataset_info.json').write_text(json.dumps({'splits': splits}))
+
+  def check(*, stand_in=False):
+    return prepare_imagenet.check_tfrecord(tmp_path, stand_in=stand_in)
+
+  for name in ('train', 'validation'):
+    (folder / f'imagenet2012-{name}.tfrecord-00000-of-00001').touch()
+  describe([1_281_167])
+  assert check() == (folder, 1_331_167)
+  for train, num_validation, expected in (
+    ([1_281_166], 50_000, '1,281,166 train images, not 1,281,167'),
+    ([1_281_167], 49_999, '49,999 validation images, not 50,000'),
+    ([1_281_166, 1], 50_000, '1 TFRecord files of train, not 2'),
+  ):
+    describe(train, num_validation)
+    with pytest.raises(UserError, match=expected):
+      check()
+  describe([12], 3)
+  assert check(stand_in=True) == (folder, 15)
+  describe([12], 0)
+  with pytest.raises(UserError, match='0 validation images'):
+    check(stand_in=True)
+  folder.rename(folder.with_name('5.0.0'))
+  with pytest.raises(UserError, match='found version 5.0.0'):
+    check()
+
+
 @pytest.mark.slow
 def test_unusable_tfrecord(tfrecord, tmp_path, prepare):
   old, new = shutil.copytree(tfrecord, tmp_path / 'old'), tmp_path / 'new'
@@ -236,6 +271,31 @@ def test_unusable_tfrecord(tfrecord, tmp_path, prepare):
   line = problem(prepare(*flags(folder.parent, new, of='--from_tfrecord')))
   assert 'choose the folder that contains imagenet2012/5.1.0' in line
   assert not list(new.glob('imagenet2012/*'))
+
+
+@pytest.mark.parametrize(
+  ('size', 'factor', 'fits'),
+  [
+    (1e9, prepare_imagenet.SPACE_OVER_ARCHIVES, True),
+    (1.01e9, prepare_imagenet.SPACE_OVER_ARCHIVES, False),
+    (2e9, prepare_imagenet.SPACE_OVER_TFRECORD, True),
+    (2.01e9, prepare_imagenet.SPACE_OVER_TFRECORD, False),
+  ],
+)
+def test_room_that_is_needed(size, factor, fits, tmp_path, monkeypatch, capsys):
+  """Of 2.1 GB: archives take 2.1 times their size, TFRecord files 1.05."""
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(
+    shutil, 'disk_usage', lambda _: usage._replace(free=2.1e9)
+  )
+  with (
+    contextlib.nullcontext()
+    if fits
+    else pytest.raises(UserError, match=r'2\.100 GB of disk are free')
+  ):
+    prepare_imagenet.check_space(tmp_path, size, factor, 1_080_000, 300)
+  assert '1,080,000 images' in (said := capsys.readouterr().out)
+  assert 'about 1.0 hours' in said
 
 
 @pytest.mark.slow
@@ -271,10 +331,13 @@ def write_copy(
   )
 
 
+def validation_name(number):
+  return f'ILSVRC2012_val_{number:08}.JPEG'
+
+
 def validation(contents):
   return [
-    (f'ILSVRC2012_val_{i:08}.JPEG', 0, content)
-    for i, content in enumerate(contents, 1)
+    (validation_name(i), 0, content) for i, content in enumerate(contents, 1)
   ]
 
 
@@ -384,12 +447,38 @@ def damage_a_class(archives):
   (archives / TRAIN).write_bytes(raw)
 
 
-def add_another(archive, name):
+def add_another(archive, name, kind=tarfile.REGTYPE):
   def add(archives):
     with tarfile.open(archives / archive, 'a') as tar:
-      make_stand_in.add(tar, name, b'')
+      tar.addfile(member(name, kind))
 
   return add
+
+
+def member(name, kind):
+  """A member without content, a link to /etc/passwd if it is one."""
+  info = tarfile.TarInfo(name)
+  info.type, info.linkname = kind, '/etc/passwd'
+  return info
+
+
+def add_class(*members):
+  """Adds a class whose archive has these members."""
+
+  def add(archives):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode='w') as of_class:
+      for info in members:
+        of_class.addfile(info)
+    with tarfile.open(archives / TRAIN, 'a') as tar:
+      make_stand_in.add(tar, f'{FREE}.tar', content.getvalue())
+
+  return add
+
+
+# A class that is not in the archives.
+FREE = max(set(imagenet_metadata.synsets()) - set(CLASSES))
+IMAGE = f'{FREE}_1.JPEG'
 
 
 @pytest.mark.parametrize(
@@ -405,10 +494,52 @@ def add_another(archive, name):
     (
       add_another(VALIDATION, 'cat.JPEG'),
       VALIDATION,
-      'cat.JPEG, which does not',
+      "'cat.JPEG', which does not belong",
     ),
-    (add_another(TRAIN, 'cat.tar'), TRAIN, 'cat.tar, which does not'),
-    (add_another(TRAIN, f'{CLASSES[0]}.tar'), TRAIN, '.tar, which does not'),
+    (add_another(TRAIN, 'cat.tar'), TRAIN, 'which does not belong'),
+    (add_another(TRAIN, f'{CLASSES[0]}.tar'), TRAIN, 'or is repeated'),
+    (
+      add_another(TRAIN, f'{FREE}.tar', tarfile.SYMTYPE),
+      TRAIN,
+      f"'{FREE}.tar', which is not a regular file",
+    ),
+    (
+      add_another(VALIDATION, validation_name(20), tarfile.LNKTYPE),
+      VALIDATION,
+      'is not a regular file',
+    ),
+    (
+      add_another(VALIDATION, validation_name(20), tarfile.DIRTYPE),
+      VALIDATION,
+      'is not a regular file',
+    ),
+    (
+      add_another(VALIDATION, validation_name(50_001)),
+      VALIDATION,
+      "50001.JPEG', which does not belong",
+    ),
+    (add_another(VALIDATION, validation_name(0)), VALIDATION, 'not belong'),
+    (add_another(VALIDATION, validation_name(3)), VALIDATION, 'is repeated'),
+    (
+      add_another(VALIDATION, '../' + validation_name(20)),
+      VALIDATION,
+      'not belong',
+    ),
+    (
+      add_class(*[member(IMAGE, tarfile.REGTYPE)] * 2),
+      TRAIN,
+      f"'{IMAGE}', which does not belong, or is repeated",
+    ),
+    (
+      add_class(member(IMAGE, tarfile.SYMTYPE)),
+      TRAIN,
+      f"'{IMAGE}', which is not a regular file",
+    ),
+    (
+      add_class(member(f'{FREE}_\n.JPEG', tarfile.REGTYPE)),
+      TRAIN,
+      r'_\n.JPEG',
+    ),
   ],
 )
 def test_unusable_archives(

@@ -178,6 +178,30 @@ def test_population_statistics_are_algorithm_2(x64):
   np.testing.assert_allclose(stats['var'], np.mean(variances, 0), rtol=1e-9)
 
 
+def test_population_batches_are_those_of_the_first_steps():
+  """Distortion and dropout are drawn from the step of the state."""
+  experiment, state = trained()
+  steps, images = [], []
+
+  def statistics_step(state, batch):
+    steps.append(int(state.step))
+    images.append(np.asarray(batch['image']))
+    return experiment.steps.statistics_step(state, batch)
+
+  evaluation.inference_state(
+    dataclasses.replace(
+      experiment,
+      steps=experiment.steps._replace(statistics_step=statistics_step),
+    ),
+    state,
+    evaluation.POPULATION,
+    never_stop,
+  )
+  assert steps == [0, 1, 2, 3]
+  for found, batch in zip(images, experiment.train_batches(0, 4), strict=True):
+    np.testing.assert_array_equal(found, batch['image'])
+
+
 def test_population_statistics_leave_the_rest_alone():
   experiment, state = trained()
   before = jax.device_get(state)

@@ -49,17 +49,30 @@ def test_parts_add_up_to_the_whole_whatever_their_sizes():
   assert parts.means()['num_examples'] == 200
 
 
-@pytest.mark.parametrize('true', [True, np.uint8(255), -1, 0.5])
-def test_masked_examples_count_nowhere_even_if_not_finite(true):
+@pytest.mark.parametrize(
+  'true, fill',
+  [
+    (True, 'not finite'),
+    (True, 'right'),
+    (np.uint8(255), 'not finite'),
+    (-1, 'right'),
+    (0.5, 'not finite'),
+  ],
+)
+def test_masked_examples_count_nowhere(true, fill):
   logits, labels = random_batch(8)
   expected = sums(logits[:5], labels[:5])
-  logits[5:] = [[np.nan], [np.inf], [1e30]]
+  if fill == 'right':
+    logits[range(5, 8), labels[5:]] = 100
+  else:
+    logits[5:] = [[np.nan], [np.inf], [1e30]]
   found = sums(logits, labels, np.where(np.arange(8) < 5, true, 0))
   assert found.loss == pytest.approx(expected.loss, rel=1e-6)
-  assert (found.correct, found.top5, found.count) == (
+  assert (found.correct, found.top5, found.count, found.replaced) == (
     expected.correct,
     expected.top5,
     5,
+    expected.replaced,
   )
 
 

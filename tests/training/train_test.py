@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import shutil
 import threading
@@ -17,6 +18,7 @@ from bn_repro import parallel
 from bn_repro.data import datasets
 from bn_repro.data.split import ArraySplit
 from bn_repro.errors import UserError
+from bn_repro.runtime import metric_writer
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Preempted
 from bn_repro.runtime.profiling import Profile
@@ -240,6 +242,40 @@ def test_lines_of_a_run(tmp_path):
     (6, 'validation', 'population', 64),
     (6, 'test', 'population', 130),
   ]
+
+
+def test_lines_are_on_disk_before_their_checkpoint(tmp_path, monkeypatch):
+  events = []
+  for owner, name in (
+    (metric_writer.MetricWriter, 'write'),
+    (metric_writer.MetricWriter, 'sync'),
+    (checkpoint.Checkpoints, 'save'),
+  ):
+    method = getattr(owner, name)
+
+    def recorded(*arguments, name=name, method=method):
+      events.append(name)
+      return method(*arguments)
+
+    monkeypatch.setattr(owner, name, recorded)
+  train_once(tmp_path)
+  assert events.count('save') == 2
+  before = [
+    event for event, after in itertools.pairwise(events) if after == 'save'
+  ]
+  assert before == ['sync', 'sync']
+
+
+def test_state_whose_replicas_differ_is_not_saved(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    parallel,
+    'create_replica_check',
+    lambda mesh: lambda tree: ['params/kernel', 'params/bias'],
+  )
+  with pytest.raises(RuntimeError, match=r'step 5: params/kernel and 1 other'):
+    train_once(tmp_path)
+  assert not list((tmp_path / 'checkpoints').iterdir())
+  assert json.loads((tmp_path / 'status.json').read_text())['step'] == 5
 
 
 def test_net_without_bn_has_one_form(tmp_path):
