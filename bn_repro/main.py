@@ -20,7 +20,12 @@ from bn_repro.data import datasets
 from bn_repro.errors import UserError
 from bn_repro.runtime import backend, processes, streams
 from bn_repro.runtime.preemption import Preemption
-from bn_repro.runtime.workdir import EXIT_CODES, Status, Workdir
+from bn_repro.runtime.workdir import (
+  EXIT_CODES,
+  Status,
+  Workdir,
+  check_metrics,
+)
 
 _DESCRIPTION = """\
 Train one of the paper's networks. The same command resumes from the newest
@@ -74,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     preemption.listen()
     config, workdir, dataset = processes.run_on_all(checked)
     workdir.writes = processes.is_first()
-    exit_code = _exit_code_if_ended(workdir, config, dataset)
+    exit_code = _exit_code_if_ended(
+      workdir, config, dataset, accept_lost_metrics=flags.accept_lost_metrics
+    )
     if exit_code is not None:
       return exit_code
     processes.run_on_all(lambda: _set_up_jax(config))
@@ -86,7 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from bn_repro.training import train
 
     status = train.train_and_evaluate(
-      config, dataset, workdir, preemption, flags.config
+      config,
+      dataset,
+      workdir,
+      preemption,
+      flags.config,
+      accept_lost_metrics=flags.accept_lost_metrics,
     )
   except UserError as error:
     workdir.release()
@@ -115,6 +127,11 @@ def _create_parser() -> cli.Parser:
     type=files.path_type('--workdir'),
     metavar='DIR',
     help='directory of this run; created if it does not exist',
+  )
+  parser.add_argument(
+    '--accept_lost_metrics',
+    action='store_true',
+    help='resume although lines of metrics.jsonl are lost or were edited',
   )
   processes.add_arguments(parser)
   return parser
@@ -152,12 +169,20 @@ def _check(
 
 
 def _exit_code_if_ended(
-  workdir: Workdir, config: ConfigDict, dataset: datasets.Dataset
+  workdir: Workdir,
+  config: ConfigDict,
+  dataset: datasets.Dataset,
+  *,
+  accept_lost_metrics: bool,
 ) -> int | None:
   """Returns the exit code of a run that has ended, and prints why it has.
 
   Process 0 decides for all: on a shared directory, others may see an older
   state.
+
+  Raises:
+    UserError: if lines of its metrics are lost and that is not accepted. If it
+      is, the run has not ended: it writes its last lines again.
   """
 
   def ended() -> tuple[int, str] | None:
@@ -173,6 +198,12 @@ def _exit_code_if_ended(
         'Use another workdir for another attempt.'
       )
     else:
+      return None
+    try:
+      check_metrics(workdir.metrics, status.get('metrics'))
+    except UserError:
+      if not accept_lost_metrics:
+        raise
       return None
     return EXIT_CODES[Status(status['status'])], message
 

@@ -58,7 +58,7 @@ def test_mistakes_on_the_command_line(tmp_path):
     ([CONFIG, workdir, '--speed=9'], '--speed=9'),
     ([CONFIG, '--workdir=README.md'], 'is a file'),
     ([CONFIG, '--workdir=README.md/run'], 'is a file'),
-    ([CONFIG, f'--workdir={tmp_path}'], 'cannot be read'),
+    ([CONFIG, f'--workdir={tmp_path}'], 'config.json: is not valid JSON'),
     ([CONFIG, workdir, '--process_id=0'], 'all three or none'),
   ]
   results = run(*(arguments for arguments, _ in cases))

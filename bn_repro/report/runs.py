@@ -230,7 +230,9 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
         runs.append(read_run(workdir))
       except KeyError as error:
         problems.append(f'{workdir}: cannot be read ({error} is missing).')
-      except (UserError, TypeError, AttributeError) as error:
+      except UserError as error:
+        problems += (f'{workdir}: left out. {text}' for text in error.problems)
+      except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
         problems.append(f'{workdir}: cannot be read ({error}).')
   if not runs:
     raise UserError(*problems)
@@ -245,22 +247,25 @@ def read_run(workdir: Path) -> Run:
     KeyError: if the config or a line of metrics lacks an entry.
   """
   facts = workdir_lib.read_json(workdir / 'run.json') or {}
+  status = workdir_lib.read_json(workdir / 'status.json') or {}
+  metrics = workdir / 'metrics.jsonl'
+  workdir_lib.check_metrics(metrics, status.get('metrics'))
   config_file = facts.get('config_file', workdir.name)
   run = Run(
     folder=workdir.resolve().parent,
     name=workdir.name,
     variant=Path(config_lib.split_mode(config_file)[0]).stem,
     config=config_lib.upgrade(
-      workdir_lib.read_json(workdir / 'config.json')
+      workdir_lib.read_json(workdir / 'config.json') or {}
     ).to_dict(),
     facts=facts,
-    status=workdir_lib.read_json(workdir / 'status.json') or {},
-    lines=workdir_lib.read_metrics(workdir / 'metrics.jsonl'),
+    status=status,
+    lines=workdir_lib.read_metrics(metrics),
   )
   # Access every entry once: an incomplete run must fail here, where the caller
   # can name it, and not in the middle of a page.
   _ = run.setting(), run.best(), run.test_accuracy(), run.steps_to(0.0)
-  _ = run.chance, run.config['model']['name']
+  _ = run.chance, run.step, run.config['model']['name']
   _ = run.curve('train', 'loss', None)
   return run
 

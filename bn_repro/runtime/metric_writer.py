@@ -7,7 +7,13 @@ from typing import Any, TextIO
 
 from bn_repro.runtime import processes
 from bn_repro.runtime.progress import ProgressDisplay
-from bn_repro.runtime.workdir import Workdir, read_metrics, replace_file
+from bn_repro.runtime.workdir import (
+  MetricsDigest,
+  Workdir,
+  check_metrics,
+  read_metrics,
+  replace_file,
+)
 
 # The step, split and statistics of a line; a file has each once.
 _Key = tuple[int, str, str | None]
@@ -32,6 +38,7 @@ class MetricWriter:
     workdir: Workdir,
     step: int,
     display: ProgressDisplay,
+    recorded: Mapping[str, Any] | None = None,
     *,
     tensorboard: bool,
   ):
@@ -40,10 +47,20 @@ class MetricWriter:
     Lines beyond `step` are removed, because the run writes them again. So is an
     incomplete last line, which a killed run leaves.
 
+    Args:
+      workdir: where the files are.
+      step: the step of the checkpoint.
+      display: also shows each line.
+      recorded: `digest()` of the lines when the checkpoint was saved; None to
+        accept the lines that are left.
+      tensorboard: also write event files for TensorBoard.
+
     Raises:
-      UserError: on all processes, if a line other than the last is damaged.
+      UserError: on all processes, if a line other than the last is damaged, or
+        lines that the checkpoint was saved after are missing or differ.
     """
     self._display = display
+    self._digest = MetricsDigest()
     self._file: TextIO | None = None
     self._tensorboard: Any = None
 
@@ -51,10 +68,14 @@ class MetricWriter:
       if not workdir.writes:
         return []
       path = workdir.metrics
+      check_metrics(path, recorded)
       lines = [line for line in read_metrics(path) if line['step'] <= step]
-      text = ''.join(map(_to_text, lines))
+      texts = list(map(_to_text, lines))
+      text = ''.join(texts)
       if not path.exists() or path.read_text() != text:
         replace_file(path, text)
+      for line in texts:
+        self._digest.add(line.encode())
       self._file = path.open('a')
       if tensorboard:
         from tensorboardX import SummaryWriter  # Rarely used; loads protobuf.
@@ -86,6 +107,7 @@ class MetricWriter:
     if self._file is not None:
       self._file.write(text)
       self._file.flush()
+      self._digest.add(text.encode())
     self._display.show(line)
     if self._tensorboard is not None:
       group = '_'.join(
@@ -96,6 +118,10 @@ class MetricWriter:
           self._tensorboard.add_scalar(
             f'{group}/{name}', line[name], line['step']
           )
+
+  def digest(self) -> dict[str, Any]:
+    """Identifies the lines of the file, on the process that writes it."""
+    return self._digest.to_json()
 
   def sync(self) -> None:
     """Returns when all lines are on disk."""

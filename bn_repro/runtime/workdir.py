@@ -1,11 +1,13 @@
 """The directory of a run: its lock, and the files beside its checkpoints.
 
 `config.json`, `run.json` and `status.json` are replaced atomically, never
-written in place. `metrics.jsonl` grows by whole lines.
+written in place, and contain a checksum of themselves. `metrics.jsonl` grows by
+whole lines; checkpoints and the final `status.json` contain its digest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import enum
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -51,18 +53,143 @@ def replace_file(path: Path, text: str) -> None:
   temporary.replace(path)
 
 
-def read_json(path: Path) -> Any:
-  """Reads a JSON file; None if it does not exist.
+# Begins a checksum. A file that contains it is not older than checksums are.
+_SHA256 = 'sha256:'
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+  """Writes a JSON object atomically, with a checksum of its content."""
+  content = {'checksum': _checksum(content), **content}
+  replace_file(path, json.dumps(content, indent=2) + '\n')
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+  text = json.dumps(content, sort_keys=True)
+  return _SHA256 + hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+  """Reads a file that `write_json` has written.
+
+  Files of revision 3a68ec7 and before have no checksum and are not verified.
+
+  Returns:
+    The object without its checksum; None if the file does not exist.
 
   Raises:
-    UserError: if it exists and cannot be read.
+    UserError: if the file cannot be read, is no JSON object, or does not match
+      its checksum.
   """
+  remedy = (
+    'Restore it from a copy; or delete it, and run the training command again, '
+    'which writes it.'
+  )
   try:
-    return json.loads(path.read_text())
+    text = path.read_text()
+    content = json.loads(text)
   except FileNotFoundError:
     return None
-  except (OSError, ValueError) as error:
-    raise UserError(f'{path}: cannot be read ({error}).') from error
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read ({error.strerror}).') from error
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'{path}: not valid JSON ({error}). {remedy}') from error
+  if not isinstance(content, dict):
+    raise UserError(f'{path}: not a JSON object. {remedy}')
+  checksum = content.pop('checksum', None)
+  if (checksum or _SHA256 in text) and checksum != _checksum(content):
+    raise UserError(
+      f'{path}: does not match its checksum: it is damaged, or was edited. '
+      f'{remedy}'
+    )
+  return content
+
+
+class MetricsDigest:
+  """Identifies lines of metrics by their number and the SHA-256 of their bytes.
+
+  Attributes:
+    num_lines: number of lines.
+  """
+
+  def __init__(self, lines: Iterable[bytes] = ()):
+    """Starts with lines, each with its newline."""
+    self.num_lines = 0
+    self._sha256 = hashlib.sha256()
+    for line in lines:
+      self.add(line)
+
+  def add(self, line: bytes) -> None:
+    """Adds a line, with its newline."""
+    self.num_lines += 1
+    self._sha256.update(line)
+
+  def to_json(self) -> dict[str, Any]:
+    """The digest as it is saved in checkpoints and `status.json`."""
+    return {
+      'lines': self.num_lines,
+      'sha256': _SHA256 + self._sha256.hexdigest(),
+    }
+
+
+def check_metrics(path: Path, recorded: Mapping[str, Any] | None) -> None:
+  """Checks that a file begins with the lines of a recorded digest.
+
+  Args:
+    path: a `metrics.jsonl`.
+    recorded: `MetricsDigest.to_json()`, from a checkpoint or from
+      `status.json`; None, which passes, if that is older than digests are.
+
+  Raises:
+    UserError: if lines are missing or differ.
+  """
+  if recorded is None:
+    return
+  lines = _complete_lines(path)
+  if MetricsDigest(lines[: recorded['lines']]).to_json() != recorded:
+    problem = (
+      f'has {len(lines)} lines, and should have at least {recorded["lines"]}'
+      if len(lines) < recorded['lines']
+      else f'its first {recorded["lines"]} lines are not those of the run'
+    )
+    raise UserError(
+      f'{path}: {problem}. Restore it from a copy, or train with '
+      '--accept_lost_metrics to continue with the lines that are left.'
+    )
+
+
+def _complete_lines(path: Path) -> list[bytes]:
+  """The lines of a file, each with its newline; none if it does not exist.
+
+  What follows the last newline is empty, or was cut by a kill.
+  """
+  if not path.exists():
+    return []
+  return [line + b'\n' for line in path.read_bytes().split(b'\n')[:-1]]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+  """Reads a `metrics.jsonl`, without an incomplete last line.
+
+  Returns:
+    The lines; none if the file does not exist.
+
+  Raises:
+    UserError: if a line other than the last is damaged.
+  """
+  lines = []
+  for number, text in enumerate(_complete_lines(path), start=1):
+    try:
+      line = json.loads(text)
+      if not isinstance(line['step'], int) or not isinstance(
+        line['split'], str
+      ):
+        raise TypeError('step or split')
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+      raise UserError(
+        f'{path}:{number}: not a line of metrics. Restore the file from a copy.'
+      ) from error
+    lines.append(line)
+  return lines
 
 
 class Workdir:
@@ -121,6 +248,14 @@ class Workdir:
   def status(self) -> Mapping[str, Any]:
     """Reads `status.json`; an empty mapping for a new workdir."""
     return read_json(self.path / 'status.json') or {}
+
+  def has_saved(self) -> bool:
+    """Whether the run has saved a checkpoint, as far as its files tell."""
+    facts = read_json(self.path / 'run.json') or {}
+    return (
+      self.status().get('status') == Status.PREEMPTED
+      or facts.get('start_step', 0) > 0
+    )
 
   def claim(self) -> None:
     """Creates the directory and locks it until this process ends.
@@ -181,7 +316,7 @@ class Workdir:
   def write_config(self, config: ConfigDict) -> None:
     """Writes the resolved config."""
     if self.writes:
-      replace_file(self.path / 'config.json', config_lib.to_json(config))
+      write_json(self.path / 'config.json', config.to_dict())
 
   def write_run(self, facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Writes `run.json`, with the facts of former starts in `earlier_starts`.
@@ -193,43 +328,28 @@ class Workdir:
     previous = read_json(path)
     earlier = []
     if previous is not None:
-      earlier = previous.pop('earlier_starts') + [previous]
-    text = json.dumps({**facts, 'earlier_starts': earlier}, indent=2)
+      earlier = [*previous.pop('earlier_starts', ()), previous]
     if self.writes:
-      replace_file(path, text + '\n')
+      write_json(path, {**facts, 'earlier_starts': earlier})
     return previous
 
-  def write_status(self, status: str, step: int, reason: str) -> None:
+  def write_status(
+    self,
+    status: str,
+    step: int,
+    reason: str,
+    metrics: Mapping[str, Any] | None = None,
+  ) -> None:
     """Writes `status.json`.
 
     Args:
       status: a `Status`.
       step: number of updates applied.
       reason: why the run has this status, in one line.
+      metrics: digest of the lines at the end of a run.
     """
     content = {'status': status, 'step': step, 'reason': reason}
+    if metrics is not None:
+      content['metrics'] = metrics
     if self.writes:
-      replace_file(
-        self.path / 'status.json', json.dumps(content, indent=2) + '\n'
-      )
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """Reads a `metrics.jsonl`, without an incomplete last line.
-
-  Returns:
-    The lines; none if the file does not exist.
-
-  Raises:
-    UserError: if a line other than the last is damaged.
-  """
-  if not path.exists():
-    return []
-  lines = []
-  # What follows the last newline is empty, or was cut by a kill.
-  for number, text in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
-    try:
-      lines.append(json.loads(text))
-    except ValueError as error:
-      raise UserError(f'{path}:{number}: not a line of JSON.') from error
-  return lines
+      write_json(self.path / 'status.json', content)

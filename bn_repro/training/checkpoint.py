@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 import re
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 import zlib
 
 import jax
@@ -360,16 +360,28 @@ def _short_reason(error: Exception) -> str:
   return line if len(line) < 200 else f'... {line[-200:].partition(" ")[2]}'
 
 
+class Start(NamedTuple):
+  """What a run starts or resumes from, equal on all processes.
+
+  Attributes:
+    state: the state, as host arrays.
+    interval_sums: sums of its log interval so far.
+    metrics: digest of the lines of metrics before the checkpoint; None without
+      one.
+  """
+
+  state: TrainState
+  interval_sums: Sums
+  metrics: Mapping[str, Any] | None
+
+
 def restore_or_initialize(
   experiment: Experiment, checkpoints: Checkpoints
-) -> tuple[TrainState, Sums]:
-  """The state to start from, equal on all processes.
+) -> Start:
+  """Returns the state to start from.
 
   Process 0 restores it from the newest checkpoint; without a checkpoint the
   state is new, with the variables of `config.init_from` if that is set.
-
-  Returns:
-    The state, as host arrays, and the sums of its log interval so far.
 
   Raises:
     UserError: on all processes, if a checkpoint cannot be resumed from.
@@ -379,9 +391,16 @@ def restore_or_initialize(
   def restore() -> tuple[TrainState, dict[str, Any]]:
     newest = checkpoints.restore_newest(initial)
     if newest is None:
+      workdir = Workdir(str(checkpoints.directory.parent))
+      if workdir.has_saved():
+        raise UserError(
+          f'{checkpoints.directory}: the checkpoints of this run are missing. '
+          'Restore them from a copy. To train from the start, use another '
+          'workdir.'
+        )
       init_from = experiment.config.init_from
       state = warm_start(initial, init_from) if init_from else initial
-      return state, {}
+      return state, {'interval_sums': {}, 'metrics': None}
     step, total_steps = newest.meta['step'], experiment.total_steps
     if step > total_steps:
       raise UserError(
@@ -389,10 +408,14 @@ def restore_or_initialize(
         f'at step {step}, past the {total_steps} steps of the config. Train '
         f'for at least {step} steps.'
       )
-    return newest.state, newest.meta['interval_sums']
+    return newest.state, {
+      'interval_sums': newest.meta['interval_sums'],
+      # Checkpoints of revision 3a68ec7 and before do not have it.
+      'metrics': newest.meta.get('metrics'),
+    }
 
-  state, sums = processes.broadcast_from_first(restore, initial)
-  return state, Sums(**sums)
+  state, meta = processes.broadcast_from_first(restore, initial)
+  return Start(state, Sums(**meta['interval_sums']), meta['metrics'])
 
 
 def warm_start(state: TrainState, init_from: str) -> TrainState:

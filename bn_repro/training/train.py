@@ -50,6 +50,8 @@ def train_and_evaluate(
   workdir: Workdir,
   preemption: Preemption,
   config_file: str,
+  *,
+  accept_lost_metrics: bool = False,
 ) -> Status:
   """Trains until the last step, a signal or divergence.
 
@@ -59,12 +61,14 @@ def train_and_evaluate(
     workdir: a claimed workdir; the run resumes from its newest checkpoint.
     preemption: checked between steps, and while compiling.
     config_file: value of --config, for `run.json`.
+    accept_lost_metrics: resume also if lines of metrics are lost or differ.
 
   Returns:
     How the run ended: done, preempted or diverged.
 
   Raises:
-    UserError: if the workdir has a different run, or only damaged checkpoints.
+    UserError: if the workdir has a different run, only damaged checkpoints, or
+      lost lines of metrics.
   """
   _check_processes_agree(config, dataset)
   with contextlib.ExitStack() as stack:
@@ -77,15 +81,28 @@ def train_and_evaluate(
         identity=run_info.identity(experiment),
       )
     )
-    state, interval_sums = restore_or_initialize(experiment, checkpoints)
-    step = int(state.step)
+    start = restore_or_initialize(experiment, checkpoints)
+    step = int(start.state.step)
     display = stack.enter_context(
       ProgressDisplay(experiment.total_steps, silent=not workdir.writes)
     )
     writer = stack.enter_context(
-      MetricWriter(workdir, step, display, tensorboard=config.tensorboard)
+      MetricWriter(
+        workdir,
+        step,
+        display,
+        None if accept_lost_metrics else start.metrics,
+        tensorboard=config.tensorboard,
+      )
     )
-    run_info.write_start(experiment, workdir, step, config_file, display.say)
+    run_info.write_start(
+      experiment,
+      workdir,
+      step,
+      config_file,
+      display.say,
+      accept_lost_metrics=accept_lost_metrics,
+    )
     if processes.count() > 1:
       maximum = parallel.create_maximum(experiment.mesh)
       preemption = AgreedPreemption(preemption, maximum)
@@ -95,13 +112,13 @@ def train_and_evaluate(
       preemption.check()
 
     trainer = Trainer(
-      experiment, state, interval_sums, checkpoints, writer, check
+      experiment, start.state, start.interval_sums, checkpoints, writer, check
     )
     status, step, reason = _run_to_end(
       trainer, preemption, watchdog, display, workdir
     )
     display.say(trainer.clock.summary())
-  workdir.write_status(status, step, reason)
+  workdir.write_status(status, step, reason, writer.digest())
   display.say(f'{status} at step {step}: {reason}')
   return status
 
@@ -404,7 +421,10 @@ class Trainer:
         self.checkpoints.save(
           self.step,
           self._state,
-          {'interval_sums': dataclasses.asdict(self._interval_sums)},
+          {
+            'interval_sums': dataclasses.asdict(self._interval_sums),
+            'metrics': self._writer.digest(),
+          },
         )
       if wait:
         self.checkpoints.wait()

@@ -8,6 +8,7 @@ from written_runs import read_one, read_sections, write_run
 
 from bn_repro.report import runs as runs_lib
 from bn_repro.report.runs import Spread
+from bn_repro.runtime.workdir import MetricsDigest, write_json
 
 
 def test_steps_are_equivalent_steps(tmp_path):
@@ -170,6 +171,35 @@ def test_run_with_a_damaged_line_is_named(line, tmp_path):
   runs, problems = runs_lib.read_runs([str(tmp_path)])
   assert [run.name for run in runs] == ['good']
   assert 'damaged' in problems[0]
+
+
+@pytest.mark.parametrize(
+  'name, old, new, expected',
+  [
+    ('metrics.jsonl', '0.5', '0.9', 'first 2 lines are not those'),
+    ('status.json', '"step": 10', '"step": 90', 'does not match its checksum'),
+    ('config.json', '"seed": 0', '"seed": 1', 'does not match its checksum'),
+    ('run.json', '5', '6', 'does not match its checksum'),
+  ],
+)
+def test_run_that_was_edited_is_left_out(name, old, new, expected, tmp_path):
+  for folder in ('good', 'edited'):
+    write_run(tmp_path / folder, 'inception', [0.5])
+    path = tmp_path / folder
+    lines = (path / 'metrics.jsonl').read_bytes().splitlines(keepends=True)
+    for file in ('config.json', 'run.json', 'status.json'):
+      content = json.loads((path / file).read_text())
+      if file == 'status.json':
+        content['metrics'] = MetricsDigest(lines).to_json()
+      write_json(path / file, content)
+  edited = tmp_path / 'edited' / name
+  text = edited.read_text()
+  assert old in text
+  edited.write_text(text.replace(old, new))
+  runs, (problem,) = runs_lib.read_runs([str(tmp_path)])
+  assert [run.name for run in runs] == ['good']
+  assert problem.startswith(f'{tmp_path / "edited"}: left out. {edited}: ')
+  assert expected in problem
 
 
 def test_half_a_line_at_the_end_is_ignored(tmp_path):

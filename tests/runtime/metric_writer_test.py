@@ -16,10 +16,12 @@ def line(step, split='validation', **more):
   return {'step': step, 'split': split, **values, **more}
 
 
-def open_at(step, workdir):
+def open_at(step, workdir, recorded=None):
   """The writer of a run that resumes from a step; a context."""
   display = ProgressDisplay(100, silent=True)
-  return MetricWriter(Workdir(workdir), step, display, tensorboard=False)
+  return MetricWriter(
+    Workdir(workdir), step, display, recorded, tensorboard=False
+  )
 
 
 @pytest.fixture
@@ -84,12 +86,33 @@ def test_an_incomplete_line_is_removed(rest, path):
     assert path.read_text() == json.dumps(line(1)) + '\n'
 
 
-def test_damage_in_the_middle_is_named(path):
-  path.write_text('{"step"\n' + json.dumps(line(1)) + '\n')
+@pytest.mark.parametrize(
+  'damaged', ['{"step"', '[]', '{}', '1', '{"step": "1", "split": "test"}']
+)
+def test_damage_in_the_middle_is_named(damaged, path):
+  path.write_text(f'{damaged}\n{json.dumps(line(1))}\n')
   with pytest.raises(UserError, match=r'metrics\.jsonl:1'):
     read_metrics(path)
   with pytest.raises(UserError, match=r'metrics\.jsonl:1'):
     open_at(1, path.parent)
+
+
+def test_lines_of_the_checkpoint_must_be_there(path):
+  with open_at(0, path.parent) as writer:
+    for step in (1, 2):
+      writer.write(line(step))
+    recorded = writer.digest()
+    writer.write(line(3))
+  with open_at(2, path.parent, recorded) as writer:
+    assert writer.digest() == recorded
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(lines[1])
+  with pytest.raises(UserError, match='--accept_lost_metrics'):
+    open_at(2, path.parent, recorded)
+  assert path.read_text() == lines[1]
+  with open_at(2, path.parent) as writer:
+    assert writer.has(2, 'validation', None)
+    assert not writer.has(1, 'validation', None)
 
 
 def test_numbers_that_json_has_not_are_refused(path):

@@ -4,7 +4,14 @@ import pytest
 import support
 
 from bn_repro.errors import UserError
-from bn_repro.runtime.workdir import Workdir, read_json, replace_file
+from bn_repro.runtime.workdir import (
+  MetricsDigest,
+  Workdir,
+  check_metrics,
+  read_json,
+  replace_file,
+  write_json,
+)
 
 
 def test_a_failed_replacement_leaves_the_old_file(tmp_path, monkeypatch):
@@ -18,6 +25,87 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='No space'):
     replace_file(path, '{"new": 2}')
   assert read_json(path) == {'old': 1}
+
+
+@pytest.mark.parametrize(
+  'content', [{'a': 1, 'b': [1.5e-300, 'é"\\n', None]}, {}, {'c': {'b': True}}]
+)
+def test_every_flipped_bit_of_a_file_is_noticed(content, tmp_path):
+  """Or changes nothing, such as a space after a comma."""
+  path = tmp_path / 'run.json'
+  write_json(path, content)
+  assert read_json(path) == content
+  written, noticed = path.read_bytes(), 0
+  for position in range(len(written)):
+    for bit in range(8):
+      flipped = bytearray(written)
+      flipped[position] ^= 1 << bit
+      path.write_bytes(flipped)
+      try:
+        assert read_json(path) == content, (position, bit)
+      except UserError as error:
+        assert str(path) in error.problems[0]
+        noticed += 1
+  assert noticed > 0.8 * 8 * len(written)
+
+
+@pytest.mark.parametrize(
+  'text, expected',
+  [
+    ('', 'not valid JSON'),
+    ('{"a"', 'not valid JSON'),
+    ('[' * 100_000, 'not valid JSON'),
+    ('[1]', 'not a JSON object'),
+    ('null', 'not a JSON object'),
+    ('{"checksum": "sha256:0", "a": 1}', 'does not match its checksum'),
+    ('{"checksum": null, "a": "sha256:0"}', 'does not match its checksum'),
+  ],
+)
+def test_damaged_files_are_named(text, expected, tmp_path):
+  path = tmp_path / 'run.json'
+  path.write_text(text)
+  with pytest.raises(UserError, match=expected) as caught:
+    read_json(path)
+  (problem,) = caught.value.problems
+  assert problem.startswith(f'{path}: ') and 'delete it' in problem
+
+
+def test_files_without_checksum_are_older(tmp_path):
+  path = tmp_path / 'run.json'
+  path.write_text('{"start_step": 0}')
+  assert read_json(path) == {'start_step': 0}
+  assert read_json(tmp_path / 'config.json') is None
+
+
+LINES = [f'{{"step": {n}, "split": "train"}}\n'.encode() for n in range(3)]
+
+
+@pytest.mark.parametrize(
+  'found, expected',
+  [
+    (LINES[:2], None),
+    (LINES, None),  # More may have been written since.
+    ([*LINES[:2], b'{"step": 2'], None),
+    (LINES[:1], 'has 1 lines, and should have at least 2'),
+    ([], 'has 0 lines'),
+    (None, 'has 0 lines'),
+    (LINES[1:], 'first 2 lines are not those'),
+    ([LINES[0], LINES[1].replace(b'1', b'9')], 'first 2 lines are not those'),
+    ([LINES[0], LINES[1][:-1]], 'has 1 lines'),
+  ],
+)
+def test_metrics_begin_with_the_recorded_lines(found, expected, tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  if found is not None:
+    path.write_bytes(b''.join(found))
+  check_metrics(path, None)
+  recorded = MetricsDigest(LINES[:2]).to_json()
+  if expected is None:
+    check_metrics(path, recorded)
+    return
+  with pytest.raises(UserError, match=expected) as caught:
+    check_metrics(path, recorded)
+  assert '--accept_lost_metrics' in caught.value.problems[0]
 
 
 def test_lock_goes_with_the_process(tmp_path):

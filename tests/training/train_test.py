@@ -22,6 +22,7 @@ from bn_repro.runtime import metric_writer
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Preempted
 from bn_repro.runtime.profiling import Profile
+from bn_repro.runtime.workdir import check_metrics, read_json
 from bn_repro.training import checkpoint, evaluation, train
 from bn_repro.training import experiment as experiment_lib
 from bn_repro.training import timing as timing_lib
@@ -95,7 +96,12 @@ STOPPED = Preempted('stopped by a test')
 
 
 def train_once(
-  workdir, *overrides, variant='bn_mnist', stop_at=None, error=STOPPED
+  workdir,
+  *overrides,
+  variant='bn_mnist',
+  stop_at=None,
+  error=STOPPED,
+  accept_lost_metrics=False,
 ):
   """One start of a run; returns its status and how often it could stop."""
   config = config_lib.load(
@@ -112,7 +118,12 @@ def train_once(
   preemption = StopAt(stop_at, error)
   try:
     status = train.train_and_evaluate(
-      config, datasets.check(config), workdir, preemption, 'test.py'
+      config,
+      datasets.check(config),
+      workdir,
+      preemption,
+      'test.py',
+      accept_lost_metrics=accept_lost_metrics,
     )
   finally:
     workdir.release()
@@ -242,6 +253,50 @@ def test_lines_of_a_run(tmp_path):
     (6, 'validation', 'population', 64),
     (6, 'test', 'population', 130),
   ]
+
+
+@pytest.mark.parametrize('left', [None, 1])
+def test_lost_metrics(left, tmp_path):
+  """A checkpoint knows the lines before it; `left` of them remain."""
+  train_once(tmp_path, 'log_every=1', stop_at=8)
+  metrics = tmp_path / 'metrics.jsonl'
+  before = metrics.read_text().splitlines(keepends=True)
+  assert len(before) > 2
+  if left is None:
+    metrics.unlink()
+  else:
+    metrics.write_text(''.join(before[:left]))
+  files = {
+    path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()
+  }
+  with pytest.raises(UserError, match='--accept_lost_metrics'):
+    train_once(tmp_path, 'log_every=1')
+  for path, content in files.items():
+    if path.name != 'lock':
+      assert path.read_bytes() == content
+  train_once(tmp_path, 'log_every=1', accept_lost_metrics=True)
+  after = metrics.read_text().splitlines(keepends=True)
+  assert before[: left or 0] == after[: left or 0]
+  facts = read_json(tmp_path / 'run.json')
+  assert facts['accept_lost_metrics']
+  assert not facts['earlier_starts'][0]['accept_lost_metrics']
+  # The end is recorded.
+  check_metrics(metrics, read_json(tmp_path / 'status.json')['metrics'])
+  metrics.write_text(''.join(after[:-1]))
+  with pytest.raises(UserError, match='metrics.jsonl'):
+    check_metrics(metrics, read_json(tmp_path / 'status.json')['metrics'])
+
+
+def test_missing_checkpoints_are_no_new_run(tmp_path):
+  train_once(tmp_path, 'log_every=1', stop_at=8)
+  shutil.move(tmp_path / 'checkpoints', tmp_path / 'elsewhere')
+  before = (tmp_path / 'metrics.jsonl').read_bytes()
+  with pytest.raises(UserError, match='checkpoints of this run are missing'):
+    train_once(tmp_path, 'log_every=1')
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == before
+  shutil.rmtree(tmp_path / 'checkpoints')
+  shutil.move(tmp_path / 'elsewhere', tmp_path / 'checkpoints')
+  assert train_once(tmp_path, 'log_every=1')[0] == 'done'
 
 
 def test_lines_are_on_disk_before_their_checkpoint(tmp_path, monkeypatch):
