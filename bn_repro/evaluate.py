@@ -1,14 +1,18 @@
 """Evaluates the newest checkpoint of a run, every image once; writes nothing.
 
 python -m bn_repro.evaluate --workdir=runs/bn_x5 --split=test
+
+The config and the data must be those that the checkpoint was trained with.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 import sys
 from typing import Any
 
 from bn_repro import cli, files
+from bn_repro import config as config_lib
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
 from bn_repro.runtime.workdir import Workdir
@@ -33,9 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     default='',
     help='train, validation or test; the default is config.eval_split',
   )
+  parser.add_argument(
+    '--data_dir',
+    type=files.path_type('--data_dir'),
+    metavar='DIR',
+    help='folder of the data, if it is not config.data.data_dir',
+  )
+  parser.add_argument(
+    '--other_data',
+    action='store_true',
+    help='evaluate although the data are not those of the training',
+  )
   try:
     flags = parser.parse_args(argv)
-    for line in _evaluate(Workdir(flags.workdir), flags.split):
+    for line in _evaluate(flags):
       statistics = line.get('statistics')
       mode = f', {statistics} statistics' if statistics else ''
       replaced = line.get('replaced_examples', 0)
@@ -52,11 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 0
 
 
-def _evaluate(workdir: Workdir, split: str) -> Iterator[dict[str, Any]]:
+def _evaluate(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
   """Yields a line of metrics for each kind of statistics."""
+  workdir = Workdir(flags.workdir)
   config = cli.read_config(workdir.path)
+  if flags.data_dir is not None:
+    config = config_lib.override(config, [f'data.data_dir={flags.data_dir}'])
   dataset = datasets.check(config)
-  split = split or config.eval_split
+  split = flags.split or config.eval_split
   if split not in dataset.splits:
     raise UserError(
       f'--split={split}: {config.data.name} has {", ".join(dataset.splits)}.'
@@ -79,20 +97,58 @@ def _evaluate(workdir: Workdir, split: str) -> Iterator[dict[str, Any]]:
       raise UserError(
         f'{workdir.checkpoints / str(steps[-1])}: {error}.'
       ) from error
-  images = run_info.images_per_statistic(experiment)
-  trained_with = checkpoint.meta['images_per_statistic']
-  if images != trained_with:
-    raise UserError(
-      f'--workdir={workdir.path}: its BN statistics are over {trained_with} '
-      f'images, and here they would be over {images}. Evaluate on as many '
-      'devices as it was trained on.'
-    )
+  _check_identity(
+    checkpoint.meta,
+    run_info.identity(experiment),
+    workdir.path,
+    other_data=flags.other_data,
+  )
   yield from evaluation.evaluate(
     experiment,
     parallel.replicate(experiment.mesh, checkpoint.state),
     dict.fromkeys(evaluation.statistics_modes(experiment), [split]),
     check=lambda: None,  # Ctrl-C ends this command, which has nothing to save.
   )
+
+
+def _check_identity(
+  trained: Mapping[str, Any],
+  own: Mapping[str, Any],
+  path: Path,
+  *,
+  other_data: bool,
+) -> None:
+  """Compares a checkpoint with the config and the data to evaluate.
+
+  Args:
+    trained: meta of the checkpoint.
+    own: `run_info.identity` of the experiment.
+    path: the workdir.
+    other_data: accept data of another fingerprint.
+
+  Raises:
+    UserError: if config, data or images per BN statistic differ.
+  """
+  if trained['config_digest'] != own['config_digest']:
+    raise UserError(
+      f'{path / "config.json"}: not the config that the checkpoint of step '
+      f'{trained["step"]} was trained with. Restore the file from a copy.'
+    )
+  fingerprints = [facts['data_fingerprint'] for facts in (trained, own)]
+  if fingerprints[0] != fingerprints[1] and not other_data:
+    raise UserError(
+      f'--workdir={path}: trained on data with the fingerprint '
+      f'{fingerprints[0]}, and these data have {fingerprints[1]}. Name the '
+      'folder of the data with --data_dir, or pass --other_data to evaluate on '
+      'these.'
+    )
+  images = [facts['images_per_statistic'] for facts in (trained, own)]
+  if images[0] != images[1]:
+    raise UserError(
+      f'--workdir={path}: its BN statistics are over {images[0]} images, and '
+      f'here they would be over {images[1]}. Evaluate on as many devices as it '
+      'was trained on.'
+    )
 
 
 if __name__ == '__main__':

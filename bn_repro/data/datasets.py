@@ -39,6 +39,8 @@ def load(data: ConfigDict, seed: int) -> Dataset:
   if data.name in imagenet_metadata.NAMES:
     return imagenet.load(data)
   train, test, label_names = _LOADERS[data.name](data)
+  for split in (train, test):
+    _check_labels(split, len(label_names), data.name)
   _check_overlap(train, test, data.name)
   # Mixes the classes, as preparing a data set in shards does.
   train = train.shuffled()
@@ -135,6 +137,17 @@ def _check_shared_memory(config: ConfigDict, dataset: Dataset) -> None:
       f'config.data.num_workers={workers}: needs {needed / 1e6:,.0f} MB of '
       f'shared memory, but {_SHARED_MEMORY} has {free / 1e6:,.0f} MB free. Use '
       'fewer workers, or enlarge it (docker run --shm-size).'
+    )
+
+
+def _check_labels(split: ArraySplit, num_classes: int, name: str) -> None:
+  """Refuses examples whose class does not exist."""
+  wrong = np.flatnonzero((split.labels < 0) | (split.labels >= num_classes))
+  if len(wrong):
+    raise UserError(
+      f'config.data.name={name}: {len(wrong)} of {len(split)} images have a '
+      f'label outside 0 to {num_classes - 1}; image {wrong[0]} has '
+      f'{split.labels[wrong[0]]}. Get the data again.'
     )
 
 

@@ -96,7 +96,7 @@ class EncodedSplit:
 
   def label_of(self, index: int) -> int:
     """The label of an example."""
-    return int(self._example(index)['label'])
+    return _label(self._example(index), f'example {index}')
 
   def checksum(self, crc: int) -> int:
     """Updates a CRC-32 with `identity` and `indices`.
@@ -136,7 +136,7 @@ class EncodedSplit:
           _warn_once(name, error)
           batch['replaced'][row] = True
           continue
-        batch['label'][row] = example['label']
+        batch['label'][row] = _label(example, name)
         return
       raise UserError(
         f'none of {len(self)} images can be decoded. Prepare the data set '
@@ -160,6 +160,21 @@ class EncodedSplit:
       return self._example(index)
     except Exception as error:  # ArrayRecord documents no exceptions.
       raise jpeg.UndecodableImage(f'cannot be read: {error}') from error
+
+
+def _label(example: Mapping[str, Any], name: str) -> int:
+  """The label of an example.
+
+  Raises:
+    UserError: if there is no such class.
+  """
+  label = int(example['label'])
+  if not 0 <= label < imagenet_metadata.NUM_CLASSES:
+    raise UserError(
+      f'{name}: has the label {label}, and the classes are 0 to '
+      f'{imagenet_metadata.NUM_CLASSES - 1}. Prepare the data set again.'
+    )
+  return label
 
 
 def _file_name(example: Mapping[str, Any]) -> str:

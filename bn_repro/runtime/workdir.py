@@ -53,14 +53,28 @@ def replace_file(path: Path, text: str) -> None:
   temporary.replace(path)
 
 
-# Begins a checksum. A file that contains it is not older than checksums are.
+# Begins a checksum. What contains it is not older than checksums are.
 _SHA256 = 'sha256:'
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-  """Writes a JSON object atomically, with a checksum of its content."""
-  content = {'checksum': _checksum(content), **content}
-  replace_file(path, json.dumps(content, indent=2) + '\n')
+def add_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+  """Adds a checksum of a JSON object to the object."""
+  return {'checksum': _checksum(content), **content}
+
+
+def remove_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+  """Verifies the checksum of a JSON object; returns the object without it.
+
+  Objects of revision 3a68ec7 and before have none, and are not verified.
+
+  Raises:
+    ValueError: if the object does not match its checksum.
+  """
+  rest = {key: value for key, value in content.items() if key != 'checksum'}
+  has_checksum = 'checksum' in content or _SHA256 in json.dumps(content)
+  if has_checksum and content.get('checksum') != _checksum(rest):
+    raise ValueError('does not match its checksum: it is damaged or was edited')
+  return rest
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
@@ -68,10 +82,13 @@ def _checksum(content: Mapping[str, Any]) -> str:
   return _SHA256 + hashlib.sha256(text.encode()).hexdigest()
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+  """Writes a JSON object atomically, with a checksum of its content."""
+  replace_file(path, json.dumps(add_checksum(content), indent=2) + '\n')
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
   """Reads a file that `write_json` has written.
-
-  Files of revision 3a68ec7 and before have no checksum and are not verified.
 
   Returns:
     The object without its checksum; None if the file does not exist.
@@ -80,28 +97,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
     UserError: if the file cannot be read, is no JSON object, or does not match
       its checksum.
   """
-  remedy = (
-    'Restore it from a copy; or delete it, and run the training command again, '
-    'which writes it.'
-  )
   try:
-    text = path.read_text()
-    content = json.loads(text)
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+      raise TypeError('is not a JSON object')
+    return remove_checksum(content)
   except FileNotFoundError:
     return None
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror}).') from error
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'{path}: not valid JSON ({error}). {remedy}') from error
-  if not isinstance(content, dict):
-    raise UserError(f'{path}: not a JSON object. {remedy}')
-  checksum = content.pop('checksum', None)
-  if (checksum or _SHA256 in text) and checksum != _checksum(content):
+  except (ValueError, TypeError, RecursionError) as error:
+    is_json = not isinstance(error, json.JSONDecodeError | RecursionError)
+    problem = error if is_json else f'is not valid JSON ({error})'
     raise UserError(
-      f'{path}: does not match its checksum: it is damaged, or was edited. '
-      f'{remedy}'
-    )
-  return content
+      f'{path}: {problem}. Restore it from a copy; or delete it, and run the '
+      'training command again, which writes it.'
+    ) from error
 
 
 class MetricsDigest:

@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax, with a checksum of every array; restore and warm start.
+"""Checkpoints: Orbax, with checksums of all of it; restore and warm start.
 
 The state is replicated, so that a checkpoint holds plain host arrays and can be
 restored on any number of devices. A checkpoint counts as saved once its files
@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from bn_repro import files, parallel
 from bn_repro.errors import UserError
 from bn_repro.runtime import processes
-from bn_repro.runtime.workdir import Workdir
+from bn_repro.runtime.workdir import Workdir, add_checksum, remove_checksum
 from bn_repro.training.experiment import Experiment
 from bn_repro.training.metrics import Sums
 from bn_repro.training.steps import TrainState
@@ -143,7 +143,8 @@ class Checkpoints:
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
     self._in_progress = like, json.dumps(meta)
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+      state=ocp.args.StandardSave(state),
+      meta=ocp.args.JsonSave(add_checksum(meta)),
     )
     with self._saving():
       if not self._manager.save(step, args=args, force=True):
@@ -284,7 +285,7 @@ class Checkpoints:
 
 
 def read(directory: Path, like: Any = None) -> Checkpoint:
-  """Reads a checkpoint and compares its arrays with their checksums.
+  """Reads a checkpoint and compares all of it with its checksums.
 
   Args:
     directory: directory of a checkpoint.
@@ -292,7 +293,8 @@ def read(directory: Path, like: Any = None) -> Checkpoint:
       saved ones, in nested dicts.
 
   Raises:
-    DamagedCheckpoint: if it cannot be read, or a checksum differs.
+    DamagedCheckpoint: if it cannot be read, a checksum differs, or the name of
+      its directory is that of another step.
     UserError: if the system does not allow to read it.
   """
   target = jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), like)
@@ -301,8 +303,9 @@ def read(directory: Path, like: Any = None) -> Checkpoint:
       _plain_path(directory) as path,
       contextlib.closing(ocp.StandardCheckpointHandler()) as handler,
     ):
-      meta = ocp.JsonCheckpointHandler().restore(path / 'meta')
-      expected = dict(meta['checksums'])
+      saved = ocp.JsonCheckpointHandler().restore(path / 'meta')
+      meta = remove_checksum(saved)
+      step, expected = int(meta['step']), dict(meta['checksums'])
       state = handler.restore(
         path / 'state', args=ocp.args.StandardRestore(target)
       )
@@ -315,11 +318,35 @@ def read(directory: Path, like: Any = None) -> Checkpoint:
     raise DamagedCheckpoint(
       f'cannot be read ({type(error).__name__}: {_short_reason(error)})'
     ) from error
+  _compare(step, expected, state, directory)
+  if meta == saved:
+    print(
+      f'warning: {directory}: written by an earlier version, without a '
+      'checksum of its meta',
+      file=sys.stderr,
+    )
+  return Checkpoint(state, meta)
+
+
+def _compare(
+  step: int, expected: Mapping[str, str], state: Any, directory: Path
+) -> None:
+  """Compares a state with the step and the checksums of its meta.
+
+  Raises:
+    DamagedCheckpoint: if anything differs.
+  """
   found = checksums(state)
   for name in sorted(found.keys() | expected.keys()):
     if found.get(name) != expected.get(name):
       raise DamagedCheckpoint(f'does not match its checksum of {name}')
-  return Checkpoint(state, meta)
+  # While it is being saved, the name has a suffix.
+  named = int(directory.name.partition('.')[0])
+  reached = int(parallel.named_leaves(state).get('step', step))
+  if not step == named == reached:
+    raise DamagedCheckpoint(
+      f'has step {step}, its state step {reached}, its directory step {named}'
+    )
 
 
 @contextlib.contextmanager

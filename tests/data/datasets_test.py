@@ -117,3 +117,21 @@ def test_binary_pixels(digits):
 def test_more_than_there_are_images(override, expected):
   with pytest.raises(UserError, match=expected):
     check(override)
+
+
+@pytest.mark.parametrize('split', [0, 1])
+@pytest.mark.parametrize('label', [-1, 10, 200])
+def test_labels_without_a_class_are_refused(split, label, monkeypatch):
+  load = datasets._LOADERS['synthetic']
+
+  def damaged(data):
+    *splits, names = load(data)
+    labels = splits[split].labels.copy()
+    labels[7] = label
+    splits[split] = ArraySplit(splits[split].images, labels)
+    return *splits, names
+
+  monkeypatch.setitem(datasets._LOADERS, 'synthetic', damaged)
+  with pytest.raises(UserError, match=f'image 7 has {label}') as caught:
+    check('data.name=synthetic')
+  assert '1 of ' in caught.value.problems[0]

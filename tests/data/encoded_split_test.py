@@ -233,3 +233,16 @@ def test_checksum_tells_splits_apart():
   assert split.checksum(0) == encoded_split(num_threads=1).checksum(0)
   assert split.checksum(0) != split.take(np.arange(39)).checksum(0)
   assert split.checksum(0) != split.checksum(1)
+
+
+@pytest.mark.parametrize('label', [-1, 1000])
+def test_a_label_without_a_class_is_an_error(label):
+  split = encoded_split()
+  split.source[5]['label'] = label
+  indices = np.arange(8)
+  for gather in (
+    lambda: split.evaluation_batch(indices),
+    lambda: split.training_batch(indices, CropRandomness(0, indices)),
+  ):
+    with pytest.raises(UserError, match=f'image_5.JPEG: has the label {label}'):
+      gather()

@@ -226,36 +226,89 @@ def test_what_the_system_refuses_is_not_damage(error, tmp_path, monkeypatch):
   assert [path.name for path in tmp_path.iterdir()] == ['c']
 
 
-def without_one(meta):
-  del meta['checksums']['params/kernel']
-  return meta
-
-
-def with_another(meta):
-  meta['checksums']['params/bias'] = '0'
-  return meta
+def edit_meta(directory, change, *, is_old=False):
+  """Changes the meta of a checkpoint; without a checksum if it is old."""
+  path = directory / 'meta' / 'metadata'
+  meta = json.loads(path.read_text())
+  if is_old:
+    del meta['checksum']
+  change(meta)
+  path.write_text(json.dumps(meta))
 
 
 @pytest.mark.parametrize(
-  'change, problem',
+  'change',
   [
-    (without_one, 'checksum of params/kernel'),
-    (with_another, 'checksum of params/bias'),
-    (lambda meta: {'step': meta['step']}, 'cannot be read'),
-    (lambda meta: {'checksums': 7}, 'cannot be read'),
-    (lambda meta: [meta], 'cannot be read'),
+    lambda meta: meta.update(sums=2.5),
+    lambda meta: meta.update(step=3),
+    lambda meta: meta.update(config_digest='b'),
+    lambda meta: meta.pop('sums'),
+    lambda meta: meta.pop('checksums'),
+    lambda meta: meta.update(checksum='sha256:0'),
+    lambda meta: meta.update(checksum=None),
+    lambda meta: meta.update(chEcksum=meta.pop('checksum')),
+    lambda meta: meta['checksums'].pop('params/kernel'),
   ],
 )
-def test_checksums_that_are_missing_are_damage(change, problem, tmp_path):
-  """Also for a warm start."""
+def test_a_changed_meta_is_damage(change, tmp_path, capsys):
+  """It is not another run's: the checkpoint before it is used."""
+  directory = tmp_path / 'c'
+  with Checkpoints(directory, keep=3, identity={'config_digest': 'a'}) as c:
+    for step in (1, 2):
+      c.save(step, state(step), {'sums': 1.5})
+    c.wait()
+    edit_meta(directory / '2', change)
+    assert c.restore_newest(state(0)).meta['step'] == 1
+  assert 'warning: checkpoint 2 ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'change, expected',
+  [
+    (lambda meta: meta['checksums'].pop('params/kernel'), 'params/kernel'),
+    (lambda meta: meta['checksums'].update(more='00000000'), 'more'),
+    (lambda meta: meta.pop('checksums'), 'KeyError'),
+    (lambda meta: meta.update(checksums={}), 'checksum of '),
+    (lambda meta: meta.update(checksums=3), 'TypeError'),
+    (lambda meta: meta.update(step='x'), 'ValueError'),
+    (lambda meta: meta.update(step=2), 'step 2 and 1'),
+  ],
+)
+def test_an_old_meta_is_checked_as_far_as_it_goes(change, expected, tmp_path):
+  """Up to revision 3a68ec7 it has no checksum of its own."""
   save(tmp_path / 'c', 1)
-  path = tmp_path / 'c' / '1' / 'meta' / 'metadata'
-  path.write_text(json.dumps(change(json.loads(path.read_text()))))
+  edit_meta(tmp_path / 'c' / '1', change, is_old=True)
   with Checkpoints(tmp_path / 'c', keep=None) as checkpoints:
-    with pytest.raises(DamagedCheckpoint, match=problem):
+    with pytest.raises(DamagedCheckpoint, match=expected):
       checkpoints.restore_variables()
-    with pytest.raises(DamagedCheckpoint, match=problem):
+    with pytest.raises(DamagedCheckpoint, match=expected):
       checkpoints.restore(1, state(0))
+
+
+def test_an_old_meta_is_read_with_a_warning(tmp_path, capsys):
+  save(tmp_path / 'c', 1)
+  edit_meta(tmp_path / 'c' / '1', lambda meta: None, is_old=True)
+  assert restore_newest(tmp_path / 'c').meta['sums'] == 1.5
+  (warning,) = capsys.readouterr().err.splitlines()
+  assert 'c/1: written by an earlier version' in warning
+
+
+def test_a_meta_that_is_no_object_is_damage(tmp_path):
+  save(tmp_path / 'c', 1)
+  for text in ('[]', '3', 'null', '{', ''):
+    (tmp_path / 'c' / '1' / 'meta' / 'metadata').write_text(text)
+    with (
+      Checkpoints(tmp_path / 'c', keep=None) as checkpoints,
+      pytest.raises(DamagedCheckpoint),
+    ):
+      checkpoints.restore_variables()
+
+
+def test_a_renamed_checkpoint_is_damage(tmp_path):
+  save(tmp_path / 'c', 1, 2)
+  (tmp_path / 'c' / '2').rename(tmp_path / 'c' / '9999')
+  assert restore_newest(tmp_path / 'c').meta['step'] == 1
+  assert (tmp_path / 'damaged_checkpoint_9999').is_dir()
 
 
 def test_falls_back_and_sets_the_damaged_one_aside(tmp_path, capsys):

@@ -10,6 +10,7 @@ import pytest
 from bn_repro import cli, evaluate, parallel
 from bn_repro import config as config_lib
 from bn_repro.data import datasets, preprocess
+from bn_repro.data.split import ArraySplit
 from bn_repro.errors import UserError
 from bn_repro.models import factory
 from bn_repro.runtime import workdir
@@ -122,33 +123,78 @@ def test_replaced_examples_are_limited(limit, fails):
     evaluation.evaluate_split(replacing, state, 'validation', never_stop)
 
 
-def test_statistics_of_each_device_are_evaluated_on_as_many(
-  tmp_path, monkeypatch, capsys
-):
+@pytest.fixture
+def saved_run(tmp_path, monkeypatch, capsys):
+  """Saves a run of four devices; returns a function that evaluates it."""
   experiment, state = untrained(
     'bn.statistics=device', 'bn.population_batches=0', num_devices=4
   )
   run = workdir.Workdir(str(tmp_path))
   run.write_config(experiment.config)
-  with checkpoint.Checkpoints(run.checkpoints, keep=1) as checkpoints:
-    images = run_info.images_per_statistic(experiment)
-    checkpoints.save(0, state, {'images_per_statistic': images})
+  with checkpoint.Checkpoints(
+    run.checkpoints, keep=1, identity=run_info.identity(experiment)
+  ) as checkpoints:
+    checkpoints.save(0, state, {})
     checkpoints.wait()
   monkeypatch.setattr(cli, 'set_up_jax', lambda config: None)
   create_mesh = parallel.create_mesh
 
-  def evaluate_on(num_devices):
+  def call(*flags, num_devices=4):
     devices = jax.devices()[:num_devices]
     monkeypatch.setattr(parallel, 'create_mesh', lambda: create_mesh(devices))
-    code = evaluate.main([f'--workdir={tmp_path}'])
+    code = evaluate.main([f'--workdir={tmp_path}', *flags])
     return code, capsys.readouterr()
 
-  code, said = evaluate_on(1)
+  return call
+
+
+def test_statistics_of_each_device_are_evaluated_on_as_many(saved_run):
+  code, said = saved_run(num_devices=1)
   assert code == 1 and said.err.count('\n') == 1
   assert 'over 8 images, and here they would be over 32' in said.err
   assert 'Evaluate on as many devices' in said.err
-  code, said = evaluate_on(4)
+  code, said = saved_run()
   assert code == 0 and '(500 images)' in said.out
+
+
+@pytest.mark.parametrize(
+  'key, value',
+  [('bn.epsilon', 0.5), ('seed', 1), ('optim.learning_rate', 1.0)],
+)
+def test_an_edited_config_is_not_evaluated(key, value, saved_run, tmp_path):
+  path = tmp_path / 'config.json'
+  config = config_lib.ConfigDict(workdir.read_json(path))
+  config.update_from_flattened_dict({key: value})
+  path.write_text(config.to_json())
+  code, said = saved_run()
+  assert code == 1
+  assert said.err == (
+    f'error: {path}: not the config that the checkpoint of step 0 was trained '
+    'with. Restore the file from a copy.\n'
+  )
+
+
+def test_other_data_are_asked_for_by_name(saved_run, monkeypatch):
+  load = datasets._LOADERS['mnist_5k']
+
+  def relabeled(data):
+    train, test, names = load(data)
+    labels = (test.labels + 1) % 10
+    return train, ArraySplit(test.images, labels), names
+
+  monkeypatch.setitem(datasets._LOADERS, 'mnist_5k', relabeled)
+  code, said = saved_run()
+  assert code == 1 and said.err.count('\n') == 1
+  assert 'fingerprint' in said.err and '--other_data' in said.err
+  code, said = saved_run('--other_data')
+  assert code == 0 and '(500 images)' in said.out
+
+
+def test_a_damaged_checkpoint_is_not_evaluated(saved_run, tmp_path):
+  path = tmp_path / 'checkpoints' / '0' / 'meta' / 'metadata'
+  path.write_text(path.read_text().replace('"step": 0', '"step": 1'))
+  code, said = saved_run()
+  assert code == 1 and 'does not match its checksum' in said.err
 
 
 def test_population_statistics_are_algorithm_2(x64):
