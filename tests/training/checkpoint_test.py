@@ -271,7 +271,7 @@ def test_a_changed_meta_is_damage(change, tmp_path, capsys):
     (lambda meta: meta.update(checksums={}), 'checksum of '),
     (lambda meta: meta.update(checksums=3), 'TypeError'),
     (lambda meta: meta.update(step='x'), 'ValueError'),
-    (lambda meta: meta.update(step=2), 'step 2 and 1'),
+    (lambda meta: meta.update(step=2), 'has step 2, its state step 1'),
   ],
 )
 def test_an_old_meta_is_checked_as_far_as_it_goes(change, expected, tmp_path):
@@ -353,9 +353,12 @@ def test_same_step_twice_is_an_error(tmp_path):
     pytest.raises(SaveFailed, match='could not be saved'),
   ):
     for seed in (1, 2):
-      checkpoints.save(5, state(seed), {})
+      checkpoints.save(5, {**state(seed), 'step': np.int32(5)}, {})
       checkpoints.wait()
-  assert checksums(restore_newest(tmp_path / 'c').state) == checksums(state(1))
+  restored = restore_newest(tmp_path / 'c').state
+  np.testing.assert_array_equal(
+    restored['params']['kernel'], state(1)['params']['kernel']
+  )
 
 
 def test_checksums_name_their_arrays():
