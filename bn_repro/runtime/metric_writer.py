@@ -61,6 +61,7 @@ class MetricWriter:
     """
     self._display = display
     self._digest = MetricsDigest()
+    self._path = workdir.metrics
     self._file: TextIO | None = None
     self._tensorboard: Any = None
 
@@ -97,6 +98,7 @@ class MetricWriter:
     """Writes a line.
 
     Raises:
+      FileNotFoundError: if the file has been deleted or replaced.
       ValueError: if a line of its step, split and statistics exists, or a value
         is not valid in JSON, such as NaN.
     """
@@ -107,6 +109,7 @@ class MetricWriter:
     if self._file is not None:
       self._file.write(text)
       self._file.flush()
+      self._require_in_place(self._file)
       self._digest.add(text.encode())
     self._display.show(line)
     if self._tensorboard is not None:
@@ -118,6 +121,18 @@ class MetricWriter:
           self._tensorboard.add_scalar(
             f'{group}/{name}', line[name], line['step']
           )
+
+  def _require_in_place(self, file: TextIO) -> None:
+    """Checks that the path still names the open file."""
+    try:
+      if os.path.samestat(os.stat(self._path), os.fstat(file.fileno())):
+        return
+    except FileNotFoundError:
+      pass
+    raise FileNotFoundError(
+      f'{self._path}: deleted or replaced while the run was writing it. '
+      'Restore the workdir, or start the run in another one.'
+    )
 
   def digest(self) -> dict[str, Any]:
     """Identifies the lines of the file, on the process that writes it."""

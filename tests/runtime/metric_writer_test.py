@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -113,6 +114,22 @@ def test_lines_of_the_checkpoint_must_be_there(path):
   with open_at(2, path.parent) as writer:
     assert writer.has(2, 'validation', None)
     assert not writer.has(1, 'validation', None)
+
+
+@pytest.mark.parametrize('how', ['file', 'folder', 'replaced'])
+def test_a_deleted_file_is_noticed_at_the_next_line(how, tmp_path):
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  with open_at(0, workdir) as writer:
+    writer.write(line(1))
+    if how == 'folder':
+      shutil.rmtree(workdir)
+    else:
+      (workdir / 'metrics.jsonl').unlink()
+    if how == 'replaced':
+      (workdir / 'metrics.jsonl').write_text('')
+    with pytest.raises(FileNotFoundError, match='deleted or replaced'):
+      writer.write(line(2))
 
 
 def test_numbers_that_json_has_not_are_refused(path):
