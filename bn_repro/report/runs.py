@@ -47,6 +47,9 @@ VARIANT_FIELDS = ('data.shuffle', 'data.distortion', 'model.', 'bn.', 'optim.')
 
 Point = tuple[float, float]
 
+# The files of a workdir that the report reads.
+_FILES = ('config.json', 'run.json', 'status.json', 'metrics.jsonl')
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -212,11 +215,13 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
   runs, problems = [], []
   seen: set[Path] = set()
   for folder in folders:
-    workdirs = [
+    # In a workdir that has lost one of these files, the others are left.
+    workdirs = dict.fromkeys(
       path.parent
-      for pattern in ('config.json', '*/config.json', '*/*/config.json')
-      for path in sorted(Path(folder).glob(pattern))
-    ]
+      for depth in ('', '*/', '*/*/')
+      for path in sorted(Path(folder).glob(f'{depth}*.json*'))
+      if path.name in _FILES
+    )
     if not workdirs:
       problems.append(
         f'--runs={folder}: contains no run (no config.json). Name a workdir, '
@@ -243,11 +248,16 @@ def read_run(workdir: Path) -> Run:
   """Reads a run.
 
   Raises:
-    UserError: if a file is damaged.
+    UserError: if a file is missing or damaged.
     KeyError: if the config or a line of metrics lacks an entry.
   """
-  facts = workdir_lib.read_json(workdir / 'run.json') or {}
-  status = workdir_lib.read_json(workdir / 'status.json') or {}
+  for name in _FILES:
+    # A run that has just started has no metrics.
+    if name != 'metrics.jsonl' and not (workdir / name).is_file():
+      raise UserError(f'{workdir / name}: missing. Restore it from a copy.')
+  config, facts, status = (
+    workdir_lib.read_json(workdir / name) or {} for name in _FILES[:3]
+  )
   metrics = workdir / 'metrics.jsonl'
   workdir_lib.check_metrics(metrics, status.get('metrics'))
   config_file = facts.get('config_file', workdir.name)
@@ -255,9 +265,7 @@ def read_run(workdir: Path) -> Run:
     folder=workdir.resolve().parent,
     name=workdir.name,
     variant=Path(config_lib.split_mode(config_file)[0]).stem,
-    config=config_lib.upgrade(
-      workdir_lib.read_json(workdir / 'config.json') or {}
-    ).to_dict(),
+    config=config_lib.upgrade(config).to_dict(),
     facts=facts,
     status=status,
     lines=workdir_lib.read_metrics(metrics),
