@@ -77,6 +77,7 @@ def test_values_are_below_their_headings(tmp_path):
   headings, _, *rows = (
     [cell.strip() for cell in line.strip('|\n').split('|')]
     for line in (out / 'ledger.md').read_text().splitlines()
+    if line.startswith('|')
   )
   assert claim in [dict(zip(headings, row, strict=True)) for row in rows]
   (row,) = [row for row in fig_3 if row['variant'] == 'BN-Baseline']
