@@ -76,11 +76,12 @@ def check_trains() -> None:
   """
   import jax
 
+  settings = jax.config
   problems = [
     f'{name.upper()}={os.environ.get(name.upper())}: training needs '
     f'{name}={needed}. Unset the variable.'
     for name, needed in _OF_TRAINING.items()
-    if getattr(jax.config, name) != needed
+    if getattr(settings, name) != needed
   ]
   if problems:
     raise UserError(*problems)
