@@ -27,6 +27,7 @@ import json
 import os
 from pathlib import Path
 import random
+import re
 import shutil
 import signal
 import socket
@@ -62,7 +63,10 @@ FIELDS: Mapping[str, Any] = {
 CONFIGS: Mapping[str, Sequence[str]] = {
   'mnist:mini': (),
   'bn_mnist:mini': (),
-  'bn_x5:mini': ('--config.model.name=inception_tiny',),
+  'bn_x5:mini': (
+    '--config.model.name=inception_tiny',
+    '--config.data.image_size=32',
+  ),
 }
 SWEEP = f"""
 from bn_repro.sweep.sweep import Sweep
@@ -124,6 +128,19 @@ def succeed(*arguments: str, program: str = 'main') -> str:
   if code:
     raise Failure(f'{program} {arguments}: exit code {code}: {err}')
   return out
+
+
+def wait_until_connected(first: subprocess.Popen[str], workdir: Path) -> None:
+  """Waits until process 0 locks the workdir, which it does once connected.
+
+  Before that, the loss of a process cannot be told from a wrong address.
+  """
+  holder = f'process {first.pid} '
+  lock = workdir / 'lock'
+  while first.poll() is None:
+    if lock.is_file() and lock.read_text().startswith(holder):
+      return
+    time.sleep(0.05)
 
 
 def result_of_run(workdir: Path) -> Any:
@@ -291,7 +308,8 @@ class Damages:
       )
       if code:
         return code, None, errors
-      page = (out / 'index.html').read_text().split('<p class="fails">')[0]
+      page = (out / 'index.html').read_text()
+      page = re.split('\\s*(<p class="fails">|</body>)', page)[0]
       return code, (page, (out / 'ledger.md').read_text()), errors
 
 
@@ -361,6 +379,8 @@ class Kills:
       if kill is not None:
         seconds, index = kill
         victim = processes[index % len(processes)]
+        if len(processes) > 1:
+          wait_until_connected(processes[0], workdir)
         with contextlib.suppress(subprocess.TimeoutExpired):
           victim.wait(seconds)
         if victim.poll() is None:
