@@ -317,18 +317,22 @@ class Kills:
   """Trials of kills."""
 
   def __init__(self, folder: Path):
-    """Trains the reference runs in an empty folder."""
+    """Creates the trials, which use an empty folder."""
     self._folder = folder
     self._sweep = folder / 'sweep.py'
     self._sweep.write_text(SWEEP)
-    self._expected: dict[str, Any] = {}
-    self._seconds: dict[str, float] = {}
+    # The result of each run that was never killed, and its seconds.
+    self._references: dict[str, tuple[Any, float]] = {}
     self.num_kills = 0
-    for name in (*CONFIGS, *(f'2 x {name}' for name in CONFIGS), 'sweep'):
-      workdir, started = folder / name.replace(':', '_'), time.monotonic()
+
+  def _reference(self, name: str) -> tuple[Any, float]:
+    """Returns the result and the seconds of a run that is never killed."""
+    if name not in self._references:
+      workdir, started = self._folder / name, time.monotonic()
       self._run(name, workdir, lambda: None)
-      self._seconds[name] = time.monotonic() - started
-      self._expected[name] = self._result(name, workdir)
+      seconds = time.monotonic() - started
+      self._references[name] = self._result(name, workdir), seconds
+    return self._references[name]
 
   def trial(self, rng: random.Random) -> tuple[str, str]:
     """Kills a run until it is done; returns what was done and the outcome.
@@ -336,7 +340,9 @@ class Kills:
     Raises:
       Failure: if its result differs, or a process ends in another way.
     """
-    name = rng.choice(list(self._expected))
+    runs = (*CONFIGS, *(f'2 x {name}' for name in CONFIGS), 'sweep')
+    name = rng.choice(runs)
+    expected, seconds = self._reference(name)
     kills = 0
 
     def next_kill() -> tuple[float, int] | None:
@@ -344,12 +350,12 @@ class Kills:
       if kills == MAX_KILLS:
         return None
       kills += 1
-      return rng.uniform(0, 1.2 * self._seconds[name]), rng.randrange(2)
+      return rng.uniform(0, 1.2 * seconds), rng.randrange(2)
 
     with tempfile.TemporaryDirectory(dir=self._folder) as folder:
       workdir = Path(folder, 'run')
       self._run(name, workdir, next_kill)
-      if self._result(name, workdir) != self._expected[name]:
+      if self._result(name, workdir) != expected:
         raise Failure(f'{name}: another result after {kills} kills')
     return f'{name}, killed {kills} times', 'equal'
 
