@@ -117,8 +117,13 @@ def test_text_of_runs_is_no_markup(tmp_path):
     # Repeats a run, and a field differs.
     write_run(folder / 'e', text, [0.5])
     write_run(folder / 'f', f'{text}3', [0.5], 'total_steps=900')
+    # A sweep, whose text names the variant.
+    sweep = folder.with_name(f'sweep of {text}')
+    for rate in (0.1, 0.2, 0.4):
+      override = f'optim.learning_rate={rate}'
+      write_run(sweep / str(rate), text, [0.5] * 5, override)
     out = tmp_path / str(len(text)) / 'out'
-    assert main([f'--runs={folder}', f'--out={out}']) == 0
+    assert main([f'--runs={folder}', f'--runs={sweep}', f'--out={out}']) == 0
     page = (out / 'index.html').read_text()
     return Elements(page).tags, page
 
