@@ -1,4 +1,4 @@
-"""The reading guide names what exists, and every test of an equation."""
+"""The guides name what exists; no equation and no fault is without a test."""
 
 import ast
 import functools
@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = (ROOT / 'docs' / 'reading_guide.md').read_text()
+FAULTS = (ROOT / 'docs' / 'faults.md').read_text()
 EQUATIONS = 'tests/equations_test.py'
 
 
@@ -73,10 +74,13 @@ def exists(name):
   return not colon or (path.endswith('.py') and definition in definitions(path))
 
 
-def test_every_name_exists():
-  found = list(names(GUIDE))
-  assert GUIDE.count('`') % 2 == 0
-  assert len(found) > 200
+@pytest.mark.parametrize(
+  'text, number', [(GUIDE, 200), (FAULTS, 60)], ids=['reading_guide', 'faults']
+)
+def test_every_name_exists(text, number):
+  found = list(names(text))
+  assert text.count('`') % 2 == 0
+  assert len(found) > number
   assert [name for name in found if not exists(name)] == []
 
 
@@ -85,6 +89,15 @@ def test_every_equation_is_in_the_guide():
   assert len(tests) > 10
   mentioned = set(names(GUIDE))
   assert {t for t in tests if f'{EQUATIONS}:{t}' not in mentioned} == set()
+
+
+def test_every_fault_has_a_test():
+  rows = re.findall(r'^\| (\d+) \|.*\| (.*) \|$', FAULTS, flags=re.MULTILINE)
+  assert [int(number) for number, _ in rows] == list(range(1, 25))
+  test = re.compile(r'tests/\S+:test_\w+')
+  for number, tests in rows:
+    found = list(names(tests))
+    assert found and all(map(test.fullmatch, found)), number
 
 
 @pytest.mark.parametrize(

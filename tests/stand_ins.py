@@ -13,6 +13,9 @@ import time
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Seconds after which a process hangs; none takes as long on a busy machine.
+TIMEOUT = 600
+
 # Records its arguments, and ends as the next line of the file `ends` says.
 ENDS = r"""
 printf '%s\0' "$@" >>"$NOTES/arguments"
@@ -34,7 +37,8 @@ def save(number, frame):
 signal.signal(signal.SIGTERM, save)
 signal.signal(signal.SIGINT, save)
 print('ready', flush=True)
-time.sleep(60)
+while True:
+  time.sleep(0.1)
 """
 SAVED = f'got {int(signal.SIGTERM)}\n'
 
@@ -64,7 +68,7 @@ def lines(path):
 
 def run(*command, check=False, cwd=ROOT, **environment):
   """Runs a command in a changed environment; returns its code and output."""
-  options = {'capture_output': True, 'text': True, 'timeout': 60}
+  options = {'capture_output': True, 'text': True, 'timeout': TIMEOUT}
   environment = {**os.environ, **environment}
   return subprocess.run(
     command, check=check, cwd=cwd, env=environment, **options
@@ -85,13 +89,13 @@ def started(*command, **options):
 def finish(starting):
   """Waits for the end of a `started` command; returns its code and errors."""
   with starting as process:
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=TIMEOUT)
   return process.returncode, errors
 
 
 def wait_until(condition):
   """Waits for a state that no output tells of."""
-  give_up = time.monotonic() + 60
+  give_up = time.monotonic() + TIMEOUT
   while not condition():
     assert time.monotonic() < give_up
     time.sleep(0.02)

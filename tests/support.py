@@ -15,6 +15,7 @@ import types
 
 import numpy as np
 import orbax.checkpoint as ocp
+from stand_ins import TIMEOUT
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,9 +29,6 @@ TINY = '--config.model.name=inception_tiny'
 QUICK_COMPILATION = (
   '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
 )
-
-# Seconds after which a process hangs.
-TIMEOUT = 600
 
 
 def environment(*, devices=1, **changes):

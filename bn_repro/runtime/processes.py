@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 from bn_repro.errors import UserError
 from bn_repro.runtime import backend
+from bn_repro.runtime.heartbeats import Heartbeats
+from bn_repro.runtime.workdir import EXIT_CODES, Status
 
 T = TypeVar('T')
 
@@ -30,10 +32,12 @@ _PEER_FAILURE = re.compile(
 )
 
 # Timeouts in seconds, all our choice: to connect to the other processes, to
-# detect that one has died, to wait for the others at the end, and for a shared
-# directory to show what another host wrote.
+# detect that one no longer answers, to leave that to JAX, which aborts the
+# process, to wait for the others at the end, and for a shared directory to show
+# what another host wrote.
 CONNECT_TIMEOUT = 300
 HEARTBEAT_TIMEOUT = 30
+ABORT_TIMEOUT = 600
 DISCONNECT_TIMEOUT = 60
 SHARED_TIMEOUT = 60
 
@@ -80,7 +84,7 @@ def connect(flags: argparse.Namespace) -> None:
     jax.distributed.initialize(
       **address,
       initialization_timeout=2 * CONNECT_TIMEOUT,
-      heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+      heartbeat_timeout_seconds=ABORT_TIMEOUT,
       shutdown_timeout_seconds=DISCONNECT_TIMEOUT,
     )
     devices = Counter(device.process_index for device in jax.devices())
@@ -91,12 +95,41 @@ def connect(flags: argparse.Namespace) -> None:
     timer.cancel()
   _Membership.index = jax.process_index()
   _Membership.count = jax.process_count()
+  _Membership.heartbeats = _start_heartbeats()
   numbers = [str(devices[index]) for index in range(count())]
   if len(set(numbers)) > 1:
     raise AllProcessesError(
       f'the processes have {", ".join(numbers)} devices. Give every process '
       'the same number.'
     )
+
+
+def _start_heartbeats() -> Heartbeats:
+  # Private: JAX has no public way to the store of its coordination service.
+  from jax._src import distributed
+
+  heartbeats = Heartbeats(
+    distributed.global_state.client,
+    _Membership.index,
+    _Membership.count,
+    HEARTBEAT_TIMEOUT,
+    _exit_lost,
+  )
+  heartbeats.start()
+  return heartbeats
+
+
+def _exit_lost(number: int) -> None:
+  """Ends this process although its main thread may wait for the lost one."""
+  try:
+    print(
+      f'error: process {number} has not answered for {HEARTBEAT_TIMEOUT} s; '
+      'the same command resumes the run',
+      file=sys.stderr,
+      flush=True,
+    )
+  finally:
+    os._exit(EXIT_CODES[Status.PREEMPTED])
 
 
 def _explicit_address(flags: argparse.Namespace) -> dict[str, Any]:
@@ -177,6 +210,8 @@ def _is_cloud_tpu() -> bool:
 
 def leave() -> None:
   """Leaves the other processes without waiting, after one has failed."""
+  if _Membership.heartbeats:
+    _Membership.heartbeats.stop()
   _Membership.index, _Membership.count = 0, 1
 
 
@@ -185,6 +220,8 @@ def disconnect() -> None:
   if count() > 1:
     import jax
 
+    assert _Membership.heartbeats
+    _Membership.heartbeats.finish()
     jax.distributed.shutdown()
 
 
@@ -193,6 +230,7 @@ class _Membership:
 
   index = 0
   count = 1
+  heartbeats: Heartbeats | None = None
 
 
 def is_first() -> bool:

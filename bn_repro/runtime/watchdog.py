@@ -70,11 +70,13 @@ class Watchdog:
       self._silent += 1
       if self._silent < self.timeout():
         continue
-      print(
-        f'error: no step for {self.timeout():.0f} s; stacks of all threads:',
-        file=sys.stderr,
-        flush=True,
-      )
-      faulthandler.dump_traceback(sys.stderr)
-      self._on_timeout()
+      try:
+        print(
+          f'error: no step for {self.timeout():.0f} s; stacks of all threads:',
+          file=sys.stderr,
+          flush=True,
+        )
+        faulthandler.dump_traceback(sys.stderr)
+      finally:  # Standard error may be closed.
+        self._on_timeout()
       return

@@ -261,11 +261,15 @@ class Workdir:
     return read_json(self.path / 'status.json') or {}
 
   def has_saved(self) -> bool:
-    """Whether the run has saved a checkpoint, as far as its files tell."""
+    """Whether the run has saved a step, as far as its files tell.
+
+    At step 0 it may have lost another process before it could save.
+    """
     facts = read_json(self.path / 'run.json') or {}
-    return (
-      self.status().get('status') == Status.PREEMPTED
-      or facts.get('start_step', 0) > 0
+    status = self.status()
+    was_preempted = status.get('status') == Status.PREEMPTED
+    return facts.get('start_step', 0) > 0 or (
+      was_preempted and status['step'] > 0
     )
 
   def claim(self) -> None:

@@ -155,7 +155,9 @@ def test_from_archives_to_a_trained_network(tmp_path):
       '--stand_in',
     ),
   ):
-    subprocess.run(command, cwd=support.ROOT, check=True, timeout=500)
+    subprocess.run(
+      command, cwd=support.ROOT, check=True, timeout=support.TIMEOUT
+    )
   full = (
     '--config.model.name=inception',
     '--config.data.distortion=reduced',

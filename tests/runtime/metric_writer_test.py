@@ -1,7 +1,9 @@
 """`metrics.jsonl`: a line for each step, split and statistics, once."""
 
+import errno
 import json
 import os
+import resource
 import shutil
 
 import pytest
@@ -114,6 +116,22 @@ def test_lines_of_the_checkpoint_must_be_there(path):
   with open_at(2, path.parent) as writer:
     assert writer.has(2, 'validation', None)
     assert not writer.has(1, 'validation', None)
+
+
+def test_a_full_disk_is_an_error(path):
+  """A limit on file sizes stands for the disk. Half a line is removed later."""
+  with open_at(0, path.parent) as writer:
+    writer.write(line(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = path.stat().st_size + 10
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+      with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        writer.write(line(2))
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  with open_at(1, path.parent):
+    assert path.read_text() == json.dumps(line(1)) + '\n'
 
 
 @pytest.mark.parametrize('how', ['file', 'folder', 'replaced'])

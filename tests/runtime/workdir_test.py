@@ -110,9 +110,9 @@ def test_metrics_begin_with_the_recorded_lines(found, expected, tmp_path):
 
 def test_lock_goes_with_the_process(tmp_path):
   hold = (
-    'import sys, time; from bn_repro.runtime.workdir import Workdir;'
+    'import sys, threading; from bn_repro.runtime.workdir import Workdir;'
     'w = Workdir(sys.argv[1]); w.claim(); print("held", flush=True);'
-    'time.sleep(60)'
+    'threading.Event().wait()'
   )
   process = support.start(str(tmp_path), program=('-c', hold))
   support.wait_for_line(process, 'held')

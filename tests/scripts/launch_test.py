@@ -21,6 +21,7 @@ from stand_ins import (
   ROOT,
   SAVED,
   SAVES,
+  TIMEOUT,
   arguments_of_runs,
   finish,
   lines,
@@ -276,7 +277,7 @@ def test_batch_job_is_requeued_at_its_time_limit(batch, notes):
   with batch() as process:
     assert process.stdout.readline() == 'ready\n'
     process.terminate()
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=TIMEOUT)
   assert said == SAVED
   assert process.returncode == 75
   assert (notes / 'scontrol').read_text() == 'requeue 17\n'
@@ -908,7 +909,7 @@ def test_a_restarted_host_trains_again(cloud, hosts, repository, tmp_path):
     assert keeping.poll() is None
     log.write_text('train_loop: 1 exit code 0: exiting\n')
     running.kill()
-    keeping.communicate(timeout=30)
+    keeping.communicate(timeout=TIMEOUT)
   assert keeping.returncode == 3
   assert len(arguments_of_runs(cloud)) == 1
   assert (hosts[1] / 'source/kept.txt').read_text() == 'as committed\n'

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 import prepare_imagenet
 import pytest
+from stand_ins import TIMEOUT
 
 from bn_repro.data import imagenet_metadata, prepared
 from bn_repro.errors import UserError
@@ -128,7 +129,7 @@ def run_script(*arguments, limit=''):
     ['bash', '-c', f'{limit}\nexec "$@"', 'bash', *COMMAND, *arguments],
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=TIMEOUT,
     check=False,
   )
 
@@ -152,7 +153,7 @@ def assert_failures_leave_nothing(data_dir, begun, *arguments):
       assert process.poll() is None
       time.sleep(0.01)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=TIMEOUT)
     if number == signal.SIGINT:
       assert process.returncode == 1 and stderr.startswith('error: interrupted')
     assert not list(folder.glob(left))

@@ -10,6 +10,7 @@ from stand_ins import (
   ROOT,
   SAVED,
   SAVES,
+  TIMEOUT,
   arguments_of_runs,
   lines,
   run,
@@ -81,7 +82,7 @@ def test_a_signal_is_forwarded_once(number):
     assert process.stdout.readline() == 'ready\n'
     send = os.kill if number == signal.SIGTERM else os.killpg
     send(process.pid, number)
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=TIMEOUT)
   assert said == SAVED
   assert process.returncode == 75
 
@@ -102,7 +103,7 @@ def test_a_signal_ends_a_pause(bin_dir, notes):
   with started('bash', LOOP, 'train') as process:
     assert any('restarting in' in line for line in process.stderr)
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=TIMEOUT)
   assert process.returncode == 75
   assert len(arguments_of_runs(notes)) == 1
 
@@ -115,4 +116,4 @@ def test_a_signal_before_the_process_is_known(tmp_path):
     text.replace('  process=$!\n', '  kill -TERM $$\n  process=$!\n', 1)
   )
   assert hurried.read_text() != text
-  assert run('bash', hurried, 'sleep', '60').returncode == 143
+  assert run('bash', hurried, 'sleep', '600').returncode == 143

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from stand_ins import TIMEOUT
 
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
@@ -143,7 +144,7 @@ def test_a_trial_whose_process_cannot_be_started(create):
 
 def test_stopping_before_the_handler_is_installed(create):
   """The trial has saved nothing, but has not failed."""
-  trial = create('trial', 'sleep 60')
+  trial = create('trial', 'sleep 600')
   preemption = FakePreemption()
   ask = {
     ('start', 'trial'): lambda: setattr(preemption, 'signal', signal.SIGTERM)
@@ -158,7 +159,7 @@ def test_stopping(create):
   """Running trials save; no further ones start."""
   script = (
     'trap "echo saved >>$WORKDIR/saved; exit 75" TERM; touch $WORKDIR/begun; '
-    'sleep 60 & wait'
+    'sleep 600 & wait'
   )
   many = [create(f't{i}', script) for i in range(3)]
   preemption = FakePreemption()
@@ -226,7 +227,7 @@ def test_a_killed_runner_stops_its_trials(tmp_path):
   """They receive SIGTERM, and save."""
   script = (
     f'trap "echo saved >{tmp_path}/saved; exit 75" TERM; '
-    f'echo >{tmp_path}/begun; sleep 60 & wait'
+    f'echo >{tmp_path}/begun; sleep 600 & wait'
   )
   runner = subprocess.Popen(
     [sys.executable, '-c', RUNNER, str(tmp_path / 'runs'), '1', script]
@@ -254,7 +255,7 @@ def test_memory_does_not_grow_with_trials(tmp_path):
 
 
 def wait_for(path):
-  give_up = time.monotonic() + 60
+  give_up = time.monotonic() + TIMEOUT
   while not path.exists():
     assert time.monotonic() < give_up, path
     time.sleep(0.05)

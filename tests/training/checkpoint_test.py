@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -224,6 +225,52 @@ def test_what_the_system_refuses_is_not_damage(error, tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r'c/2: cannot be read .*Nothing'):
     restore_newest(tmp_path / 'c')
   assert [path.name for path in tmp_path.iterdir()] == ['c']
+
+
+def test_storage_that_fails_twice(tmp_path, monkeypatch):
+  """As a network file system may: two starts fail, and nothing is lost."""
+  save(tmp_path / 'c', 1, 2)
+  restore = ocp.StandardCheckpointHandler.restore
+  failures = [errno.EIO, errno.ESTALE]
+
+  def restore_or_fail(*arguments, **options):
+    if failures:
+      number = failures.pop()
+      raise OSError(number, os.strerror(number))
+    return restore(*arguments, **options)
+
+  monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', restore_or_fail)
+  for _ in range(2):
+    with pytest.raises(UserError, match=r'c/2: cannot be read .*Nothing'):
+      restore_newest(tmp_path / 'c')
+  assert restore_newest(tmp_path / 'c').meta['step'] == 2
+
+
+class Pickled:
+  """Creates a file when it is unpickled."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return open, (str(self.path), 'w')
+
+
+def test_a_pickle_is_not_loaded(tmp_path):
+  """In the place of any file of a checkpoint."""
+  save(tmp_path / 'c', 1)
+  files = [x for x in (tmp_path / 'c' / '1').rglob('*') if x.is_file()]
+  assert len(files) > 5
+  for file in files:
+    file.write_bytes(pickle.dumps(Pickled(tmp_path / 'created')))
+  with (
+    Checkpoints(tmp_path / 'c', keep=None) as checkpoints,
+    pytest.raises(DamagedCheckpoint),
+  ):
+    checkpoints.restore_variables()
+  assert not (tmp_path / 'created').exists()
+  pickle.loads(file.read_bytes()).close()
+  assert (tmp_path / 'created').exists()
 
 
 def edit_meta(directory, change, *, is_old=False):
