@@ -31,8 +31,13 @@ from bn_repro.training.steps import TrainState
 
 # Errors of a disk that is full or takes no larger file.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Errors that say nothing about the files of a checkpoint.
-_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+# Errors that say nothing about the files of a checkpoint: of permissions, of
+# limits, and of a network file system. EIO is also that of a damaged disk.
+_NOT_DAMAGE = (
+  *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+  *(errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOTCONN),
+  *(errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+)
 
 
 class SaveFailed(OSError):

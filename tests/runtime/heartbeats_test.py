@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import stand_ins
 
 from bn_repro.runtime import heartbeats as heartbeats_lib
 from bn_repro.runtime.heartbeats import Heartbeats
@@ -101,7 +102,7 @@ def test_lost_although_the_store_blocks(store, monkeypatch):
   monkeypatch.setattr(store, 'key_value_set', block)
   process = Heartbeats(store, 1, 2, 0.05, end)
   process.start()
-  assert ended.wait(60)
+  assert ended.wait(stand_ins.TIMEOUT)
   assert lost == [0]
   blocked.set()
   process.finish()

@@ -198,6 +198,7 @@ def test_a_process_killed_early_is_no_failure_of_the_other(
   assert_ends([pair[1 - number]], lost)
   finish(pair[number])
   assert status(tmp_path / 'run')['status'] != 'failed'
+  assert_ends(start_pair(tmp_path / 'run'), 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from stand_ins import TIMEOUT
 
 from bn_repro.runtime import watchdog
 from bn_repro.runtime.watchdog import Watchdog
@@ -65,7 +66,7 @@ def test_shows_the_stacks_in_a_thread_of_its_own(monkeypatch, capfd):
 
   with Watchdog(3, on_timeout) as dog:
     dog.beat()
-    assert ended.wait(60)
+    assert ended.wait(TIMEOUT)
   assert threads != [threading.main_thread()]
   error = capfd.readouterr().err
   assert 'no step for 1 s' in error

@@ -145,6 +145,26 @@ def test_release_leaves_no_empty_directory(tmp_path):
   }
 
 
+@pytest.mark.parametrize(
+  'status, step, expected',
+  [
+    ('preempted', 5, True),
+    # It lost another process before its first save.
+    ('preempted', 0, False),
+    ('running', 0, False),
+    # The step that it had reached, not that of a checkpoint.
+    ('failed', 5, False),
+  ],
+)
+def test_what_tells_of_a_checkpoint(status, step, expected, tmp_path):
+  workdir = Workdir(str(tmp_path))
+  assert not workdir.has_saved()
+  workdir.write_status(status, step, 'a reason')
+  assert workdir.has_saved() == expected
+  workdir.write_run({'start_step': 5})
+  assert workdir.has_saved()
+
+
 def test_starts_are_kept(tmp_path):
   workdir = Workdir(str(tmp_path))
   assert workdir.write_run({'start_step': 0}) is None

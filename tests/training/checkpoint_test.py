@@ -231,7 +231,7 @@ def test_storage_that_fails_twice(tmp_path, monkeypatch):
   """As a network file system may: two starts fail, and nothing is lost."""
   save(tmp_path / 'c', 1, 2)
   restore = ocp.StandardCheckpointHandler.restore
-  failures = [errno.EIO, errno.ESTALE]
+  failures = [errno.ETIMEDOUT, errno.ESTALE]
 
   def restore_or_fail(*arguments, **options):
     if failures:

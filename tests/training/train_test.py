@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from stand_ins import TIMEOUT
 
 from bn_repro import config as config_lib
 from bn_repro import parallel
@@ -190,7 +191,7 @@ def test_stopped_while_the_checkpoint_of_the_step_is_being_saved(
   stopped, waited = threading.Event(), threading.Event()
 
   def read_later(*arguments):
-    assert waited.wait(60)
+    assert waited.wait(TIMEOUT)
     return read(*arguments)
 
   def tell_and_wait(checkpoints):
@@ -457,7 +458,7 @@ def test_a_device_that_works_does_not_wait(skip):
 
   class Results:
     def block_until_ready(self):
-      assert ready.wait(600)
+      assert ready.wait(TIMEOUT)
 
   timer = timing_lib.DeviceIdleTimer()
   start = time.monotonic()
