@@ -31,14 +31,15 @@ _PEER_FAILURE = re.compile(
   r'DEADLINE_EXCEEDED|unhealthy|[Hh]eartbeat|coordination service'
 )
 
-# Timeouts in seconds, all our choice: to connect to the other processes, to
-# detect that one no longer answers, to leave that to JAX, which aborts the
-# process, to wait for the others at the end, and for a shared directory to show
-# what another host wrote.
+# Times in seconds, all our choice: to connect to the other processes, to detect
+# that one no longer answers, to leave that to JAX, which aborts the process, to
+# wait for the others at the end, for process 0 to end after the others when one
+# has failed, and for a shared directory to show what another host wrote.
 CONNECT_TIMEOUT = 300
 HEARTBEAT_TIMEOUT = 30
 ABORT_TIMEOUT = 600
 DISCONNECT_TIMEOUT = 60
+END_LAST_TIME = 5
 SHARED_TIMEOUT = 60
 
 
@@ -128,7 +129,8 @@ def _exit_lost(number: int) -> None:
       file=sys.stderr,
       flush=True,
     )
-  finally:
+    _end_last()
+  finally:  # Standard error may be closed.
     os._exit(EXIT_CODES[Status.PREEMPTED])
 
 
@@ -209,10 +211,17 @@ def _is_cloud_tpu() -> bool:
 
 
 def leave() -> None:
-  """Leaves the other processes without waiting, after one has failed."""
+  """Leaves the other processes, after one has failed."""
   if _Membership.heartbeats:
     _Membership.heartbeats.stop()
+  _end_last()
   _Membership.index, _Membership.count = 0, 1
+
+
+def _end_last() -> None:
+  """Lets the others end first: JAX aborts them as soon as process 0 has."""
+  if count() > 1 and is_first():
+    time.sleep(END_LAST_TIME)
 
 
 def disconnect() -> None:

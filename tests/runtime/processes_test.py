@@ -1,6 +1,7 @@
 """Two real processes on loopback: the numbers of one, and one end for both."""
 
 import argparse
+import functools
 import signal
 import textwrap
 
@@ -74,20 +75,23 @@ def start(workdir, *arguments, config=MLP, **options):
   return support.start(f'--workdir={workdir}', *config, *arguments, **options)
 
 
-def start_pair(workdir, *arguments, second=(), devices=(1, 1), **options):
-  """Starts both processes; the second with further arguments."""
+def start_all(count, workdir, *arguments, second=(), devices=None, **options):
+  """Starts processes of one run; the second with further arguments."""
   address = f'--coordinator=127.0.0.1:{support.free_port()}'
   return [
     start(
       workdir,
-      *(address, '--num_processes=2', f'--process_id={number}'),
+      *(address, f'--num_processes={count}', f'--process_id={number}'),
       *arguments,
-      *(second if number else ()),
-      devices=devices[number],
+      *(second if number == 1 else ()),
+      devices=devices[number] if devices else 1,
       **options,
     )
-    for number in (0, 1)
+    for number in range(count)
   ]
+
+
+start_pair = functools.partial(start_all, 2)
 
 
 def assert_ends(processes, *codes):
@@ -225,7 +229,6 @@ def test_a_crash_of_all_is_no_lost_process(tmp_path):
     program=patched("""
       from bn_repro.runtime import preemption
       def crash(self):
-        time.sleep(3 - 3 * number)  # The coordinator ends with process 0.
         raise RuntimeError('INTERNAL: Mosaic failed to compile')
       preemption.AgreedPreemption.check = crash
     """),
@@ -454,7 +457,8 @@ def test_flags_that_do_not_fit(flags, expected, monkeypatch):
 _WAITS = """
 import argparse, sys, threading
 from bn_repro.runtime import processes
-processes.HEARTBEAT_TIMEOUT = 5
+processes.HEARTBEAT_TIMEOUT = 3
+processes.END_LAST_TIME = 1
 parser = argparse.ArgumentParser(allow_abbrev=False)
 processes.add_arguments(parser)
 parser.add_argument('--workdir')
@@ -486,7 +490,7 @@ def test_a_stopped_process_is_lost(number, where, tmp_path):
   try:
     (other,) = assert_ends([pair[1 - number]], 75)
     assert other.stderr == (
-      f'error: process {number} has not answered for 5 s; the same command '
+      f'error: process {number} has not answered for 3 s; the same command '
       'resumes the run\n'
     )
     pair[number].send_signal(signal.SIGCONT)
@@ -494,6 +498,23 @@ def test_a_stopped_process_is_lost(number, where, tmp_path):
     assert stopped.returncode != 0
   finally:
     support.kill(pair[number])
+
+
+@pytest.mark.slow
+def test_all_others_end_alike(tmp_path):
+  """JAX would abort those that notice later than process 0."""
+  three = start_all(3, tmp_path, 'alone', program=('-c', _WAITS), config=())
+  for process in three:
+    wait_for_line(process, 'connected')
+  three[1].send_signal(signal.SIGSTOP)
+  try:
+    ended = assert_ends([three[0], three[2]], 75, 75)
+  finally:
+    support.kill(three[1])
+    finish(three[1])
+  for process in ended:
+    assert process.stderr.startswith('error: process 1 has not answered')
+    assert process.stderr.count('\n') == 1
 
 
 @pytest.mark.slow
