@@ -104,10 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir.release()
     return _report(error)
   except Exception as error:
-    processes.leave()
     if isinstance(error, OSError):  # Such as a full disk or a missing file.
-      return cli.report_errors([str(error)])
-    traceback.print_exc()
+      cli.report_errors([str(error)])
+    else:
+      traceback.print_exc()
+    processes.leave()
     return EXIT_CODES[Status.FAILED]
   return EXIT_CODES[status]
 
@@ -139,9 +140,10 @@ def _create_parser() -> cli.Parser:
 
 def _report(error: UserError) -> int:
   """Prints an error; leaves the other processes if they do not have it too."""
+  exit_code = cli.report_errors(error.problems)
   if not isinstance(error, processes.AllProcessesError):
     processes.leave()
-  return cli.report_errors(error.problems)
+  return exit_code
 
 
 def _check(

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 import json
 import os
+from pathlib import Path
+import time
 from typing import Any, TextIO
 
 from bn_repro.runtime import processes
@@ -25,6 +27,42 @@ def _key(line: Mapping[str, Any]) -> _Key:
 
 def _to_text(line: Mapping[str, Any]) -> str:
   return json.dumps(line, allow_nan=False) + '\n'
+
+
+class _EventFile:
+  """A file of TensorBoard, written by the thread that calls.
+
+  The thread of tensorboardX's SummaryWriter ends when the disk is full, and
+  those that call it then wait for ever.
+  """
+
+  def __init__(self, directory: Path, purge_step: int):
+    """Creates a file that replaces the steps of others from `purge_step` on."""
+    # Rarely used; loads protobuf.
+    from tensorboardX import event_file_writer
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    directory.mkdir(exist_ok=True)
+    self._create_event = Event
+    self._writer = event_file_writer.EventsWriter(str(directory / 'events'))
+    start = SessionLog(status=SessionLog.START)
+    self._write(step=purge_step, session_log=start)
+
+  def add_scalar(self, name: str, value: float, step: int) -> None:
+    from tensorboardX.summary import scalar
+
+    self._write(step=step, summary=scalar(name, value))
+
+  def _write(self, **fields: Any) -> None:
+    self._writer.write_event(
+      self._create_event(wall_time=time.time(), **fields)
+    )
+
+  def flush(self) -> None:
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
 
 
 class MetricWriter:
@@ -63,7 +101,7 @@ class MetricWriter:
     self._digest = MetricsDigest()
     self._path = workdir.metrics
     self._file: TextIO | None = None
-    self._tensorboard: Any = None
+    self._tensorboard: _EventFile | None = None
 
     def open_files() -> list[_Key]:
       if not workdir.writes:
@@ -79,11 +117,7 @@ class MetricWriter:
         self._digest.add(line.encode())
       self._file = path.open('a')
       if tensorboard:
-        from tensorboardX import SummaryWriter  # Rarely used; loads protobuf.
-
-        self._tensorboard = SummaryWriter(
-          str(workdir.path / 'tensorboard'), purge_step=step + 1
-        )
+        self._tensorboard = _EventFile(workdir.path / 'tensorboard', step + 1)
       return [_key(line) for line in lines]
 
     # All processes skip the evaluations that process 0 has lines for.

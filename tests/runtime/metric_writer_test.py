@@ -1,5 +1,6 @@
 """`metrics.jsonl`: a line for each step, split and statistics, once."""
 
+import contextlib
 import errno
 import json
 import os
@@ -19,11 +20,11 @@ def line(step, split='validation', **more):
   return {'step': step, 'split': split, **values, **more}
 
 
-def open_at(step, workdir, recorded=None):
+def open_at(step, workdir, recorded=None, *, tensorboard=False):
   """The writer of a run that resumes from a step; a context."""
   display = ProgressDisplay(100, silent=True)
   return MetricWriter(
-    Workdir(workdir), step, display, recorded, tensorboard=False
+    Workdir(workdir), step, display, recorded, tensorboard=tensorboard
   )
 
 
@@ -118,20 +119,39 @@ def test_lines_of_the_checkpoint_must_be_there(path):
     assert not writer.has(1, 'validation', None)
 
 
+@contextlib.contextmanager
+def full_disk(size):
+  """A limit on the sizes of files stands for it."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+      yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_full_disk_is_an_error(path):
-  """A limit on file sizes stands for the disk. Half a line is removed later."""
+  """The next start removes half a line."""
   with open_at(0, path.parent) as writer:
     writer.write(line(1))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limit = path.stat().st_size + 10
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-      with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-        writer.write(line(2))
-    finally:
-      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(path.stat().st_size + 10):
+      writer.write(line(2))
   with open_at(1, path.parent):
     assert path.read_text() == json.dumps(line(1)) + '\n'
+
+
+def test_a_full_disk_of_tensorboard_is_an_error(path):
+  """With a thread that writes, this would hang."""
+  with (
+    contextlib.suppress(OSError),  # What is left cannot be written at the end.
+    open_at(0, path.parent, tensorboard=True) as writer,
+  ):
+    (events,) = (path.parent / 'tensorboard').iterdir()
+    for step in range(1, 100):
+      writer.write({**line(step), 'loss': 1.0})
+    with full_disk(events.stat().st_size + 10):
+      writer.sync()
 
 
 @pytest.mark.parametrize('how', ['file', 'folder', 'replaced'])
