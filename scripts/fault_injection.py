@@ -396,8 +396,10 @@ class Kills:
       codes = [code for code, _, _ in ends]
       if set(codes) == {0}:
         return
-      # Processes that have lost another one end with 75.
-      if kill is None or not set(codes) <= {0, 75, -signal.SIGKILL}:
+      # Processes that have lost another one end with 75; JAX aborts those that
+      # have lost process 0.
+      ends_of_kills = {0, 75, -signal.SIGKILL, -signal.SIGABRT}
+      if kill is None or not set(codes) <= ends_of_kills:
         raise Failure(f'{name}: exit codes {codes}: {[e for _, _, e in ends]}')
 
   def _start(self, name: str, workdir: Path) -> list[subprocess.Popen[str]]:
