@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from steps_case import assert_close, trained
+from steps_case import assert_close, experiment_of, trained
 
 from bn_repro import config as config_lib
 from bn_repro import parallel
@@ -75,6 +75,33 @@ def test_statistics_forms_differ(x64):
   grouped, _ = trained(1, 1, 'bn.statistics=group', 'bn.virtual_batch_size=4')
   with pytest.raises(AssertionError):
     assert_close(grouped.batch_stats, shared.batch_stats, 1e-3)
+
+
+@pytest.mark.parametrize('part', ['params', 'batch_stats'])
+def test_values_that_are_not_finite_are_counted(part, x64):
+  """The loss of the step is finite: it does not depend on them yet."""
+  experiment = experiment_of(1, MLP, 'bn_mnist')
+  state = experiment.initial_state()
+  # An infinite momentum makes a parameter infinite, and a variance stays so.
+  of = {'params': 'opt_state', 'batch_stats': 'batch_stats'}[part]
+  ends = {'params': ('trace', 'bias'), 'batch_stats': ('var',)}[part]
+  changed = 0
+
+  def change(path, x):
+    nonlocal changed
+    name = jax.tree_util.keystr(path)
+    if not all(end in name for end in ends):
+      return x
+    changed += x.size
+    return np.full_like(x, np.inf)
+
+  tree = jax.tree_util.tree_map_with_path(change, getattr(state, of))
+  state = parallel.replicate(experiment.mesh, state.replace(**{of: tree}))
+  batches = next(experiment.stacked_batches(0, 1))
+  _, sums = experiment.steps.train_steps(state, batches)
+  (found,) = sums.fetch_steps()
+  assert np.isfinite(found.loss)
+  assert found.nonfinite == changed > 0
 
 
 def test_rates_are_not_compiled_in():
