@@ -4,14 +4,18 @@ from collections.abc import Callable
 import fcntl
 from pathlib import Path
 import re
+import sys
 from typing import IO
 import unicodedata
 
 from bn_repro.errors import UserError
 
-_SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://')
-# Control characters, bytes that are not UTF-8, separators of lines.
-_UNPRINTABLE = ('Cc', 'Cs', 'Zl', 'Zp')
+# With one slash, a URL that was normalized as a path.
+_SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')
+# Unicode categories of control characters and separators of lines.
+_CONTROL = ('Cc', 'Zl', 'Zp')
+# Category of bytes that the encoding of the locale does not have.
+_NOT_DECODED = 'Cs'
 
 
 def path_problem(text: str) -> str | None:
@@ -20,8 +24,14 @@ def path_problem(text: str) -> str | None:
     return 'must not be empty (is a shell variable unset?)'
   if _SCHEME.match(text):
     return 'must be a path; to use a bucket, mount it and name the folder'
-  if any(unicodedata.category(c) in _UNPRINTABLE for c in text):
+  categories = {unicodedata.category(c) for c in text}
+  if categories.intersection(_CONTROL):
     return 'must not contain control characters'
+  if _NOT_DECODED in categories:
+    return (
+      f'must be {sys.getfilesystemencoding()} text in this locale '
+      '(LC_ALL=C.UTF-8 allows UTF-8)'
+    )
   try:
     Path(text).expanduser()
   except RuntimeError:
@@ -37,8 +47,8 @@ def check_path(name: str, text: str) -> None:
     text: a path.
 
   Raises:
-    UserError: if it is empty or a URL, contains control characters, or begins
-      with an unknown home folder.
+    UserError: if it is empty or a URL, contains control characters or bytes
+      that are not text, or begins with an unknown home folder.
   """
   problem = path_problem(text)
   if problem:
@@ -49,16 +59,19 @@ def expand(name: str, text: str) -> Path:
   """Returns the absolute path that a flag or field names; `~` is expanded.
 
   Raises:
-    UserError: as `check_path`; if the current folder no longer exists.
+    UserError: as `check_path`, also for the current and the home folder; if
+      the current folder no longer exists.
   """
   check_path(name, text)
   try:
-    return Path(text).expanduser().absolute()
+    path = Path(text).expanduser().absolute()
   except FileNotFoundError as error:
     raise UserError(
       f'{name}={text}: the current folder no longer exists. Give an absolute '
       'path.'
     ) from error
+  check_path(name, str(path))
+  return path
 
 
 def path_type(name: str) -> Callable[[str], Path]:

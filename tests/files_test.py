@@ -28,7 +28,9 @@ REFUSED = {
   'a\0b': 'control characters',
   '\x1b[2Ja': 'control characters',
   'a\u2028b': 'control characters',
-  os.fsdecode(b'a\xffb'): 'control characters',
+  os.fsdecode(b'a\xffb'): 'must be utf-8 text',
+  'gs:/bucket/run': 'mount it',
+  'C:/runs': 'mount it',
   '~no.such.user/x': 'home folder is unknown',
 }
 
@@ -56,7 +58,7 @@ def test_refused_paths(text):
     ('a~b', '/here/a~b'),
     ('lr[0.1]/*?', '/here/lr[0.1]/*?'),
     ('a:b/c d/é', '/here/a:b/c d/é'),
-    ('gs:/b', '/here/gs:/b'),
+    ('./gs:/b', '/here/gs:/b'),
     ('/x://y', '/x:/y'),
     ('-x', '/here/-x'),
   ],
@@ -90,6 +92,14 @@ def test_a_current_folder_that_is_gone(tmp_path, monkeypatch):
   (tmp_path / 'gone').rmdir()
   with pytest.raises(UserError, match='current folder no longer exists'):
     files.expand('--out', 'x')
+
+
+@pytest.mark.parametrize('folder', [b'/caf\xc3\xa9 \xff', b'/a\nb'])
+def test_a_current_folder_without_a_printable_name(folder, monkeypatch):
+  monkeypatch.setattr(os, 'getcwd', lambda: os.fsdecode(folder))
+  with pytest.raises(UserError, match='must be utf-8 text|control characters'):
+    files.expand('--out', 'x')
+  assert files.expand('--out', '/x') == Path('/x')
 
 
 # The flags of each command that name paths, with its other arguments.
