@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import logging
 import os
 from pathlib import Path
+import re
 import sys
 from typing import Any
 
@@ -104,6 +105,8 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message: str):  # noqa: ANN201
     """Raises instead of printing the usage and exiting with 2."""
+    # As the user gave it; see `_keys_as_values`.
+    message = re.sub(r'(--config|--sweep)\.(KEY|AXIS)=', r'\1.', message)
     raise UserError(f'{message}. Try --help.')
 
 
@@ -219,9 +222,11 @@ def set_up_jax(config: ConfigDict) -> None:
   that is not set, in ~/.cache/bn_repro.
 
   Raises:
-    UserError: if JAX cannot start.
+    UserError: if JAX cannot start, or has settings that the commands do not
+      support.
   """
   backend.import_jax()
+  backend.check_settings()
   import jax
 
   if config.model.dtype == 'float64':

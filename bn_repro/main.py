@@ -18,7 +18,7 @@ from bn_repro import cli, files
 from bn_repro import config as config_lib
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
-from bn_repro.runtime import backend, processes, streams
+from bn_repro.runtime import processes, streams
 from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.workdir import (
   EXIT_CODES,
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if exit_code is not None:
       return exit_code
-    processes.run_on_all(lambda: _set_up_jax(config))
+    processes.run_on_all(lambda: cli.set_up_jax(config))
     processes.run_on_all(workdir.claim)
     _check_shared_workdir(workdir)
   except UserError as error:
@@ -216,11 +216,6 @@ def _exit_code_if_ended(
   if workdir.writes:
     print(f'{workdir.path}: {message}')
   return exit_code
-
-
-def _set_up_jax(config: ConfigDict) -> None:
-  cli.set_up_jax(config)
-  backend.check_trains()
 
 
 def _check_shared_workdir(workdir: Workdir) -> None:

@@ -17,13 +17,17 @@ _GOOGLE = '0x1ae0'
 # gVNIC, the network card of Google's VMs.
 _NETWORK_CARD = '0x0042'
 
-# Settings of JAX that training needs: it compiles ahead of time, and adds
+# Settings of JAX that the commands need: they compile ahead of time, and add
 # arrays of different types.
-_OF_TRAINING = {
+_NEEDED = {
   'jax_disable_jit': False,
   'jax_numpy_dtype_promotion': 'standard',
 }
 
+# The flags of a machine without accelerators, which need no check.
+_COMMON_XLA_FLAGS = re.compile(
+  r'\s*--xla_force_host_platform_device_count=[0-9]{1,4}\s*'
+)
 # Parses XLA_FLAGS, and starts no device.
 _PARSE_XLA_FLAGS = 'from jaxlib import xla_client; xla_client.CompileOptions()'
 
@@ -68,8 +72,8 @@ def check_devices() -> None:
     jax.device_get(jax.jit(lambda x: x + 1)(np.zeros(1, np.float32)))
 
 
-def check_trains() -> None:
-  """Checks the settings of JAX under which training cannot run.
+def check_settings() -> None:
+  """Checks the settings of JAX under which the commands cannot run.
 
   Raises:
     UserError: if an environment variable has changed one of them.
@@ -78,9 +82,9 @@ def check_trains() -> None:
 
   settings = jax.config
   problems = [
-    f'{name.upper()}={os.environ.get(name.upper())}: training needs '
+    f'{name.upper()}={os.environ.get(name.upper())}: this command needs '
     f'{name}={needed}. Unset the variable.'
-    for name, needed in _OF_TRAINING.items()
+    for name, needed in _NEEDED.items()
     if getattr(settings, name) != needed
   ]
   if problems:
@@ -90,7 +94,7 @@ def check_trains() -> None:
 def _check_xla_flags() -> None:
   """Raises if XLA refuses XLA_FLAGS, before it ends this process for that."""
   flags = os.environ.get('XLA_FLAGS')
-  if not flags:
+  if not flags or _COMMON_XLA_FLAGS.fullmatch(flags):
     return
   parsed = subprocess.run(
     [sys.executable, '-P', '-c', _PARSE_XLA_FLAGS],

@@ -1,9 +1,13 @@
 """Environment variables of JAX that keep a run from starting."""
 
+import subprocess
+
 import jax
 import pytest
 import support
 
+from bn_repro import cli
+from bn_repro import config as config_lib
 from bn_repro.errors import UserError
 from bn_repro.runtime import backend
 
@@ -31,19 +35,35 @@ def test_flags_that_xla_refuses(flags, reason, monkeypatch):
 
 
 @pytest.mark.parametrize(
+  'count, checks', [('2', 0), ('abc', 1), ('9' * 11, 1), ('2 --x', 1)]
+)
+def test_the_number_of_cpu_devices_costs_no_process(count, checks, monkeypatch):
+  started = []
+
+  def run(*args, **kwargs):
+    started.append(args)
+    return subprocess.CompletedProcess(args, 0, '', '')
+
+  monkeypatch.setattr(subprocess, 'run', run)
+  monkeypatch.setenv(
+    'XLA_FLAGS', f' --xla_force_host_platform_device_count={count}'
+  )
+  backend.import_jax()
+  assert len(started) == checks
+
+
+@pytest.mark.parametrize(
   'name, value',
   [('jax_disable_jit', True), ('jax_numpy_dtype_promotion', 'strict')],
 )
-def test_settings_that_training_cannot_have(name, value, monkeypatch):
+def test_settings_that_no_command_can_have(name, value, monkeypatch):
   monkeypatch.setenv(name.upper(), str(value))
   previous = getattr(jax.config, name)
-  backend.check_trains()
+  backend.check_settings()
   jax.config.update(name, value)
   try:
-    # Other commands work with them.
-    backend.check_devices()
     with pytest.raises(UserError) as raised:
-      backend.check_trains()
+      cli.set_up_jax(config_lib.load('mnist:mini'))
   finally:
     jax.config.update(name, previous)
   assert_names(raised, f'{name.upper()}={value}')

@@ -1165,6 +1165,8 @@ def test_no_mistakes(arguments, tmp_path):
     ((*SLURM, '--out=x\n#SBATCH -w x'), 'not contain control characters'),
     ((*SLURM, '--gpus=0'), "'0' is not a whole number of at least 1"),
     ((*SLURM, '--topology=v5e:4x4'), 'unrecognized arguments'),
+    (('--config.seed=1', *SLURM), 'unrecognized arguments: --config.seed=1'),
+    (('--sweep.seed=1', *SLURM), 'unrecognized arguments: --sweep.seed=1'),
     (without('--workdir=', TPU_VM), 'required: --workdir'),
     (('vm', *TPU_VM[1:]), 'invalid choice'),
     ((), 'required: PLACE'),
