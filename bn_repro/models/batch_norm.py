@@ -337,13 +337,16 @@ def moving_average(
 
   Args:
     old: the running statistic.
-    new: the statistics of groups of examples, along a leading axis.
+    new: the statistics of groups of examples, along a leading axis; the other
+      axes are those of `old`, and any of length 1.
     enough: True where a group had enough values for its statistic. Others do
       not count, and without any the running statistic stays as it is.
     momentum: weight of `old`.
   """
-  num_groups = enough.sum(0)
-  mean = jnp.where(enough, new, 0).sum(0) / jnp.maximum(num_groups, 1)
+  enough = jnp.broadcast_to(enough, new.shape)
+  num_groups = enough.sum(0).reshape(old.shape)
+  total = jnp.where(enough, new, 0).sum(0).reshape(old.shape)
+  mean = total / jnp.maximum(num_groups, 1)
   return jnp.where(num_groups > 0, momentum * old + (1 - momentum) * mean, old)
 
 
@@ -460,12 +463,9 @@ class BatchNorm(nn.Module):
     features = self._feature_axes(x)
     shape = [x.shape[axis] for axis in features]
     statistics_dtype = jnp.promote_types(self.param_dtype, jnp.float32)
-    running_mean = self.variable(
-      'batch_stats', 'mean', jnp.zeros, shape, statistics_dtype
-    )
-    running_var = self.variable(
-      'batch_stats', 'var', jnp.ones, shape, statistics_dtype
-    )
+    statistic = functools.partial(self.variable, 'batch_stats')
+    running_mean = statistic('mean', jnp.zeros, shape, statistics_dtype)
+    running_var = statistic('var', jnp.ones, shape, statistics_dtype)
     gamma, beta = jnp.ones(shape), jnp.zeros(shape)
     parameters = []
     if self.use_scale:
@@ -493,15 +493,12 @@ class BatchNorm(nn.Module):
     )
     if not self.is_initializing():
       for running, batch, enough in (
-        (running_mean, mu, m > 0),
+        (running_mean, mu, jnp.greater(m, 0)),
         # One value has no unbiased variance.
-        (running_var, var, m > 1 if self.unbiased else m > 0),
+        (running_var, var, jnp.greater(m, 1 if self.unbiased else 0)),
       ):
         running.value = moving_average(
-          running.value,
-          batch.reshape(batch.shape[0], *shape),
-          jnp.broadcast_to(enough, batch.shape).reshape(batch.shape[0], *shape),
-          self.momentum,
+          running.value, batch, enough, self.momentum
         )
     return y.astype(dtype)
 
