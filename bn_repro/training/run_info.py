@@ -4,6 +4,7 @@ from collections.abc import Callable
 import datetime
 from importlib import metadata
 import os
+from pathlib import Path
 import platform
 import shlex
 import subprocess
@@ -28,6 +29,9 @@ PACKAGES = (
   'ml_collections',
   'numpy',
 )
+
+# Options of `git describe`: all digits, and no names of tags.
+_FULL = ('--abbrev=40', '--exclude=*')
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
@@ -143,6 +147,30 @@ def images_per_statistic(experiment: Experiment) -> int:
   }[config.bn.statistics]
 
 
+def _git(root: Path, *command: str) -> tuple[str, str]:
+  """What git prints about a checkout; and its error, or ''."""
+  # The environment may name another repository, and git would search the
+  # folders above.
+  environment = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith('GIT_')
+  }
+  try:
+    result = subprocess.run(
+      ['git', f'--git-dir={root}/.git', f'--work-tree={root}', *command],
+      cwd=root,
+      env=environment,
+      capture_output=True,
+      text=True,
+      timeout=10,
+      check=False,
+    )
+  except (OSError, subprocess.TimeoutExpired) as error:
+    return '', str(error)
+  return result.stdout.strip(), result.stderr.strip()
+
+
 def git_revision(say: Callable[[str], None]) -> str:
   """The git revision of the code, with '-dirty' if it is changed.
 
@@ -158,26 +186,11 @@ def git_revision(say: Callable[[str], None]) -> str:
   root = config_lib.ROOT
   if root is None:  # Installed, as a package that has a version.
     return ''
-  # Another repository, around this one or named by the environment, is not
-  # meant. The owner of the repository does not matter: its code runs already.
-  command = ['git', f'--git-dir={root}/.git', f'--work-tree={root}', 'describe']
-  environment = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith('GIT_')
-  }
-  try:
-    result = subprocess.run(
-      [*command, '--always', '--dirty', '--abbrev=40', '--exclude=*'],
-      env=environment,
-      capture_output=True,
-      text=True,
-      timeout=10,
-      check=False,
-    )
-    revision, reason = result.stdout.strip(), result.stderr.strip()
-  except (OSError, subprocess.TimeoutExpired) as error:
-    revision, reason = '', str(error)
+  # The owner of the repository does not matter: its code runs already.
+  revision, reason = _git(root, 'describe', '--always', '--dirty', *_FULL)
+  # Another repository, whose folder the code was copied into, is not meant.
+  if revision and not _git(root, 'ls-files', 'bn_repro')[0]:
+    revision, reason = '', 'the repository does not track bn_repro'
   written = root / 'REVISION'
   if not revision and written.is_file():
     revision = written.read_text().strip()

@@ -25,9 +25,9 @@ def git(folder, *arguments):
 
 def repository(folder):
   """Makes a repository with a tagged commit; returns the revision."""
-  folder.mkdir(parents=True)
+  (folder / 'bn_repro').mkdir(parents=True)
   git(folder, 'init', '--quiet')
-  (folder / 'code.py').write_text('1\n')
+  (folder / 'bn_repro' / 'code.py').write_text('1\n')
   git(folder, 'add', '.')
   git(folder, *COMMIT, '--message=m')
   git(folder, 'tag', 'v1')
@@ -50,7 +50,7 @@ def test_revision(tmp_path, monkeypatch):
   # One file that has been left there says nothing about the others.
   (root / 'REVISION').write_text('0123\n')
   assert revision(root, monkeypatch) == (head, [])
-  (root / 'code.py').write_text('2\n')
+  (root / 'bn_repro' / 'code.py').write_text('2\n')
   assert revision(root, monkeypatch) == (f'{head}-dirty', [])
 
 
@@ -74,6 +74,21 @@ def test_revision_of_another_owner(tmp_path, monkeypatch):
   with pytest.raises(AssertionError, match='dubious ownership'):
     git(tmp_path / 'root', 'describe', '--always')
   assert revision(tmp_path / 'root', monkeypatch) == (head, [])
+
+
+@pytest.mark.parametrize('ignored', [False, True])
+def test_revision_of_a_repository_that_the_code_was_copied_into(
+  ignored, tmp_path, monkeypatch
+):
+  root = tmp_path / 'root'
+  repository(root)
+  git(root, 'rm', '--quiet', '-r', '--cached', 'bn_repro')
+  (root / '.gitignore').write_text('bn_repro\n' if ignored else '')
+  git(root, 'add', '.gitignore')
+  git(root, *COMMIT, '--message=m')
+  found, (warning,) = revision(root, monkeypatch)
+  assert found == ''
+  assert 'does not track bn_repro' in warning
 
 
 @pytest.mark.parametrize('form', ['inside', 'environment', 'broken'])
