@@ -11,8 +11,8 @@
 #   any other                                      exits with the same code
 #
 # SIGTERM, SIGHUP and Ctrl-C are forwarded as SIGTERM, after which the command
-# is not restarted: the exit code is 75 if it has saved. After several runs in a row
-# that end early, the script gives up with exit code 1.
+# is not restarted: the exit code is 75 if it has saved. After several runs in a
+# row that end early, the script gives up with exit code 1.
 set -uo pipefail
 
 case ${1:-} in

@@ -31,7 +31,8 @@ shift
 code=$(mktemp -d)
 trap 'rm -rf "$code"' EXIT
 # In a folder of another repository, git would list that repository's files.
-if inside=$(git rev-parse --show-prefix 2>/dev/null) && [ -z "$inside" ]; then
+if inside=$(git rev-parse --show-prefix 2>/dev/null) && [ -z "$inside" ] &&
+  git ls-files --error-unmatch bn_repro >/dev/null 2>&1; then
   what='the files that git tracks'
   git describe --always --dirty --abbrev=40 >"$code/REVISION"
   list() {
