@@ -851,12 +851,12 @@ def test_untracked_files_are_not_sent(repository):
   assert ', not 4 others: git add adds them)' in said
 
 
-@pytest.mark.parametrize('is_inside', [True, False])
-def test_code_outside_a_git_checkout(is_inside, copied, monkeypatch):
+@pytest.mark.parametrize('repository_of', [None, '..', '.'])
+def test_code_outside_a_git_checkout(repository_of, copied, monkeypatch):
   """A copy without history, also inside another repository."""
   monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(copied.parent.parent))
-  if is_inside:
-    git(copied.parent, 'init')
+  if repository_of:
+    git(copied / repository_of, 'init')
   (copied / 'data').mkdir()
   (copied / 'data/train.tar').write_bytes(bytes(2_000_000))
   (copied / 'REVISION').write_text('0123\n')
