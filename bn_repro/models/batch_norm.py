@@ -151,8 +151,7 @@ def batch_norm_gradients(
     dgamma = sum(dy * xhat)
     dbeta = sum(dy)
 
-  A loss may also depend on the statistics themselves, through the updated
-  running averages. It adds its gradients to `dvar` and `dmu`.
+  A loss on the updated running averages adds its gradients to `dvar`, `dmu`.
 
   Args:
     x: values, float32 or float64.
@@ -161,8 +160,8 @@ def batch_norm_gradients(
     var: biased variance, likewise.
     m: number of values, likewise.
     dy: gradient of the loss with respect to the output, of the shape of `x`.
-    dmu: gradient of the loss with respect to `mu` that does not come from `dy`,
-      summed over the sharing devices; 0 in ordinary training.
+    dmu: gradient with respect to `mu` that does not come from `dy`, summed over
+      the sharing devices; 0 in ordinary training.
     dvar: gradient with respect to `var`, likewise.
     mask: as in `batch_moments`.
     sharing: as in `batch_moments`.
@@ -170,9 +169,8 @@ def batch_norm_gradients(
 
   Returns:
     `(dx, dgamma, dbeta, dmu, dvar)`. `dx` includes what the losses of other
-    devices contribute through the shared statistics. The others come from the
-    `dy` of this device alone, to be averaged with all other gradients; they
-    keep the reduced axes with length 1.
+    devices contribute through the shared statistics. The others come from `dy`
+    of this device alone and keep the reduced axes with length 1.
   """
   add = functools.partial(jnp.sum, axis=sharing.axes, keepdims=True)
   inverse_std = lax.rsqrt(var + epsilon)
@@ -452,9 +450,8 @@ class BatchNorm(nn.Module):
     Args:
       x: values, with the examples along the first axis.
       use_running_average: see the attribute.
-      mask: nonzero where a value enters the statistics, of any dtype,
-        broadcastable to `x`; not used in inference. Values that do not enter
-        may be NaN.
+      mask: nonzero where a value enters the statistics, of any dtype and
+        broadcastable to `x`. Other values may be NaN. Not used in inference.
     """
     use_running_average = nn.merge_param(
       'use_running_average', self.use_running_average, use_running_average

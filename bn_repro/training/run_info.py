@@ -50,8 +50,6 @@ def write_start(
   step: int,
   config_file: str,
   say: Callable[[str], None],
-  *,
-  accept_lost_metrics: bool,
 ) -> None:
   """Writes config, facts and status of a start, and prints the main facts.
 
@@ -61,7 +59,6 @@ def write_start(
     step: the step that the run starts or resumes from.
     config_file: value of --config.
     say: prints a line.
-    accept_lost_metrics: value of --accept_lost_metrics, for `run.json`.
   """
   rows = summary.layers(
     experiment.model, experiment.dataset.image_shape, depth=1
@@ -71,7 +68,6 @@ def write_start(
     'num_parameters': sum(row.parameters for row in rows),
     'start_step': step,
     'git_revision': git_revision(say),
-    'accept_lost_metrics': accept_lost_metrics,
     **_facts(experiment),
   }
   workdir.write_config(experiment.config)

@@ -74,35 +74,19 @@ def train_and_evaluate(
   with contextlib.ExitStack() as stack:
     watchdog = stack.enter_context(Watchdog(config.stuck_after, _exit_stuck))
     experiment = create_experiment(config, dataset)
-    checkpoints = stack.enter_context(
-      Checkpoints(
-        workdir.checkpoints,
-        keep=config.checkpoints_to_keep if workdir.writes else None,
-        identity=run_info.identity(experiment),
-      )
-    )
+    checkpoints = stack.enter_context(_open_checkpoints(experiment, workdir))
     start = restore_or_initialize(experiment, checkpoints)
     step = int(start.state.step)
     display = stack.enter_context(
       ProgressDisplay(experiment.total_steps, silent=not workdir.writes)
     )
+    metrics = None if accept_lost_metrics else start.metrics
     writer = stack.enter_context(
       MetricWriter(
-        workdir,
-        step,
-        display,
-        None if accept_lost_metrics else start.metrics,
-        tensorboard=config.tensorboard,
+        workdir, step, display, metrics, tensorboard=config.tensorboard
       )
     )
-    run_info.write_start(
-      experiment,
-      workdir,
-      step,
-      config_file,
-      display.say,
-      accept_lost_metrics=accept_lost_metrics,
-    )
+    run_info.write_start(experiment, workdir, step, config_file, display.say)
     if processes.count() > 1:
       maximum = parallel.create_maximum(experiment.mesh)
       preemption = AgreedPreemption(preemption, maximum)
@@ -121,6 +105,15 @@ def train_and_evaluate(
   workdir.write_status(status, step, reason, writer.digest())
   display.say(f'{status} at step {step}: {reason}')
   return status
+
+
+def _open_checkpoints(experiment: Experiment, workdir: Workdir) -> Checkpoints:
+  keep = experiment.config.checkpoints_to_keep
+  return Checkpoints(
+    workdir.checkpoints,
+    keep=keep if workdir.writes else None,
+    identity=run_info.identity(experiment),
+  )
 
 
 def _check_processes_agree(config: ConfigDict, dataset: Dataset) -> None:
