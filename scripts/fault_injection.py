@@ -2,7 +2,7 @@
 
   python scripts/fault_injection.py --minutes=30
 
-Two kinds of trial alternate:
+There are two kinds of trial. Every eighth trial is a kill:
 
 damage  A file of a copied workdir gets a flipped bit, loses its end, or is
         deleted. Then a command reads the workdir: resume, warm start, evaluate
