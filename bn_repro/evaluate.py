@@ -2,7 +2,8 @@
 
 python -m bn_repro.evaluate --workdir=runs/bn_x5 --split=test
 
-The config and the data must be those that the checkpoint was trained with.
+Refuses a damaged checkpoint, and one that was trained with another config or on
+other data.
 """
 
 import argparse
@@ -41,12 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--data_dir',
     type=files.path_type('--data_dir'),
     metavar='DIR',
-    help='folder of the data, if it is not config.data.data_dir',
+    help='folder of the data, in place of config.data.data_dir',
   )
   parser.add_argument(
     '--other_data',
     action='store_true',
-    help='evaluate although the data are not those of the training',
+    help='accept data that differ from those of the training',
   )
   try:
     flags = parser.parse_args(argv)

@@ -63,7 +63,8 @@ def get_config(mode: str = 'full') -> ConfigDict:
   # imagenet2012, mnist, fashion_mnist, mnist_5k (5,000 digits that come with
   # pip), imagenet_stand_in (of `scripts/make_stand_in.py`) or synthetic.
   config.data.name = 'imagenet2012'
-  # Folder of the data set; '' is its usual place.
+  # Folder of the data set; '' is its usual place. mnist_5k and synthetic have
+  # none.
   config.data.data_dir = ''
   # Height and width of the images, in pixels. ImageNet is cropped to it, digits
   # are padded.
