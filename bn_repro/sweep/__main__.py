@@ -56,6 +56,9 @@ exit code:
   0 all trials are done or diverged; 75 stopped by SIGTERM, Ctrl-C or a closed
   terminal and saved, run it again; 1 a trial failed, or nothing was started.
 
+In the file of a sweep, base() returns the config of --config, and base(NAME)
+the config NAME in the same folder.
+
 For clusters and clouds, see python scripts/launch.py --help. To write a sweep,
 see configs/sweeps/lr_multipliers.py, which explains all parts of one.
 """
