@@ -67,8 +67,7 @@ def train_and_evaluate(
     How the run ended: done, preempted or diverged.
 
   Raises:
-    UserError: if the workdir has a different run, only damaged checkpoints, or
-      lost lines of metrics.
+    UserError: if the workdir has another run, or one that is damaged.
   """
   _check_processes_agree(config, dataset)
   with contextlib.ExitStack() as stack:
