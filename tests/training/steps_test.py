@@ -77,6 +77,20 @@ def test_statistics_forms_differ(x64):
     assert_close(grouped.batch_stats, shared.batch_stats, 1e-3)
 
 
+def test_each_step_drops_other_units(x64):
+  """Of the same batch and parameters, without distortion."""
+  options = ('data.distortion=none', 'model.dropout_rate=0.5')
+  experiment = experiment_of(1, options, 'bn_baseline')
+  batches = next(experiment.stacked_batches(0, 1))
+  losses = []
+  for step in (0, 1, 0):
+    state = experiment.initial_state().replace(step=np.int32(step))
+    state = parallel.replicate(experiment.mesh, state)
+    _, sums = experiment.steps.train_steps(state, batches)
+    losses += [sums.loss for sums in sums.fetch_steps()]
+  assert losses[0] == losses[2] != losses[1]
+
+
 @pytest.mark.parametrize('part', ['params', 'batch_stats'])
 def test_values_that_are_not_finite_are_counted(part, x64):
   """The loss of the step is finite: it does not depend on them yet."""

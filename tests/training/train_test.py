@@ -333,6 +333,19 @@ def test_state_whose_replicas_differ_is_not_saved(tmp_path, monkeypatch):
   assert json.loads((tmp_path / 'status.json').read_text())['step'] == 5
 
 
+def test_learning_rate_of_a_line_is_that_of_its_last_step(tmp_path):
+  """It is halved every 2.1 steps: 0.3 epochs of 448 images in batches of 64."""
+  options = ('optim.decay_epochs=0.3', 'optim.decay_rate=0.5', 'log_every=1')
+  train_once(tmp_path, *options, 'eval_every=100')
+  found = [
+    line['learning_rate']
+    for line in lines(tmp_path)
+    if line['split'] == 'train'
+  ]
+  halvings = (0, 0, 0, 1, 1, 2)
+  assert found == pytest.approx([0.1 * 64 / 60 / 2**n for n in halvings])
+
+
 def test_net_without_bn_has_one_form(tmp_path):
   train_once(tmp_path, variant='mnist')
   evaluated = [line for line in lines(tmp_path) if line['split'] != 'train']
