@@ -28,6 +28,7 @@ from bn_repro.runtime.workdir import check_metrics, read_json
 from bn_repro.training import checkpoint, evaluation, run_info, train
 from bn_repro.training import experiment as experiment_lib
 from bn_repro.training import timing as timing_lib
+from bn_repro.training.metrics import Sums
 
 # 64 images to validate on and 130 to test on.
 OVERRIDES = (
@@ -637,6 +638,23 @@ def test_warm_start_survives_a_change_of_its_source(tmp_path):
   train_once(untouched)
   train_once(reference, f'init_from={untouched}')
   assert lines(warm) == lines(reference)
+
+
+@pytest.mark.parametrize(
+  'sums, expected',
+  [
+    ({'loss': 8.0}, None),
+    ({'loss': 8.0, 'nonfinite': 1}, '1 values of the parameters'),
+    ({'loss': np.nan}, 'loss nan'),
+    ({'loss': np.inf}, 'loss inf'),
+    ({'loss': 40.0}, None),
+    ({'loss': 40.1}, 'above divergence_loss=10'),
+  ],
+)
+def test_reasons_of_divergence(sums, expected):
+  """Of four examples, with a limit of 10 on their mean loss."""
+  reason = train._divergence(Sums(count=4, **sums), 10.0)
+  assert reason is None if expected is None else expected in reason
 
 
 def test_divergence_names_the_step(tmp_path):
