@@ -254,15 +254,15 @@ class Checkpoints:
     for step in reversed(self.steps()):
       try:
         checkpoint = self.restore(step, like)
-      except DamagedCheckpoint as error:
+      except DamagedCheckpoint as damage:
+        damaged[step] = damage
+        continue
+      self._check_identity(checkpoint.meta)
+      for step, error in damaged.items():
         print(
           f'warning: checkpoint {step} {error}; using the one before it',
           file=sys.stderr,
         )
-        damaged[step] = error
-        continue
-      self._check_identity(checkpoint.meta)
-      for step in damaged:
         aside = self.directory.with_name(f'damaged_checkpoint_{step}')
         (self.directory / str(step)).rename(aside)
       if self._manager:

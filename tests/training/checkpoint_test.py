@@ -371,13 +371,15 @@ def test_falls_back_and_sets_the_damaged_one_aside(tmp_path, capsys):
   assert restore_newest(directory).meta['step'] == 2
 
 
-def test_all_damaged_is_an_error_and_nothing_moves(tmp_path):
+def test_all_damaged_is_an_error_and_nothing_moves(tmp_path, capsys):
   directory = tmp_path / 'c'
   save(directory, 1, 2)
   for path in [*arrays_of(directory, 1), *arrays_of(directory, 2)]:
     path.write_bytes(b'')
   with pytest.raises(UserError, match='all checkpoints are damaged'):
     restore_newest(directory)
+  # No older one is used, so no warning says so.
+  assert 'warning' not in capsys.readouterr().err
   assert {path.name for path in directory.iterdir()} == {'1', '2'}
 
 
