@@ -42,6 +42,7 @@ sys.path.insert(0, str(ROOT))
 
 from bn_repro import cli
 from bn_repro.errors import UserError
+from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.progress import duration
 
 # Fields of runs that train in a second, on generated images.
@@ -206,8 +207,13 @@ class Damages:
     )
     succeed(*self._train, f'--workdir={self._done}')
     succeed(*run_command('mnist:mini'), f'--workdir={self._other}')
+    # As if it had been killed before its last save.
     self._stopped = folder / 'stopped'
-    self._train_and_kill()
+    shutil.copytree(self._done, self._stopped)
+    last = FIELDS['total_steps']
+    shutil.rmtree(self._stopped / 'checkpoints' / str(last))
+    stopped = workdir_lib.Workdir(self._stopped)
+    stopped.write_status(workdir_lib.Status.RUNNING, 0, 'in progress')
     self._roads: Mapping[str, Callable[[Path], tuple[int, Any, str]]] = {
       'resume': self._resume,
       'warm start': self._warm_start,
@@ -219,20 +225,6 @@ class Damages:
     }
     # The page without the run that trials damage.
     self._without = self._report(folder / 'nowhere')
-
-  def _train_and_kill(self) -> None:
-    """Trains a run and kills it after two of its checkpoints."""
-    process = start(*self._train, f'--workdir={self._stopped}')
-    assert process.stdout is not None
-    for line in process.stdout:
-      if line.startswith('step 42/'):
-        process.kill()
-        break
-    finish(process)
-    status = json.loads((self._stopped / 'status.json').read_text())
-    if status['status'] == 'done':  # It was too fast.
-      shutil.rmtree(self._stopped)
-      self._train_and_kill()
 
   def trial(self, rng: random.Random) -> tuple[str, str]:
     """Damages a copy and reads it; returns what was done and the outcome.
