@@ -65,6 +65,20 @@ configs/inception.py explains every field of a config.
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
+  try:
+    return _main(argv)
+  except Exception as error:
+    if not processes.is_peer_failure(error):
+      raise
+    # Before the first step or while processes compare what they have.
+    reason = str(error).splitlines()[0]
+    print(f'error: lost another process: {reason}', file=sys.stderr)
+    processes.leave()
+    return EXIT_CODES[Status.PREEMPTED]
+
+
+def _main(argv: Sequence[str] | None) -> int:
+  """Trains; raises if another process is lost before training starts."""
   preemption = Preemption()
   preemption.listen()
   try:
@@ -104,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir.release()
     return _report(error)
   except Exception as error:
+    if processes.is_peer_failure(error):
+      raise
     if isinstance(error, OSError):  # Such as a full disk or a missing file.
       cli.report_errors([str(error)])
     else:

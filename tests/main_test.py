@@ -1,7 +1,12 @@
 """The command: its help, and its errors, which come before JAX is imported."""
 
+import pytest
 import support
 from support import run_without_jax as run
+
+from bn_repro import main
+from bn_repro.runtime import processes, workdir
+from bn_repro.training import train
 
 ROOT = support.ROOT
 CONFIG = '--config=configs/bn_x5.py:mini'
@@ -99,3 +104,29 @@ def test_broken_config_files(tmp_path):
     assert expected in result.err
     assert 'Traceback' not in result.err
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('place', ['at the start', 'in training'])
+def test_a_process_that_is_lost_is_no_failure(
+  place, tmp_path, monkeypatch, capsys
+):
+  """Wherever a collective notices it: the same command resumes."""
+
+  def lost(*arguments, **options):
+    # As for a process that has connected.
+    monkeypatch.setattr(processes, 'count', lambda: 2)
+    raise RuntimeError('Gloo AllGather failed: Connection closed by peer\nmore')
+
+  monkeypatch.setattr('signal.signal', lambda *_: None)
+  if place == 'at the start':
+    monkeypatch.setattr(processes, 'run_on_all', lost)
+  else:
+    # The lock would stay until the end of this process.
+    monkeypatch.setattr(workdir.Workdir, 'claim', lambda workdir: None)
+    monkeypatch.setattr(train, 'train_and_evaluate', lost)
+  code = main.main([CONFIG, f'--workdir={tmp_path}'])
+  assert code == 75
+  assert capsys.readouterr().err == (
+    'error: lost another process: Gloo AllGather failed: Connection closed by '
+    'peer\n'
+  )
