@@ -1,6 +1,5 @@
 """Faults at random: a short run of the script, and what it calls a failure."""
 
-import datetime
 import random
 
 import fault_injection
@@ -9,9 +8,8 @@ import pytest
 
 @pytest.mark.slow
 def test_nothing_is_lost(capsys):
-  """Each day has its own faults."""
-  seed = datetime.date.today().toordinal()
-  code = fault_injection.main(['--minutes=1', f'--seed={seed}'])
+  """The faults of one seed, so that the test can be repeated."""
+  code = fault_injection.main(['--minutes=1', '--seed=3'])
   said = capsys.readouterr().out
   assert code == 0, said
   assert 'damage: ' in said
