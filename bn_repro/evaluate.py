@@ -26,11 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument(
+  files.add_path_argument(
+    parser,
     '--workdir',
     required=True,
-    type=files.path_type('--workdir'),
-    metavar='DIR',
     help='workdir of a run',
   )
   parser.add_argument(
@@ -38,10 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     default='',
     help='train, validation or test; the default is config.eval_split',
   )
-  parser.add_argument(
+  files.add_path_argument(
+    parser,
     '--data_dir',
-    type=files.path_type('--data_dir'),
-    metavar='DIR',
     help='folder of the data, in place of config.data.data_dir',
   )
   parser.add_argument(

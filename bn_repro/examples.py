@@ -40,10 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     allow_abbrev=False,
   )
   cli.add_config_arguments(parser, required=False)
-  parser.add_argument(
+  files.add_path_argument(
+    parser,
     '--workdir',
-    type=files.path_type('--workdir'),
-    metavar='DIR',
     help='workdir of a run, instead of --config',
   )
   parser.add_argument(
@@ -52,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     default=0,
     help='number of updates before the step; 0, the default, is the first step',
   )
-  parser.add_argument(
+  files.add_path_argument(
+    parser,
     '--sheet',
-    type=files.path_type('--sheet'),
     metavar='PNG',
     help='file for a contact sheet',
   )

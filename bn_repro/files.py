@@ -1,11 +1,11 @@
 """Paths that users give, and locks on files."""
 
-from collections.abc import Callable
+import argparse
 import fcntl
 from pathlib import Path
 import re
 import sys
-from typing import IO
+from typing import IO, Any
 import unicodedata
 
 from bn_repro.errors import UserError
@@ -74,9 +74,24 @@ def expand(name: str, text: str) -> Path:
   return path
 
 
-def path_type(name: str) -> Callable[[str], Path]:
-  """Returns `expand` as the type of an argument of `argparse`."""
-  return lambda text: expand(name, text)
+def add_path_argument(
+  parser: argparse.ArgumentParser,
+  flag: str,
+  *,
+  metavar: str = 'DIR',
+  **options: Any,
+) -> None:
+  """Adds an argument whose value is what `expand` returns.
+
+  Args:
+    parser: parser to add it to.
+    flag: such as '--workdir'.
+    metavar: the value in the help.
+    **options: further ones of `argparse.ArgumentParser.add_argument`.
+  """
+  parser.add_argument(
+    flag, type=lambda text: expand(flag, text), metavar=metavar, **options
+  )
 
 
 def lock(file: IO[str], *, shared: bool = False) -> bool:

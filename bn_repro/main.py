@@ -138,11 +138,10 @@ def _create_parser() -> cli.Parser:
     allow_abbrev=False,
   )
   cli.add_config_arguments(parser)
-  parser.add_argument(
+  files.add_path_argument(
+    parser,
     '--workdir',
     required=True,
-    type=files.path_type('--workdir'),
-    metavar='DIR',
     help='directory of this run; created if it does not exist',
   )
   parser.add_argument(

@@ -93,9 +93,9 @@ def _create_parser() -> argparse.ArgumentParser:
     action='store_true',
     help='search for the largest batch that fits (TPU only)',
   )
-  add(
+  files.add_path_argument(
+    parser,
     '--json',
-    type=files.path_type('--json'),
     metavar='FILE',
     help='also write all figures to FILE, such as --json=cost.json',
   )

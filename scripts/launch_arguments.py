@@ -230,10 +230,9 @@ def create_parser() -> argparse.ArgumentParser:
       metavar='DIR',
       help='absolute path on the hosts, such as /mnt/runs/bn_x30',
     )
-    add(
+    files.add_path_argument(
+      one,
       '--out',
-      type=files.path_type('--out'),
-      metavar='DIR',
       help='folder to write (default: launch/NAME)',
     )
     add(

@@ -171,11 +171,10 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument(
+  files.add_path_argument(
+    parser,
     '--out',
-    type=files.path_type('--out'),
     required=True,
-    metavar='DIR',
     help='output folder',
   )
   parser.add_argument(

@@ -26,19 +26,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument(
+  files.add_path_argument(
+    parser,
     '--runs',
     action='append',
     required=True,
-    type=files.path_type('--runs'),
-    metavar='DIR',
     help='workdir, or folder of workdirs; may be repeated',
   )
-  parser.add_argument(
+  files.add_path_argument(
+    parser,
     '--out',
     required=True,
-    type=files.path_type('--out'),
-    metavar='DIR',
     help='folder for the page',
   )
   try:

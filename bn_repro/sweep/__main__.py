@@ -74,11 +74,10 @@ def _create_parser() -> cli.Parser:
   )
   add = parser.add_argument
   cli.add_sweep_arguments(parser, required=True)
-  add(
+  files.add_path_argument(
+    parser,
     '--workdir',
     required=True,
-    type=files.path_type('--workdir'),
-    metavar='DIR',
     help='directory of the sweep',
   )
   cli.add_config_arguments(parser, required=False)
