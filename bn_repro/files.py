@@ -1,7 +1,9 @@
-"""Paths that users give, and locks on files."""
+"""Paths that users give, locks on files, and errors of the system."""
 
 import argparse
+import errno
 import fcntl
+import os
 from pathlib import Path
 import re
 import sys
@@ -9,6 +11,9 @@ from typing import IO, Any
 import unicodedata
 
 from bn_repro.errors import UserError
+
+# Errors of a disk that is full or takes no larger file.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # With one slash, a URL that was normalized as a path.
 _SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')
@@ -118,3 +123,10 @@ def lock(file: IO[str], *, shared: bool = False) -> bool:
       'file system that supports flock, or mount it with locks.'
     ) from error
   return True
+
+
+def is_system_error(error: Exception, numbers: tuple[int, ...]) -> bool:
+  """Whether an error is one of these; storage layers keep its text alone."""
+  if isinstance(error, OSError) and error.errno in numbers:
+    return True
+  return any(os.strerror(number) in str(error) for number in numbers)

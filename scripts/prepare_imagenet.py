@@ -16,11 +16,9 @@ archives may be of any size, such as those of `scripts/make_stand_in.py`.
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
-import errno
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 import re
 import shutil
@@ -73,8 +71,6 @@ CONVERTED_PER_SECOND = 600
 # Largest share of the images of a split that may repeat others byte for byte.
 # ImageNet repeats a few; among its validation images 29 are known. Our choice.
 MAX_REPEATED = 0.01
-# Errors of a disk that is full or takes no larger file.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -95,7 +91,7 @@ def errors_in_one_line(problem: str, advice: str) -> Iterator[None]:
       yield
   except Exception as error:
     reason = ' '.join(str(error).split()) or type(error).__name__
-    if any(os.strerror(number) in reason for number in DISK_FULL):
+    if files.is_system_error(error, files.DISK_FULL):
       advice = 'Free space or choose another disk, and run the command again.'
     # Some messages of tfds contain an image; the cause comes last.
     if len(reason) > 300:

@@ -337,8 +337,8 @@ def moving_average(
     old: the running statistic.
     new: the statistics of groups of examples, along a leading axis; the other
       axes are those of `old`, and any of length 1.
-    enough: True where a group had enough values for its statistic. Others do
-      not count, and without any the running statistic stays as it is.
+    enough: True where a group had enough values for its statistic. The average
+      leaves out other groups; if it leaves out all, `old` is returned.
     momentum: weight of `old`.
   """
   enough = jnp.broadcast_to(enough, new.shape)

@@ -43,7 +43,7 @@ def has_tpu() -> bool:
 
 
 def import_jax() -> None:
-  """Imports JAX, which then looks for a TPU only if there is one.
+  """Imports JAX. It looks for a TPU only on a machine that has one.
 
   Where only `libtpu` is installed, the search would take seconds and print
   warnings.

@@ -135,7 +135,7 @@ class MetricsDigest:
     self._sha256.update(line)
 
   def to_json(self) -> dict[str, Any]:
-    """The digest as it is saved in checkpoints and `status.json`."""
+    """Returns the digest in the form that checkpoints and status.json hold."""
     return {
       'lines': self.num_lines,
       'sha256': _SHA256 + self._sha256.hexdigest(),

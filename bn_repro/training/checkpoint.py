@@ -29,8 +29,6 @@ from bn_repro.training.experiment import Experiment
 from bn_repro.training.metrics import Sums
 from bn_repro.training.steps import TrainState
 
-# Errors of a disk that is full or takes no larger file.
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Errors that say nothing about the files of a checkpoint: of permissions, of
 # limits, and of a network file system. EIO is also that of a damaged disk.
 _NOT_DAMAGE = (
@@ -204,7 +202,7 @@ class Checkpoints:
         'the same command again.'
       ) from error
     except Exception as error:  # Orbax raises what its storage layers raise.
-      is_full = _is_system_error(error, _DISK_FULL)
+      is_full = files.is_system_error(error, files.DISK_FULL)
       raise SaveFailed(
         f'{self.directory}: a checkpoint could not be saved '
         f'({_short_reason(error)}). Earlier checkpoints are intact: '
@@ -315,7 +313,7 @@ def read(directory: Path, like: Any = None) -> Checkpoint:
         path / 'state', args=ocp.args.StandardRestore(target)
       )
   except Exception as error:  # Orbax raises what its storage layers raise.
-    if _is_system_error(error, _NOT_DAMAGE):
+    if files.is_system_error(error, _NOT_DAMAGE):
       raise UserError(
         f'{directory}: cannot be read ({_short_reason(error)}). Nothing was '
         'changed.'
@@ -375,13 +373,6 @@ def checksums(tree: Any) -> dict[str, str]:
     name: f'{zlib.crc32(np.asarray(x).tobytes()):08x}'
     for name, x in parallel.named_leaves(tree).items()
   }
-
-
-def _is_system_error(error: Exception, numbers: tuple[int, ...]) -> bool:
-  """Whether an error is one of these; storage layers keep its text alone."""
-  if isinstance(error, OSError) and error.errno in numbers:
-    return True
-  return any(os.strerror(number) in str(error) for number in numbers)
 
 
 def _short_reason(error: Exception) -> str:
