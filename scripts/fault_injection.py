@@ -2,7 +2,7 @@
 
   python scripts/fault_injection.py --minutes=30
 
-There are two kinds of trial. Every eighth trial is a kill:
+There are two kinds of trial. Every fourth trial is a kill:
 
 damage  A file of a copied workdir gets a flipped bit, loses its end, or is
         deleted. Then a command reads the workdir: resume, warm start, evaluate
@@ -438,7 +438,7 @@ def run_trials(flags: argparse.Namespace, folder: Path) -> int:
     if flags.trial is None and elapsed > 60 * flags.minutes:
       break
     # Damage takes a single command, a kill about ten.
-    kind = 'kill' if number % 8 == 7 else 'damage'
+    kind = 'kill' if number % 4 == 3 else 'damage'
     if kind not in kinds:
       (folder / kind).mkdir()
       kinds[kind] = (Kills if kind == 'kill' else Damages)(folder / kind)
