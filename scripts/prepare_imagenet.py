@@ -40,8 +40,8 @@ from bn_repro.data.imagenet_metadata import (
   synsets,
 )
 from bn_repro.data.prepared import (
+  EncodedExamples,
   check_shards,
-  open_encoded,
   require_open_shards,
 )
 from bn_repro.errors import UserError
@@ -496,7 +496,7 @@ def read_split(
   """
   advice = again(version_dir)
   with errors_in_one_line(f'{version_dir}: cannot be read', advice):
-    source = open_encoded(NAME, split, version_dir.parents[1])
+    source = EncodedExamples(NAME, split, version_dir.parents[1])
   # The shard of each example.
   paths = [path for path, length in shards.items() for _ in range(length)]
   images: list[int] = []

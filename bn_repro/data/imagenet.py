@@ -308,7 +308,7 @@ def _open_splits(
     )
   return {
     split: EncodedSplit(
-      source=prepared.open_encoded(imagenet_metadata.NAME, split, data_dir),
+      source=prepared.EncodedExamples(imagenet_metadata.NAME, split, data_dir),
       indices=np.arange(sum(lengths[split])),
       image_size=data.image_size,
       num_threads=data.num_threads,

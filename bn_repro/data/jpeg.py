@@ -27,10 +27,9 @@ from bn_repro.errors import UserError
 # million. Our choice.
 MAX_PIXELS = 100_000_000
 
-# A box that shrinks by a larger factor is averaged over areas. Any other is
-# interpolated bilinearly, at half the cost and nearly the same quality. Our
+# A box that shrinks by a larger factor is resized to twice the size first. Our
 # choice.
-_AREA_ABOVE = 1.5
+_TWO_STEPS_ABOVE = 1.5
 
 # OpenCV's own threads would compete with the threads that call it.
 cv2.setNumThreads(1)
@@ -62,11 +61,27 @@ def decode_view(encoded: bytes, choose_box: ChooseBox, out: np.ndarray) -> None:
   if encoded[:2] == b'\xff\xd8':
     pixels = decode_jpeg(encoded, choose_box, len(out))
     if pixels is not None:
-      shrinks = min(pixels.shape[:2]) > _AREA_ABOVE * len(out)
-      method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-      cv2.resize(pixels, out.shape[:2], out, interpolation=method)
+      resize(pixels, out)
       return
   out[:] = _decode_by_pillow(encoded, choose_box, len(out))
+
+
+def resize(pixels: np.ndarray, out: np.ndarray) -> None:
+  """Resizes bilinearly; if it shrinks a lot, to twice the size, then by half.
+
+  The second step averages squares of two by two pixels. Averages over all areas
+  would take more than twice the time, for 0.1 dB.
+
+  Args:
+    pixels: uint8 (height, width, 3).
+    out: uint8 (size, size, 3), overwritten.
+  """
+  size = len(out)
+  if min(pixels.shape[:2]) > _TWO_STEPS_ABOVE * size:
+    pixels = cv2.resize(pixels, (2 * size, 2 * size))
+    cv2.resize(pixels, (size, size), out, interpolation=cv2.INTER_AREA)
+  else:
+    cv2.resize(pixels, (size, size), out)
 
 
 def _check_size(width: int, height: int) -> None:

@@ -60,6 +60,27 @@ def test_random_boxes_reach_both_edges():
   assert {box.left for box in boxes if box.width == 12} == {0}
 
 
+def test_random_boxes_equal_the_formula_in_numpy():
+  """All attempts at once, and the first that fits."""
+  for width, height in ((500, 375), (64, 200), (20, 17)):
+    numbers = draws(5, 1000)
+    area, ratio = numbers[:, 3::2], numbers[:, 4::2]
+    area = (0.08 + 0.92 * area) * width * height
+    ratio = np.exp(np.log(3 / 4) + ratio * 2 * np.log(4 / 3))
+    widths = np.rint(np.sqrt(area * ratio)).astype(int)
+    heights = np.rint(np.sqrt(area / ratio)).astype(int)
+    fits = (np.minimum(widths, heights) > 0) & (widths <= width)
+    fits &= heights <= height
+    first = fits.argmax(1)
+    rows = np.flatnonzero(fits.any(1))
+    assert len(rows) > 800
+    for row in rows:
+      sides = widths[row, first[row]], heights[row, first[row]]
+      position = numbers[row, 1:3] * (np.array([width, height]) - sides + 1)
+      expected = Box(*position.astype(int).tolist(), *map(int, sides))
+      assert crops.random_box(width, height, numbers[row]) == expected
+
+
 def test_where_no_shape_fits_the_box_is_central():
   for width, height in ((1000, 20), (20, 1000), (1, 1), (1, 500)):
     for numbers in draws(2, 20):

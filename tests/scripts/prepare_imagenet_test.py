@@ -110,7 +110,7 @@ def assert_holds(data_dir, archives):
   of_validation = imagenet_metadata.validation_synsets()
   for split, archive in (('train', TRAIN), ('validation', VALIDATION)):
     expected = contents((archives / archive).read_bytes())
-    for example in prepared.open_encoded('imagenet2012', split, data_dir):
+    for example in prepared.EncodedExamples('imagenet2012', split, data_dir):
       name = example['file_name']
       name = name.decode() if isinstance(name, bytes) else name
       assert example['image'] == expected.pop(name)
