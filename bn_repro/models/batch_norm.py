@@ -16,7 +16,9 @@ reductions (`use_fast_variance=False`), which has no such limit.
 
 **The backward pass** (section 3) is written out. It keeps only the input, and
 sends two numbers per feature through one all-reduce. Forward-mode
-differentiation of the training form is therefore not available.
+differentiation of the training form is therefore not available. A nonlinearity
+that follows can be part of the transform: z = g(BN(x)). Its own backward pass
+would keep y = BN(x); here y is computed again from x.
 """
 
 from collections.abc import Callable, Sequence
@@ -189,6 +191,11 @@ def batch_norm_gradients(
   return dx, dgamma, dbeta, own_dmu, own_dvar
 
 
+def identity(x: Array) -> Array:
+  """Returns its argument: the nonlinearity of a layer without one."""
+  return x
+
+
 class Settings(NamedTuple):
   """The static arguments of `batch_norm`.
 
@@ -196,11 +203,13 @@ class Settings(NamedTuple):
     sharing: the values that share a statistic.
     epsilon: constant added to the variance.
     one_reduction: see `batch_moments`.
+    nonlinearity: elementwise function g of the result, z = g(y).
   """
 
   sharing: Sharing
   epsilon: float = 1e-5
   one_reduction: bool = True
+  nonlinearity: Callable[[Array], Array] = identity
 
 
 def batch_norm(
@@ -212,7 +221,7 @@ def batch_norm(
   mask: Array | None,
   settings: Settings,
 ) -> tuple[Array, Array, Array, Array | int]:
-  """Algorithm 1: the batch normalizing transform, differentiable.
+  """Algorithm 1 and the nonlinearity after it, differentiable.
 
   Args:
     x: values of any float type; the arithmetic is in the dtype of `gamma`.
@@ -226,13 +235,13 @@ def batch_norm(
     settings: static arguments.
 
   Returns:
-    `(y, mu, var, m)`, with `y` in the dtype of `gamma`.
+    `(z, mu, var, m)`, with `z` in the dtype of `gamma`.
   """
-  y, statistics, m, shares = _batch_norm(
+  z, statistics, m, shares = _batch_norm(
     x, gamma, beta, running_mean, running_var, mask, settings
   )
   mu, var = _depends_on(statistics, shares, settings.sharing)
-  return y, mu, var, m
+  return z, mu, var, m
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -278,16 +287,21 @@ def _forward(
   if mask is not None:
     var = jnp.where(m == 0, running_var, var)
   y = normalize(values, gamma, beta, mu, var, settings.epsilon)
+  z = settings.nonlinearity(y)
   # Only the gradient of the share of this device is used.
   share = values.sum(settings.sharing.axes, keepdims=True)
-  return (y, (mu, var), m, (share, share)), (x, gamma, mu, var, m, mask)
+  return (z, (mu, var), m, (share, share)), (x, gamma, beta, mu, var, m, mask)
 
 
 def _backward(settings: Settings, residuals: Any, cotangents: Any) -> Any:
-  x, gamma, mu, var, m, mask = residuals
-  dy, _, _, (dmu, dvar) = cotangents
+  x, gamma, beta, mu, var, m, mask = residuals
+  dz, _, _, (dmu, dvar) = cotangents
+  values = x.astype(gamma.dtype)
+  y = normalize(values, gamma, beta, mu, var, settings.epsilon)
+  _, pull_back = jax.vjp(settings.nonlinearity, y)
+  (dy,) = pull_back(dz)
   dx, dgamma, dbeta, dmu, dvar = batch_norm_gradients(
-    x.astype(gamma.dtype),
+    values,
     gamma,
     mu,
     var,
@@ -379,6 +393,7 @@ class BatchNorm(nn.Module):
     needs two values: with one, the running variance stays.
   - NaN under a mask does not reach the gradients of the parameters.
   - Groups of examples can share statistics (`virtual_batch_size`).
+  - A nonlinearity can be part of the layer.
   - The running statistics are float64 if `param_dtype` is; Flax's are float32.
   - Statistics are always computed in at least float32. Complex inputs are
     refused, and so are batches with no value or one value per statistic in
@@ -412,6 +427,8 @@ class BatchNorm(nn.Module):
       the examples of a device, or a multiple of them that divides the global
       batch. The running statistics are then averages over the groups of this
       device; the caller averages them over devices.
+    nonlinearity: elementwise function that is applied to the result. As part of
+      this layer, it keeps nothing for the backward pass.
 
   Raises:
     ValueError: for an unsupported argument, axes or a mask that do not fit the
@@ -436,6 +453,7 @@ class BatchNorm(nn.Module):
   force_float32_reductions: bool = True
   unbiased: bool = True
   virtual_batch_size: int | None = None
+  nonlinearity: Callable[[Array], Array] = identity
 
   @nn.compact
   def __call__(
@@ -483,9 +501,10 @@ class BatchNorm(nn.Module):
     )
     if use_running_average:
       x = x.astype(compute_dtype)
-      return normalize(x, gamma, beta, mean, var, self.epsilon).astype(dtype)
+      y = normalize(x, gamma, beta, mean, var, self.epsilon)
+      return self.nonlinearity(y).astype(dtype)
 
-    y, mu, var, m = self._normalize_batch(
+    z, mu, var, m = self._normalize_batch(
       x, gamma, beta, mean, var, mask, features
     )
     if not self.is_initializing():
@@ -497,7 +516,7 @@ class BatchNorm(nn.Module):
         running.value = moving_average(
           running.value, batch, enough, self.momentum
         )
-    return y.astype(dtype)
+    return z.astype(dtype)
 
   @nn.nowrap
   def _error(self, message: str) -> ValueError:
@@ -537,7 +556,7 @@ class BatchNorm(nn.Module):
     """Normalizes with batch statistics.
 
     Returns:
-      `(y, mu, var, m)`. All but `y` have a leading axis of the groups of this
+      `(z, mu, var, m)`. All but `z` have a leading axis of the groups of this
       device; `var` is unbiased if `self.unbiased`.
     """
     axes = tuple(axis for axis in range(x.ndim) if axis not in features)
@@ -562,7 +581,7 @@ class BatchNorm(nn.Module):
       examples = x.shape[0] // num_groups
       return values.reshape(num_groups, examples, *x.shape[1:])
 
-    y, mu, var, counts = batch_norm(
+    z, mu, var, counts = batch_norm(
       grouped(x),
       gamma[None],
       beta[None],
@@ -573,11 +592,12 @@ class BatchNorm(nn.Module):
         sharing._replace(axes=tuple(axis + 1 for axis in axes)),
         self.epsilon,
         self.use_fast_variance,
+        self.nonlinearity,
       ),
     )
     if self.unbiased:
       var = unbiased_variance(var, counts)
-    return y.reshape(x.shape), mu, var, counts
+    return z.reshape(x.shape), mu, var, counts
 
   @nn.nowrap
   def _sharing(
@@ -592,6 +612,8 @@ class BatchNorm(nn.Module):
         self.axis_name and groups is not None and len(set(map(len, groups))) > 1
       ):
         raise self._error(f'axis_index_groups={groups} differ in size.')
+      if self.axis_name and lax.axis_size(self.axis_name) == 1:
+        return 1, Sharing(axes)  # One device has nothing to add up.
       return 1, Sharing(axes, self.axis_name, groups)
     if not isinstance(group, numbers.Integral) or group < 1:
       raise self._error(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bn_repro import parallel
+from bn_repro.models.batch_norm import identity
 
 Array = jax.Array
 ModuleDef = Callable[..., Any]
@@ -26,11 +27,12 @@ class NoNorm(nn.Module):
   """Takes the place of the normalization in a network without BN."""
 
   use_running_average: bool
+  nonlinearity: Callable[[Array], Array] = identity
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """Returns its input."""
-    return x
+    """Applies the nonlinearity alone."""
+    return self.nonlinearity(x)
 
 
 class Dropout(nn.Module):

@@ -152,6 +152,29 @@ def test_dtypes_equal_flax(x_dtype, dtype):
   assert_trees_close(found, expected, rtol=2e-2, atol=3e-2)
 
 
+@pytest.mark.parametrize('g', [nn.relu, nn.sigmoid, jnp.tanh])
+@pytest.mark.parametrize('mask', [None, WITHOUT_EMPTY])
+@pytest.mark.parametrize('training', [True, False])
+def test_nonlinearity_in_the_layer_equals_one_after_it(g, mask, training):
+  """The value to the bit; the gradients are rounded elsewhere."""
+  x = jnp.asarray(random(6, 3, 4, 5), jnp.float32)
+  weight = jnp.asarray(random(6, 3, 4, 5, seed=1), jnp.float32)
+  inside = BatchNorm(not training, nonlinearity=g)
+  outside = BatchNorm(not training)
+  variables = outside.init(KEY, x)
+
+  def loss(layer, after, variables, x):
+    y, updated = layer.apply(variables, x, mask=mask, mutable=['batch_stats'])
+    return (after(y) * weight).sum(), (after(y), updated)
+
+  (found, expected) = (
+    jax.grad(loss, argnums=(2, 3), has_aux=True)(layer, after, variables, x)
+    for layer, after in ((inside, lambda y: y), (outside, g))
+  )
+  assert_trees_close(found[1], expected[1], rtol=0, atol=0)
+  assert_trees_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+
+
 def test_masked_gradients_count_where_the_loss_uses_them():
   """Masked values are normalized; only statistics ignore them."""
   x = np.float32(random(6, 4))

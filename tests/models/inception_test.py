@@ -281,6 +281,7 @@ def traced(images, *overrides, variant='inception'):
   ids=['relu', 'sigmoid'],
 )
 def test_each_unit_ends_in_the_nonlinearity(name, g, monkeypatch):
+  """z = g(BN(Wu)), where the running mean is 0 and the variance 1."""
   few_rows(monkeypatch, '3a')
   images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
   _, output = traced(images, f'model.nonlinearity={name}', variant='bn_x5')
@@ -288,7 +289,7 @@ def test_each_unit_ends_in_the_nonlinearity(name, g, monkeypatch):
   module += ('conv_double_1', 'conv_double_2', 'projection')
   units = ['conv1', 'conv2_reduce', 'conv2']
   for unit in units + [f'inception_3a/{unit}' for unit in module]:
-    x = output(f'{unit}/bn')
+    x = output(f'{unit}/conv') / np.sqrt(1 + 1e-3)
     assert x.min() < 0 < x.max()
     np.testing.assert_allclose(output(unit), g(x), rtol=1e-4, atol=1e-7)
   branches = ('conv_1x1', 'conv_3x3', 'conv_double_2', 'projection')
