@@ -182,12 +182,12 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 def mean(tree: Any) -> Any:
   """Average over devices; call inside a `data_parallel` function."""
-  return lax.pmean(tree, AXIS)
+  return tree if lax.axis_size(AXIS) == 1 else lax.pmean(tree, AXIS)
 
 
 def total(tree: Any) -> Any:
   """Sum over devices; call inside a `data_parallel` function."""
-  return lax.psum(tree, AXIS)
+  return tree if lax.axis_size(AXIS) == 1 else lax.psum(tree, AXIS)
 
 
 def gather(tree: Any) -> Any:

@@ -438,7 +438,9 @@ def restore_or_initialize(
     }
 
   state, meta = processes.broadcast_from_first(restore, initial)
-  return Start(state, Sums(**meta['interval_sums']), meta['metrics'])
+  sums = dict(meta['interval_sums'])
+  sums.pop('nonfinite', None)  # In checkpoints of earlier revisions.
+  return Start(state, Sums(**sums), meta['metrics'])
 
 
 def warm_start(state: TrainState, init_from: str) -> TrainState:

@@ -23,7 +23,6 @@ class Sums(flax.struct.PyTreeNode):
     top5: examples whose label is among the five largest.
     count: examples.
     replaced: examples that replace images which could not be decoded.
-    nonfinite: number of parameters and statistics that are not finite.
   """
 
   loss: Any = 0.0
@@ -31,7 +30,6 @@ class Sums(flax.struct.PyTreeNode):
   top5: Any = 0
   count: Any = 0
   replaced: Any = 0
-  nonfinite: Any = 0
 
   def merge(self, other: 'Sums') -> 'Sums':
     """The sums over both sets of examples."""
@@ -100,14 +98,10 @@ def classification_sums(logits: Array, batch: Batch) -> Sums:
     top5=(mask & top.any(-1)).sum(),
     count=mask.sum(),
     replaced=(mask & replaced).sum(),
-    nonfinite=jnp.zeros((), jnp.int32),
   )
 
 
-def count_nonfinite(tree: Any) -> Array:
-  """The number of values of a tree that are not finite, int32."""
-  leaves = jax.tree.leaves(tree)
-  return sum(
-    (jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves),
-    start=jnp.zeros((), jnp.int32),
-  )
+def count_nonfinite(tree: Any) -> int:
+  """Waits for the device; returns the number of values that are not finite."""
+  leaves = jax.device_get(jax.tree.leaves(tree))
+  return sum(int((~np.isfinite(leaf)).sum()) for leaf in leaves)

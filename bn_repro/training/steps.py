@@ -135,10 +135,7 @@ def create_train_step(
       opt_state=opt_state,
     )
     with jax.named_scope('metrics'):
-      sums = metrics.classification_sums(logits, batch)
-      sums = parallel.total(sums).replace(
-        nonfinite=metrics.count_nonfinite((state.params, state.batch_stats))
-      )
+      sums = parallel.total(metrics.classification_sums(logits, batch))
     return state, sums
 
   return train_step

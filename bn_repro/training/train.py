@@ -35,7 +35,11 @@ from bn_repro.runtime.workdir import EXIT_CODES, Status, Workdir
 from bn_repro.training import evaluation, run_info
 from bn_repro.training.checkpoint import Checkpoints, restore_or_initialize
 from bn_repro.training.experiment import Experiment, create_experiment
-from bn_repro.training.metrics import Sums, check_replaced
+from bn_repro.training.metrics import (
+  Sums,
+  check_replaced,
+  count_nonfinite,
+)
 from bn_repro.training.steps import TrainState
 from bn_repro.training.timing import Clock, DeviceIdleTimer
 
@@ -339,9 +343,14 @@ class Trainer:
       self._interval_sums = self._interval_sums.merge(sums)
 
   def log(self) -> None:
-    """Writes a line of training metrics and starts the next log interval."""
+    """Writes a line of training metrics and starts the next log interval.
+
+    Raises:
+      Diverged: if the state is not finite.
+    """
     with self.clock.spending('step'):
       self._fetch_pending_sums()
+      self._check_finite()
     sums, self._interval_sums = self._interval_sums, Sums()
     # The line may have been written before the run was resumed.
     if not sums.count or self._writer.has(self.step, 'train', None):
@@ -401,10 +410,12 @@ class Trainer:
       wait: return only when the checkpoint is on disk.
 
     Raises:
+      Diverged: if the state is not finite.
       RuntimeError: if the replicas of the state differ.
     """
     with self.clock.spending('checkpoint'):
       self._fetch_pending_sums()
+      self._check_finite()
       self._check_replicas()
       # A save of this step may be in progress.
       self.checkpoints.wait()
@@ -421,6 +432,15 @@ class Trainer:
       if wait:
         self.checkpoints.wait()
 
+  def _check_finite(self) -> None:
+    """Raises if a parameter or statistic is infinite or NaN.
+
+    A loss can be finite all the same, where a ReLU or no gradient passes it on.
+    """
+    count = count_nonfinite((self._state.params, self._state.batch_stats))
+    if count:
+      raise Diverged(f'{count} parameters and statistics are not finite')
+
   def _check_replicas(self) -> None:
     """Refuses to save a state whose replicas differ."""
     if self.experiment.mesh.devices.size == 1:
@@ -436,11 +456,8 @@ class Trainer:
 def _divergence(sums: Sums, limit: float) -> str | None:
   """Why a step with these sums has diverged; None if it has not."""
   loss = sums.loss / sums.count
-  if sums.nonfinite or not math.isfinite(loss):
-    return (
-      f'loss {loss:g}, {sums.nonfinite} values of the parameters and '
-      'statistics not finite'
-    )
+  if not math.isfinite(loss):
+    return f'loss {loss:g}'
   if loss > limit:
     return f'loss {loss:g} above divergence_loss={limit:g}'
   return None

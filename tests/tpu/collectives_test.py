@@ -3,9 +3,11 @@
 `python tests/tpu/collectives_test.py` updates the list.
 """
 
+from collections.abc import Callable
 import functools
 from pathlib import Path
 import re
+from typing import Any
 
 import conftest  # noqa: F401 Eight devices, also without pytest.
 import flax.linen as nn
@@ -44,6 +46,15 @@ STEPS = {
     'bn.virtual_batch_size=8',
   ),
 }
+
+
+class FlaxNorm(nn.BatchNorm):
+  """Flax's layer, called as the networks call ours."""
+
+  nonlinearity: Callable[..., Any] = nn.relu
+
+  def __call__(self, x):
+    return self.nonlinearity(super().__call__(x))
 
 
 def program(variant, num_devices, *overrides):
@@ -144,7 +155,7 @@ def test_no_more_reductions_after_compiling_than_with_flax(network):
   ours = program('bn_baseline', 8, *network)
   config = ours.config
   flax_norm = functools.partial(
-    nn.BatchNorm,
+    FlaxNorm,
     momentum=config.bn.momentum,
     epsilon=config.bn.epsilon,
     axis_name=parallel.AXIS,
@@ -165,6 +176,10 @@ def test_no_more_reductions_after_compiling_than_with_flax(network):
     for step in (ours.steps.train_steps, flax_step)
   ]
   assert 0 < counts[0] <= counts[1]
+
+
+def test_one_device_reduces_nothing():
+  assert not found('bn_x5', 1, TINY)
 
 
 def test_cost_per_device_does_not_depend_on_their_number(network):

@@ -644,7 +644,6 @@ def test_warm_start_survives_a_change_of_its_source(tmp_path):
   'sums, expected',
   [
     ({'loss': 8.0}, None),
-    ({'loss': 8.0, 'nonfinite': 1}, '1 values of the parameters'),
     ({'loss': np.nan}, 'loss nan'),
     ({'loss': np.inf}, 'loss inf'),
     ({'loss': 40.0}, None),
@@ -655,6 +654,38 @@ def test_reasons_of_divergence(sums, expected):
   """Of four examples, with a limit of 10 on their mean loss."""
   reason = train._divergence(Sums(count=4, **sums), 10.0)
   assert reason is None if expected is None else expected in reason
+
+
+@pytest.mark.parametrize('part', ['params', 'batch_stats'])
+@pytest.mark.parametrize('method', ['log', 'save'])
+def test_state_that_is_not_finite_is_divergence(part, method):
+  """Also if the loss of the step is finite: it does not depend on it yet."""
+  config = config_lib.load('configs/bn_mnist.py:mini', (*OVERRIDES, *MLP))
+  experiment = experiment_lib.create_experiment(config, datasets.check(config))
+  state = experiment.initial_state()
+  # An infinite momentum makes a parameter infinite, and a variance stays so.
+  of = {'params': 'opt_state', 'batch_stats': 'batch_stats'}[part]
+  ends = {'params': ('trace', 'bias'), 'batch_stats': ('var',)}[part]
+  changed = 0
+
+  def change(path, x):
+    nonlocal changed
+    name = jax.tree_util.keystr(path)
+    if not all(end in name for end in ends):
+      return x
+    changed += x.size
+    return np.full_like(x, np.inf)
+
+  tree = jax.tree_util.tree_map_with_path(change, getattr(state, of))
+  trainer = train.Trainer(
+    experiment, state.replace(**{of: tree}), Sums(), None, None, lambda: None
+  )
+  trainer.compile(StopAt(0, None))
+  trainer.advance(experiment.stacked_batches(0, 1))
+  with pytest.raises(train.Diverged, match=f'^{changed} parameters'):
+    getattr(trainer, method)()
+  # The loss of that step was finite.
+  assert trainer.step == 1 and np.isfinite(trainer._interval_sums.loss)
 
 
 def test_divergence_names_the_step(tmp_path):
