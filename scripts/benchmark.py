@@ -2,12 +2,15 @@
 
   python scripts/benchmark.py loop
 
-A first round warms up. Results are medians over the rounds after it.
+A first round warms up. Results are medians over the rounds after it. A result
+whose rounds differ by more than a tenth is marked as unreliable.
 
 bn     Time of a BN layer, forward and forward + backward, over that of Flax's
        layer (with each of its two variances) and of PyTorch's, if installed.
 step   Time of a training step of BN-Baseline in `mini` over that of the same
        network with Flax's BN, and over that of the network without BN.
+torch  Time of such a step over that of PyTorch, in both of its memory formats,
+       on one core and on two. Takes requirements-dev.txt.
 loop   Images per second that `main` trains on between evaluations, over those
        of a loop that only calls its step, on one batch. BN-x5 in `mini`.
 fig1   Time to train both networks of Fig. 1, 50,000 steps and 200 evaluations
@@ -24,7 +27,8 @@ devices
 input  Training images of ImageNet's size per second of CPU time, over those of
        tf.data as in Flax's ImageNet example; also those of Pillow, and of
        decoding alone. PSNR of the images against antialiased bicubic resizing.
-       Installs the environment of `scripts/prepare_imagenet.sh`.
+       Installs the environment of `scripts/prepare_imagenet.sh`. With --budget,
+       only microseconds of CPU time of each part of our pipeline.
 stream Seconds from a cold start to the first batch of 256 from a data set of
        ImageNet's length, and the growth of resident memory between batches
        1,000 and 10,000. The images are tiny, and take 3 GB of disk while it
@@ -32,10 +36,11 @@ stream Seconds from a cold start to the first batch of 256 from a data set of
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -54,7 +59,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 # JAX is imported in functions, after `cli.set_up_jax`.
-from bn_repro import cli
+from bn_repro import cli, host
 from bn_repro import config as config_lib
 from bn_repro.data import datasets, imagenet_metadata
 from bn_repro.errors import UserError
@@ -78,6 +83,10 @@ FULL_WIDTH = (
   'eval_split=test',
   'batch_size=8',
 )
+
+# Largest interquartile range of the rounds of a reliable figure, as a fraction
+# of their median. Our choice.
+MAX_SPREAD = 0.1
 
 # Errors that are reported without a traceback.
 FAILURES = (OSError, RuntimeError, subprocess.CalledProcessError, UserError)
@@ -117,7 +126,21 @@ def show_ratio(results: Results, above: str, below: str) -> None:
   ]
   print(
     f'ratio={ratio(results, above, below):.3f} ({above} over {below}; medians; '
-    f'by round {min(by_round):.3f} to {max(by_round):.3f})'
+    f'by round {min(by_round):.3f} to {max(by_round):.3f}){doubt(by_round)}'
+  )
+
+
+def doubt(by_round: Sequence[float]) -> str:
+  """Says that a figure is unreliable if its rounds differ too much."""
+  if len(by_round) < 2:
+    return ' UNRELIABLE: one round'
+  low, middle, high = statistics.quantiles(by_round, n=4, method='inclusive')
+  spread = (high - low) / middle
+  if spread <= MAX_SPREAD:
+    return ''
+  return (
+    f' UNRELIABLE: the interquartile range of the rounds is {spread:.0%} of '
+    'their median. Is the machine idle?'
   )
 
 
@@ -284,8 +307,16 @@ def step(rounds: int) -> None:
   from bn_repro import parallel
   from bn_repro.training import steps
 
+  class FlaxNorm(nn.BatchNorm):
+    """Flax's layer, called as the networks call ours."""
+
+    nonlinearity: Any = None
+
+    def __call__(self, x: Any) -> Any:  # type: ignore[override]
+      return self.nonlinearity(super().__call__(x))
+
   flax_norm = functools.partial(
-    nn.BatchNorm,
+    FlaxNorm,
     momentum=ours.config.bn.momentum,
     epsilon=ours.config.bn.epsilon,
     axis_name=parallel.AXIS,
@@ -316,6 +347,43 @@ def step(rounds: int) -> None:
   )
   show_ratio(results, 'ours', 'flax')
   show_ratio(results, 'ours', 'without')
+
+
+def pytorch(rounds: int) -> None:
+  """Prints milliseconds of a step in `mini`, ours and PyTorch's."""
+  if importlib.util.find_spec('torch') is None:
+    raise UserError(
+      'PyTorch is not installed. Run: pip install -r requirements-dev.txt'
+    )
+  count = 30
+  formats = ('contiguous', 'channels_last')
+  for cores in range(1, min(2, host.num_cores()) + 1):
+    with contextlib.ExitStack() as stack:
+      processes = {
+        name: stack.enter_context(
+          start_peer('benchmark_torch.py', name, str(cores))
+        )
+        for name in ('ours', *formats)
+      }
+      cpu: dict[str, list[float]] = {name: [] for name in processes}
+
+      def measure(
+        name: str, processes: Any = processes, cpu: Any = cpu
+      ) -> float:
+        answer = ask(processes[name], str(count))
+        cpu[name].append(1e3 * answer['cpu'] / count)
+        return 1e3 * answer['wall'] / count
+
+      print(f'milliseconds per step, cores: {cores}')
+      results = interleaved(
+        {name: functools.partial(measure, name) for name in processes}, rounds
+      )
+    # The call that warms up does not count.
+    cpu_results = {name: values[1:] for name, values in cpu.items()}
+    for what, figures in (('wall', results), ('CPU', cpu_results)):
+      faster = min(formats, key=lambda name: statistics.median(figures[name]))
+      print(f'{what} time, cores: {cores}:', end=' ')
+      show_ratio(figures, 'ours', faster)
 
 
 def loop(rounds: int) -> None:
@@ -387,13 +455,14 @@ def fig1(rounds: int) -> None:
 def checkpoint(rounds: int) -> None:
   """Prints seconds for which a save stops the loop, and those of a step.
 
-  Also those of reading a checkpoint, as the thread does that saves it.
+  Also those of reading a checkpoint, as the thread does that saves it, and the
+  bytes per second of its checksums.
   """
   experiment = create_experiment('bn_x5', *FULL_WIDTH)
   import jax
 
   from bn_repro import parallel
-  from bn_repro.training.checkpoint import Checkpoints
+  from bn_repro.training.checkpoint import Checkpoints, checksums
 
   state = parallel.replicate(experiment.mesh, experiment.initial_state())
   jax.block_until_ready(state)
@@ -405,7 +474,11 @@ def checkpoint(rounds: int) -> None:
 
     def save() -> float:
       checkpoints.wait()
-      return seconds(lambda: checkpoints.save(next(numbers), state, {}))
+      step = next(numbers)
+      at_step = state.replace(
+        step=parallel.replicate(experiment.mesh, np.int32(step))
+      )
+      return seconds(lambda: checkpoints.save(step, at_step, {}))
 
     def read() -> float:
       checkpoints.wait()
@@ -413,12 +486,20 @@ def checkpoint(rounds: int) -> None:
       return seconds(lambda: checkpoints.restore(newest, state))
 
     results = interleaved(
-      {'save': save, 'read': read, 'step': train_step_timer(experiment)},
+      {
+        'save': save,
+        'read': read,
+        'checksums': lambda: seconds(lambda: checksums(state)),
+        'step': train_step_timer(experiment),
+      },
       rounds,
     )
     checkpoints.wait()
   show_ratio(results, 'save', 'step')
   show_ratio(results, 'read', 'step')
+  num_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+  rate = num_bytes / statistics.median(results['checksums'])
+  print(f'checksums: {rate / 1e9:.2f} GB/s of {num_bytes / 1e6:.0f} MB')
 
 
 def distortion(rounds: int) -> None:
@@ -511,8 +592,15 @@ def start_input(*arguments: str) -> subprocess.Popen[str]:
   python = sys.executable
   if arguments[0] in ('tf.data', 'tfrecord'):
     python = f'{ROOT}/.venv-prepare/bin/python'
+  return start_peer('benchmark_input.py', *arguments, python=python)
+
+
+def start_peer(
+  script: str, *arguments: str, python: str = sys.executable
+) -> subprocess.Popen[str]:
+  """Starts a script of this folder that answers lines with lines of JSON."""
   return subprocess.Popen(
-    [python, f'{ROOT}/scripts/benchmark_input.py', *arguments],
+    [python, f'{ROOT}/scripts/{script}', *arguments],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
@@ -521,7 +609,7 @@ def start_input(*arguments: str) -> subprocess.Popen[str]:
 
 
 def read_answer(process: subprocess.Popen[str]) -> dict[str, float]:
-  """Reads a line of JSON from a process of `start_input`.
+  """Reads a line of JSON from a process of `start_peer`.
 
   Raises:
     RuntimeError: if the process exits instead.
@@ -534,7 +622,7 @@ def read_answer(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def ask(process: subprocess.Popen[str], question: str) -> dict[str, float]:
-  """Sends a line to a process of `start_input`; returns the answer."""
+  """Sends a line to a process of `start_peer`; returns the answer."""
   print(question, file=process.stdin, flush=True)
   return read_answer(process)
 
@@ -583,10 +671,21 @@ def input_pipelines(rounds: int) -> None:
       f'{statistics.median(wall[name][1:]):7.0f} images/s  {psnr:>8}  '
       f'{ratio(results, name, "tf.data"):.2f} of tf.data'
     )
-  print(
-    f'ratio={ratio(results, "ours", "tf.data"):.2f} psnr={psnrs["ours"]:.1f} '
-    f'psnr_tfdata={psnrs["tf.data"]:.1f}'
-  )
+  show_ratio(results, 'ours', 'tf.data')
+  show_ratio(results, 'ours', 'decode only')
+  print(f'psnr={psnrs["ours"]:.1f} psnr_tfdata={psnrs["tf.data"]:.1f}')
+
+
+def input_budget() -> None:
+  """Prints microseconds per image of each part of our input pipeline."""
+  with tempfile.TemporaryDirectory() as folder:
+    benchmark_input.write_photographs(Path(folder))
+    with start_input('ours', folder) as process:
+      budget = ask(process, 'budget')
+  rest = 2 * budget['all'] - sum(budget.values())
+  print('microseconds of CPU time per image')
+  for part, microseconds in {**budget, 'rest': rest}.items():
+    print(f'{part:16}{microseconds:8.1f}')
 
 
 def stream(rounds: int) -> None:
@@ -621,6 +720,7 @@ def stream(rounds: int) -> None:
 BENCHMARKS = {
   'bn': bn,
   'step': step,
+  'torch': pytorch,
   'loop': loop,
   'fig1': fig1,
   'checkpoint': checkpoint,
@@ -644,9 +744,22 @@ def main() -> int:
     metavar='N',
     help='number of rounds (default: 7)',
   )
+  parser.add_argument(
+    '--budget',
+    action='store_true',
+    help='with input: only the parts of our pipeline',
+  )
   flags = parser.parse_args()
+  print(
+    f'load {os.getloadavg()[0]:.1f} on {host.num_cores()} cores', flush=True
+  )
   try:
-    BENCHMARKS[flags.name](flags.rounds)
+    if flags.budget:
+      if flags.name != 'input':
+        raise UserError('--budget applies to input only')
+      input_budget()
+    else:
+      BENCHMARKS[flags.name](flags.rounds)
   except FAILURES as error:
     print(f'error: {flags.name} was not measured: {error}', file=sys.stderr)
     return 1

@@ -6,7 +6,9 @@ FOLDER holds the same photographs as JPEG, ArrayRecord and TFRecord files. For
 each number N on standard input, the pipeline makes N training batches of 224 x
 224 pixels and prints a line of JSON: the number of images, and the wall time
 and the CPU time of all cores in seconds. For the line `views` it resizes the
-boxes of FOLDER/boxes.json and saves the pixels as FOLDER/PIPELINE.npy.
+boxes of FOLDER/boxes.json and saves the pixels as FOLDER/PIPELINE.npy. For the
+line `budget`, the pipeline `ours` answers with the microseconds of each of its
+parts per image.
 
   python scripts/benchmark_input.py tfrecord FOLDER
   python scripts/benchmark_input.py stream FOLDER BATCHES
@@ -199,6 +201,57 @@ class Ours:
     for (encoded, box), pixels in zip(photographs, out, strict=True):
       jpeg.decode_view(encoded, lambda *_, box=box: box, pixels)
     return out
+
+  def budget(self) -> dict[str, float]:
+    """Returns microseconds of CPU time per image: of each part, and of all.
+
+    Parts are measured one after another in this thread; each is the shortest of
+    five times.
+    """
+    import cv2
+
+    from bn_repro.data import jpeg
+
+    split: Any = self._train
+    indices = range(len(split))
+    random = crops.CropRandomness(0, np.arange(len(split)))
+    draws = random.draws()
+    encoded = [split.source[i]['image'] for i in indices]
+    out = np.empty((SIZE, SIZE, 3), np.uint8)
+
+    def decode(index: int) -> np.ndarray | None:
+      return jpeg.decode_jpeg(
+        encoded[index],
+        lambda width, height: crops.random_box(width, height, draws[index]),
+        SIZE,
+      )
+
+    def resize() -> None:
+      for pixels in decoded:
+        jpeg.resize(pixels, out)
+
+    decoded = [pixels for i in indices if (pixels := decode(i)) is not None]
+    mirrored = [i for i in indices if crops.is_mirrored(draws[i])]
+    parts: dict[str, Callable[[], Any]] = {
+      'read': lambda: [split.source[i] for i in indices],
+      'random numbers': random.draws,
+      'decode': lambda: [decode(i) for i in indices],
+      'resize': resize,
+      'mirror': lambda: [cv2.flip(out, 1, out) for _ in mirrored],
+    }
+
+    def microseconds(part: Callable[[], Any]) -> float:
+      times = []
+      for _ in range(5):
+        start = time.thread_time_ns()
+        part()
+        times.append(time.thread_time_ns() - start)
+      return min(times) / 1e3 / len(split)
+
+    budget = {name: microseconds(part) for name, part in parts.items()}
+    measure(self, 3)  # Warms up.
+    whole = measure(self, 9)
+    return {**budget, 'all': 1e6 * whole['cpu'] / whole['images']}
 
 
 class DecodeOnly(Ours):
@@ -401,6 +454,8 @@ def main() -> None:
     if line.strip() == 'views':
       views = pipeline.views(_load_photographs(folder))
       np.save(folder / f'{name}.npy', views)
+    elif line.strip() == 'budget':
+      answer = pipeline.budget()
     else:
       answer = measure(pipeline, int(line))
     print(json.dumps(answer), flush=True)

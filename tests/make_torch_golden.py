@@ -1,12 +1,12 @@
 """Writes the golden files of `torch_test.py`, by PyTorch.
 
-  pip install torch==2.13.0 && pip install --no-deps pytorchcv==0.0.74
+  pip install --no-deps pytorchcv==0.0.74
   python tests/make_torch_golden.py
 
-The small net is written here with PyTorch's own layers and trained by its own
-SGD; the full one is `bninception` of pytorchcv. Neither shares a line of the
-network, the loss or the optimizer with this project: only the table of channels
-and the values that go in.
+The small net is that of `scripts/benchmark_torch.py`, of PyTorch's own layers,
+and trained by its own SGD; the full one is `bninception` of pytorchcv. Neither
+shares a line of the network, the loss or the optimizer with this project: only
+the table of channels and the values that go in.
 """
 
 from pathlib import Path
@@ -17,100 +17,15 @@ from pytorchcv.models.bninception import bninception
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / 'scripts')]
 
+from benchmark_torch import Net
 import torch_case
 
 from bn_repro import config as config_lib
-from bn_repro.models import inception_table
 
-HERE = Path(__file__).resolve().parent
 torch.set_default_dtype(torch.float64)
-
-
-class Unit(nn.Module):
-  """Convolution, batch normalization, ReLU."""
-
-  def __init__(self, inputs, outputs, kernel, stride, epsilon):
-    super().__init__()
-    self.conv = nn.Conv2d(
-      inputs, outputs, kernel, stride, kernel // 2, bias=False
-    )
-    self.bn = nn.BatchNorm2d(outputs, eps=epsilon, momentum=0.1)
-
-  def forward(self, x):
-    return torch.relu(self.bn(self.conv(x)))
-
-
-class Block(nn.Module):
-  """A row of the table."""
-
-  def __init__(self, inputs, row, epsilon):
-    super().__init__()
-    stride = row.stride
-
-    def unit(inputs, outputs, kernel=1, stride=1):
-      return Unit(inputs, outputs, kernel, stride, epsilon)
-
-    branches = []
-    if row.conv_1x1:
-      branches.append(unit(inputs, row.conv_1x1))
-    branches.append(
-      nn.Sequential(
-        unit(inputs, row.reduce_3x3),
-        unit(row.reduce_3x3, row.conv_3x3, 3, stride),
-      )
-    )
-    branches.append(
-      nn.Sequential(
-        unit(inputs, row.reduce_double),
-        unit(row.reduce_double, row.conv_double, 3),
-        unit(row.conv_double, row.conv_double, 3, stride),
-      )
-    )
-    if row.pool == 'avg':
-      pool = nn.AvgPool2d(3, 1, 1)
-    elif stride == 2:
-      pool = nn.MaxPool2d(3, 2, ceil_mode=True)
-    else:
-      pool = nn.MaxPool2d(3, 1, 1)
-    last = [unit(inputs, row.projection)] if row.projection else []
-    branches.append(nn.Sequential(pool, *last))
-    self.branches = nn.ModuleList(branches)
-
-  def forward(self, x):
-    return torch.cat([branch(x) for branch in self.branches], 1)
-
-
-class Net(nn.Module):
-  """BN-Baseline of the 608 reading, with a plain stem and no first pool."""
-
-  def __init__(self, config, num_classes):
-    super().__init__()
-    width, epsilon = config.model.width, config.bn.epsilon
-    first, reduce, second = (
-      round(width * channels) for channels in (64, 64, 192)
-    )
-    self.conv1 = Unit(3, first, config.model.stem_kernel, 2, epsilon)
-    self.conv2_reduce = Unit(first, reduce, 1, 1, epsilon)
-    self.conv2 = Unit(reduce, second, 3, 1, epsilon)
-    # PyTorch divides alpha by the window, as Caffe does.
-    self.lrn = nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0)
-    blocks = []
-    inputs = second
-    for row in inception_table.rows('608'):
-      row = row.scaled(width)
-      blocks.append(Block(inputs, row, epsilon))
-      rest = row.projection or inputs
-      inputs = row.conv_1x1 + row.conv_3x3 + row.conv_double + rest
-    self.blocks = nn.Sequential(*blocks)
-    self.classifier = nn.Linear(inputs, num_classes)
-
-  def forward(self, x):
-    x = self.conv2_reduce(self.lrn(self.conv1(x)))
-    x = self.lrn(self.conv2(x))
-    x = nn.functional.max_pool2d(x, 3, 2, ceil_mode=True)
-    return self.classifier(self.blocks(x).mean((2, 3)))
 
 
 def layers_of(module):
