@@ -11,6 +11,9 @@ step   Time of a training step of BN-Baseline in `mini` over that of the same
        network with Flax's BN, and over that of the network without BN.
 torch  Time of such a step over that of PyTorch, in both of its memory formats,
        on one core and on two. Takes requirements-dev.txt.
+tpu    Bytes of a step of BN-x5 at full width, compiled for the slice v5e:4x4
+       and 32 images per chip: with our BN, with Flax's, and without BN. Has no
+       rounds; takes 15 minutes of CPU time and requirements-tpu.txt.
 loop   Images per second that `main` trains on between evaluations, over those
        of a loop that only calls its step, on one batch. BN-x5 in `mini`.
 fig1   Time to train both networks of Fig. 1, 50,000 steps and 200 evaluations
@@ -53,6 +56,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import benchmark_input
+import compile_check
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +70,7 @@ from bn_repro.errors import UserError
 from bn_repro.runtime import backend
 from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.workdir import Workdir, read_metrics
+from bn_repro.tpu import slices
 
 if TYPE_CHECKING:
   from bn_repro.training.experiment import Experiment
@@ -299,31 +304,45 @@ def bn(rounds: int) -> None:
     print(f'ratio={statistics.geometric_mean(values):.3f} ({name}: {each})')
 
 
-def step(rounds: int) -> None:
-  """Prints milliseconds of a step in `mini` with our BN, Flax's, and none."""
-  ours = create_experiment('bn_baseline:mini')
+def flax_norm(bn: Any, dtype: Any = None) -> Callable[..., Any]:
+  """Flax's BN layer, called as the networks call ours.
+
+  Args:
+    bn: the `bn` sub-tree of a config.
+    dtype: dtype of the result, as for the layer.
+  """
   import flax.linen as nn
 
   from bn_repro import parallel
-  from bn_repro.training import steps
 
   class FlaxNorm(nn.BatchNorm):
-    """Flax's layer, called as the networks call ours."""
+    """A layer with a nonlinearity."""
 
     nonlinearity: Any = None
 
     def __call__(self, x: Any) -> Any:  # type: ignore[override]
       return self.nonlinearity(super().__call__(x))
 
-  flax_norm = functools.partial(
+  return functools.partial(
     FlaxNorm,
-    momentum=ours.config.bn.momentum,
-    epsilon=ours.config.bn.epsilon,
+    momentum=bn.momentum,
+    epsilon=bn.epsilon,
     axis_name=parallel.AXIS,
+    dtype=dtype,
   )
+
+
+def step(rounds: int) -> None:
+  """Prints milliseconds of a step in `mini` with our BN, Flax's, and none."""
+  ours = create_experiment('bn_baseline:mini')
+  from bn_repro import parallel
+  from bn_repro.training import steps
+
   experiments = {
     'ours': ours,
-    'flax': dataclasses.replace(ours, model=ours.model.clone(norm=flax_norm)),
+    'flax': dataclasses.replace(
+      ours, model=ours.model.clone(norm=flax_norm(ours.config.bn))
+    ),
     'without': create_experiment('inception:mini'),
   }
   batch = next(ours.train_batches(0, 1))
@@ -347,6 +366,61 @@ def step(rounds: int) -> None:
   )
   show_ratio(results, 'ours', 'flax')
   show_ratio(results, 'ours', 'without')
+
+
+def tpu(rounds: int) -> None:
+  """Prints the bytes of a step on TPU, by BN layer, as a table in Markdown."""
+  del rounds
+  tpu_slice = slices.parse_slice('v5e:4x4')
+  compile_check.set_up_libtpu(tpu_slice.chip)
+  images = f'batch_size={32 * tpu_slice.num_chips}'
+  configs = {
+    name: config_lib.load('bn_x5', (images, f'bn.enabled={enabled}'))
+    for name, enabled in (('ours', True), ('flax', True), ('without', False))
+  }
+  cli.set_up_jax(configs['ours'])
+  from bn_repro import parallel
+  from bn_repro.tpu import cost, estimate
+  from bn_repro.training import steps
+
+  devices = estimate.slice_devices(tpu_slice)
+  columns = ('accessed', 'HBM', *cost.KINDS, 'memory', 'collectives')
+  rows = []
+  for name, config in configs.items():
+    experiment = estimate.abstract_experiment(
+      estimate.resolve(config, 'tpu'), devices
+    )
+    if name == 'flax':
+      norm = flax_norm(config.bn, experiment.model.dtype)
+      train_step = steps.create_train_step(
+        experiment.model.clone(norm=norm),
+        experiment.optimizer,
+        experiment.config,
+      )
+      train_steps = parallel.data_parallel(
+        steps.scan_steps(train_step),
+        experiment.mesh,
+        donate_state=True,
+        batch_axis=1,
+      )
+      experiment = dataclasses.replace(
+        experiment, steps=experiment.steps._replace(train_steps=train_steps)
+      )
+    print(f'compiling: {name}', flush=True)
+    found = estimate.from_compiled(
+      experiment, lambda _: None, ['train_steps']
+    ).steps['train_steps']
+    num_bytes = (
+      found.bytes_accessed,
+      found.hbm_bytes,
+      *(found.by_kind[kind] for kind in cost.KINDS),
+      found.memory,
+    )
+    gigabytes = ' | '.join(f'{number / 1e9:.3f}' for number in num_bytes)
+    rows.append(f'| {name} | {gigabytes} | {found.num_collectives} |')
+  print('| GB per step and chip | ' + ' | '.join(columns) + ' |')
+  print('|---' * (len(columns) + 1) + '|')
+  print('\n'.join(rows))
 
 
 def pytorch(rounds: int) -> None:
@@ -721,6 +795,7 @@ BENCHMARKS = {
   'bn': bn,
   'step': step,
   'torch': pytorch,
+  'tpu': tpu,
   'loop': loop,
   'fig1': fig1,
   'checkpoint': checkpoint,

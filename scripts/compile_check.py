@@ -131,7 +131,7 @@ def _check_writable(path: Path | None) -> None:
 def _check_tpu(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   """Compiles for a TPU slice, with `libtpu`."""
   tpu_slice, config = _tpu_config(flags, overrides)
-  _set_up_libtpu(tpu_slice.chip)
+  set_up_libtpu(tpu_slice.chip)
   cli.set_up_jax(config)
   from bn_repro.tpu import estimate
 
@@ -182,7 +182,7 @@ def _tpu_config(
   return tpu_slice, config
 
 
-def _set_up_libtpu(chip: slices.Chip) -> None:
+def set_up_libtpu(chip: slices.Chip) -> None:
   """Prepares the process for the compiler in `libtpu`."""
   if importlib.util.find_spec('libtpu') is None:
     raise UserError(

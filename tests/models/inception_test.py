@@ -281,7 +281,7 @@ def traced(images, *overrides, variant='inception'):
   ids=['relu', 'sigmoid'],
 )
 def test_each_unit_ends_in_the_nonlinearity(name, g, monkeypatch):
-  """z = g(BN(Wu)), where the running mean is 0 and the variance 1."""
+  """Z = g(BN(Wu)), where the running mean is 0 and the variance 1."""
   few_rows(monkeypatch, '3a')
   images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
   _, output = traced(images, f'model.nonlinearity={name}', variant='bn_x5')
