@@ -26,27 +26,7 @@ esac
 source scripts/environment.sh
 use_environment requirements.txt
 
-fig1="mnist bn_mnist"
-variants="inception bn_baseline bn_x5 bn_x30 bn_x5_sigmoid"
-controls="inception_x5 inception_sigmoid"
-count=0
-for name in $fig1 $variants $controls; do
-  count=$((count + 1))
-  command=(python -m bn_repro.main --config="$name:mini"
-    --workdir="runs/quickstart/$name")
-  # The first 15,000 of the 50,000 steps show what Fig. 1 shows.
-  if [[ " $fig1 " == *" $name "* ]]; then
-    command+=(--config.total_steps=15000)
-  fi
-  printf '\n== %s of 9: %s\n' "$count" "$name" || true
-  code=0
-  "${command[@]}" || code=$?
-  # A control may diverge: the paper reports that it does.
-  if [ "$code" -eq 3 ] && [[ " $controls " == *" $name "* ]]; then
-    code=0
-  fi
-  [ "$code" -eq 0 ] || exit "$code"
-done
+python -m bn_repro.sweep --sweep=quickstart --workdir=runs/quickstart
 
 # results/fig1_settings shows Fig. 1 at other initial weights and learning rates,
 # which takes longer to train.

@@ -68,7 +68,7 @@ def by_name(sweep):
 def test_shipped_sweeps(name, mode):
   """A trial's command, read as `main` reads it, gives the trial's config."""
   sweep = load(name, mode=mode)
-  assert len(sweep.trials) == len(by_name(sweep)) > 20
+  assert len(sweep.trials) == len(by_name(sweep)) >= 9
   for trial in sweep.trials:
     config = config_lib.load(trial.config_spec, trial.overrides)
     assert trial.config == config
