@@ -100,6 +100,8 @@ class EncodedExamples(Sequence[Mapping[str, Any]]):
   def __getitem__(self, index: Any) -> Any:
     from tensorflow_datasets.proto import tf_example_pb2
 
+    if not 0 <= index < len(self):
+      raise IndexError(index)  # Ends a loop; ArrayRecord raises ValueError.
     example = tf_example_pb2.Example.FromString(self._records[index])
     feature = example.features.feature
     image, file_name = (

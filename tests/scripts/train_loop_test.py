@@ -76,8 +76,8 @@ def test_a_signal_is_forwarded_once(number):
   with started(
     *('bash', LOOP, sys.executable, '-c', SAVES),
     start_new_session=True,
-    # Not ignored, as it would be under `nohup`.
-    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    # Not ignored, as it would be under `nohup` or in the background.
+    preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
   ) as process:
     assert process.stdout.readline() == 'ready\n'
     send = os.kill if number == signal.SIGTERM else os.killpg

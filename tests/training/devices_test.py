@@ -42,12 +42,13 @@ def test_the_whole_network_in_float64(form, x64):
 def test_the_whole_network_in_float32(form):
   """After one step, for a seed at which no maximum or ReLU is undecided.
 
-  At about every third seed rounding takes another side of one, on one device
-  with parameters changed by their last bit as well; that is 1e-2 of the
-  gradients below it. A fault shows at every seed.
+  At half of the seeds and more, rounding takes another side of one, on one
+  device with parameters changed by their last bit as well; that is 1e-2 of the
+  gradients below it. At the others (2 of 8 of `group`, 4 of `global`) the
+  difference is 2e-5. A fault shows at every seed.
   """
   one, eight = FORMS[form]
-  for seed in range(3):
+  for seed in range(8):
     options = (WHOLE, 'model.dtype=float32', f'seed={seed}')
     expected, _ = trained(1, 1, *options, *one)
     found, _ = trained(8, 1, *options, *eight)
