@@ -32,7 +32,6 @@ import sys
 import time
 from typing import Any
 
-import make_stand_in
 import numpy as np
 from PIL import Image
 
@@ -98,6 +97,8 @@ def _photographs() -> Iterator[tuple[bytes, crops.Box]]:
 
 def tiny_image() -> bytes:
   """Returns a JPEG of 64 x 48 pixels."""
+  import make_stand_in
+
   picture = make_stand_in.picture(imagenet_metadata.synsets()[0], 0)
   return _encode(Image.open(io.BytesIO(picture)).resize((64, 48)), quality=75)
 
@@ -123,6 +124,8 @@ def write_imagenet(
       of ImageNet's list.
     num_shards: number of shards per split.
   """
+  import make_stand_in
+
   synsets = imagenet_metadata.synsets()
   labels = {synset: label for label, synset in enumerate(synsets)}
   of_validation = imagenet_metadata.validation_synsets()
