@@ -304,31 +304,41 @@ def bn(rounds: int) -> None:
     print(f'ratio={statistics.geometric_mean(values):.3f} ({name}: {each})')
 
 
-def flax_norm(bn: Any, dtype: Any = None) -> Callable[..., Any]:
-  """Flax's BN layer, called as the networks call ours.
-
-  Args:
-    bn: the `bn` sub-tree of a config.
-    dtype: dtype of the result, as for the layer.
-  """
+def with_flax_norm(experiment: 'Experiment') -> 'Experiment':
+  """The experiment with Flax's BN in the network and the training step."""
   import flax.linen as nn
 
   from bn_repro import parallel
+  from bn_repro.training import steps
 
   class FlaxNorm(nn.BatchNorm):
-    """A layer with a nonlinearity."""
+    """Flax's layer, called as the networks call ours."""
 
     nonlinearity: Any = None
 
     def __call__(self, x: Any) -> Any:  # type: ignore[override]
       return self.nonlinearity(super().__call__(x))
 
-  return functools.partial(
+  config = experiment.config
+  norm = functools.partial(
     FlaxNorm,
-    momentum=bn.momentum,
-    epsilon=bn.epsilon,
+    momentum=config.bn.momentum,
+    epsilon=config.bn.epsilon,
     axis_name=parallel.AXIS,
-    dtype=dtype,
+    dtype=experiment.model.dtype,
+  )
+  model = experiment.model.clone(norm=norm)
+  train_step = steps.create_train_step(model, experiment.optimizer, config)
+  train_steps = parallel.data_parallel(
+    steps.scan_steps(train_step),
+    experiment.mesh,
+    donate_state=True,
+    batch_axis=1,
+  )
+  return dataclasses.replace(
+    experiment,
+    model=model,
+    steps=experiment.steps._replace(train_steps=train_steps),
   )
 
 
@@ -340,9 +350,7 @@ def step(rounds: int) -> None:
 
   experiments = {
     'ours': ours,
-    'flax': dataclasses.replace(
-      ours, model=ours.model.clone(norm=flax_norm(ours.config.bn))
-    ),
+    'flax': with_flax_norm(ours),
     'without': create_experiment('inception:mini'),
   }
   batch = next(ours.train_batches(0, 1))
@@ -379,9 +387,7 @@ def tpu(rounds: int) -> None:
     for name, enabled in (('ours', True), ('flax', True), ('without', False))
   }
   cli.set_up_jax(configs['ours'])
-  from bn_repro import parallel
   from bn_repro.tpu import cost, estimate
-  from bn_repro.training import steps
 
   devices = estimate.slice_devices(tpu_slice)
   columns = ('accessed', 'HBM', *cost.KINDS, 'memory', 'collectives')
@@ -391,21 +397,7 @@ def tpu(rounds: int) -> None:
       estimate.resolve(config, 'tpu'), devices
     )
     if name == 'flax':
-      norm = flax_norm(config.bn, experiment.model.dtype)
-      train_step = steps.create_train_step(
-        experiment.model.clone(norm=norm),
-        experiment.optimizer,
-        experiment.config,
-      )
-      train_steps = parallel.data_parallel(
-        steps.scan_steps(train_step),
-        experiment.mesh,
-        donate_state=True,
-        batch_axis=1,
-      )
-      experiment = dataclasses.replace(
-        experiment, steps=experiment.steps._replace(train_steps=train_steps)
-      )
+      experiment = with_flax_norm(experiment)
     print(f'compiling: {name}', flush=True)
     found = estimate.from_compiled(
       experiment, lambda _: None, ['train_steps']

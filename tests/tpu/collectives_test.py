@@ -3,14 +3,15 @@
 `python tests/tpu/collectives_test.py` updates the list.
 """
 
-from collections.abc import Callable
-import functools
 from pathlib import Path
 import re
-from typing import Any
+import sys
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests'), str(ROOT / 'scripts')]
+
+import benchmark
 import conftest  # noqa: F401 Eight devices, also without pytest.
-import flax.linen as nn
 import jax
 import pytest
 
@@ -18,7 +19,6 @@ from bn_repro import config as config_lib
 from bn_repro import parallel
 from bn_repro.data import datasets
 from bn_repro.tpu import collectives
-from bn_repro.training import steps
 from bn_repro.training.experiment import create_experiment
 
 WRITTEN = Path(__file__).with_name('collectives.txt')
@@ -46,15 +46,6 @@ STEPS = {
     'bn.virtual_batch_size=8',
   ),
 }
-
-
-class FlaxNorm(nn.BatchNorm):
-  """Flax's layer, called as the networks call ours."""
-
-  nonlinearity: Callable[..., Any] = nn.relu
-
-  def __call__(self, x):
-    return self.nonlinearity(super().__call__(x))
 
 
 def program(variant, num_devices, *overrides):
@@ -153,20 +144,7 @@ def test_bfloat16_is_reduced_in_float32(statistics):
 
 def test_no_more_reductions_after_compiling_than_with_flax(network):
   ours = program('bn_baseline', 8, *network)
-  config = ours.config
-  flax_norm = functools.partial(
-    FlaxNorm,
-    momentum=config.bn.momentum,
-    epsilon=config.bn.epsilon,
-    axis_name=parallel.AXIS,
-  )
-  model = ours.model.clone(norm=flax_norm)
-  flax_step = parallel.data_parallel(
-    steps.scan_steps(steps.create_train_step(model, ours.optimizer, config)),
-    ours.mesh,
-    donate_state=True,
-    batch_axis=1,
-  )
+  flax_step = benchmark.with_flax_norm(ours).steps.train_steps
   counts = [
     collectives.count_compiled_all_reduces(
       step.lower(ours.initial_state(), ours.abstract_batch(1))
