@@ -21,6 +21,10 @@ import numpy as np
 
 AXIS = 'data'
 
+# LLVM's passes beyond level 2 take a tenth of the compiler's time, and make no
+# step faster. Measured by us, for Inception in `mini`.
+CPU_COMPILER_OPTIONS = {'xla_backend_optimization_level': 2}
+
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A one-dimensional mesh of the given devices, by default all devices.
@@ -103,7 +107,12 @@ def data_parallel(
     out_specs=PartitionSpec(),
     check_vma=False,
   )
-  return jax.jit(sharded, donate_argnums=(0,) if donate_state else ())
+  on_cpu = mesh.devices.flat[0].platform == 'cpu'
+  return jax.jit(
+    sharded,
+    donate_argnums=(0,) if donate_state else (),
+    compiler_options=CPU_COMPILER_OPTIONS if on_cpu else None,
+  )
 
 
 def create_maximum(mesh: Mesh) -> Callable[[int], jax.Array]:

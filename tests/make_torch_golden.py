@@ -3,10 +3,10 @@
   pip install --no-deps pytorchcv==0.0.74
   python tests/make_torch_golden.py
 
-The small net is that of `scripts/benchmark_torch.py`, of PyTorch's own layers,
-and trained by its own SGD; the full one is `bninception` of pytorchcv. Neither
-shares a line of the network, the loss or the optimizer with this project: only
-the table of channels and the values that go in.
+The small net is that of `scripts/benchmarks/torch_steps.py`, of PyTorch's own
+layers, and trained by its own SGD; the full one is `bninception` of pytorchcv.
+Neither shares a line of the network, the loss or the optimizer with this
+project: only the table of channels and the values that go in.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import nn
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / 'scripts')]
 
-from benchmark_torch import Net
+from benchmarks.torch_steps import Net
 import torch_case
 
 from bn_repro import config as config_lib

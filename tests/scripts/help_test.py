@@ -10,7 +10,9 @@ SCRIPTS = {
   str(path.relative_to(ROOT))
   for suffix in ('py', 'sh')
   for path in (ROOT / 'scripts').rglob(f'*.{suffix}')
-} - {'scripts/environment.sh', 'scripts/launch_arguments.py'}  # Not commands.
+  # The modules of a command are not commands.
+  if suffix == 'sh' or '\nif __name__ == ' in path.read_text()
+} - {'scripts/environment.sh'}
 # They take words, and `--help` anywhere among them asks for help.
 WITH_WORDS = {
   'scripts/launch/host.sh': ('train', '--help'),

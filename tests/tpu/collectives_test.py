@@ -10,7 +10,7 @@ import sys
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests'), str(ROOT / 'scripts')]
 
-import benchmark
+from benchmarks import steps
 import conftest  # noqa: F401 Eight devices, also without pytest.
 import jax
 import pytest
@@ -144,7 +144,7 @@ def test_bfloat16_is_reduced_in_float32(statistics):
 
 def test_no_more_reductions_after_compiling_than_with_flax(network):
   ours = program('bn_baseline', 8, *network)
-  flax_step = benchmark.with_flax_norm(ours).steps.train_steps
+  flax_step = steps.with_flax_norm(ours).steps.train_steps
   counts = [
     collectives.count_compiled_all_reduces(
       step.lower(ours.initial_state(), ours.abstract_batch(1))

@@ -1,6 +1,6 @@
 """The input pipelines that `scripts/benchmark.py input` compares.
 
-  python scripts/benchmark_input.py PIPELINE FOLDER
+  python scripts/benchmarks/input_pipelines.py PIPELINE FOLDER
 
 FOLDER holds the same photographs as JPEG, ArrayRecord and TFRecord files. For
 each number N on standard input, the pipeline makes N training batches of 224 x
@@ -10,8 +10,8 @@ boxes of FOLDER/boxes.json and saves the pixels as FOLDER/PIPELINE.npy. For the
 line `budget`, the pipeline `ours` answers with the microseconds of each of its
 parts per image.
 
-  python scripts/benchmark_input.py tfrecord FOLDER
-  python scripts/benchmark_input.py stream FOLDER BATCHES
+  python scripts/benchmarks/input_pipelines.py tfrecord FOLDER
+  python scripts/benchmarks/input_pipelines.py stream FOLDER BATCHES
 
 The first command writes the TFRecord file. The second prints the time to the
 first batch and the resident memory, for `benchmark.py stream`.
@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 # The environment of TensorFlow lacks what the other pipelines need: they import

@@ -1,6 +1,6 @@
 """The training steps that `scripts/benchmark.py torch` compares.
 
-  python scripts/benchmark_torch.py PIPELINE CORES
+  python scripts/benchmarks/torch_steps.py PIPELINE CORES
 
 PIPELINE is `ours`, or PyTorch with the memory format `contiguous` (NCHW) or
 `channels_last` (NHWC). All train the same network: BN-Baseline in `mini`,
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 # JAX is imported only by the pipeline `ours`.
