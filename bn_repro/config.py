@@ -40,6 +40,14 @@ ROOT = None if _INSTALLED else _PACKAGE.parent
 
 MODES = ('full', 'mini')
 
+# Fields that were added after revision 3a68ec7, and the values that runs had
+# before: see `upgrade` and `digest`.
+ADDED_FIELDS = {
+  'data.normalization': 'symmetric',
+  'data.evaluation_box': 'square',
+  'bn.per_activation': False,
+}
+
 
 def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
   """Loads, overrides, checks and locks a config.
@@ -316,11 +324,16 @@ def upgrade(saved: Mapping[str, Any]) -> ConfigDict:
   """Converts the content of an older `config.json` to this version's fields.
 
   Up to revision 3a68ec7, imagenet2012 with `data.stand_in=true` was what is now
-  the data set imagenet_stand_in. `digest` still includes the old field, so that
-  runs of that revision resume.
+  the data set imagenet_stand_in. `digest` still includes the old field, and
+  leaves out `ADDED_FIELDS` with their old values, so that runs of that revision
+  resume.
   """
   config = ConfigDict(saved)
   fields = flatten(config)
+  for name, value in ADDED_FIELDS.items():
+    tree, _, field = name.rpartition('.')
+    if name not in fields and tree in config:
+      config[tree][field] = value
   if 'data.stand_in' in fields:
     if fields['data.stand_in'] and fields.get('data.name') == 'imagenet2012':
       config.data.name = 'imagenet_stand_in'
@@ -351,6 +364,7 @@ def digest(config: ConfigDict) -> str:
     name: value
     for name, value in flatten(config).items()
     if name not in CHANGEABLE
+    and not (name in ADDED_FIELDS and value == ADDED_FIELDS[name])
   }
   # The fields of revision 3a68ec7: see `upgrade`.
   identity['data.stand_in'] = identity['data.name'] == 'imagenet_stand_in'

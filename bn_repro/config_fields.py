@@ -119,6 +119,8 @@ FIELDS: Mapping[str, Field] = {
   'data.distorted_copies': Field(int, _at_least(0)),
   'data.binarize': Field(bool),
   'data.distortion': Field(str, _one_of('none', 'reduced', 'full')),
+  'data.evaluation_box': Field(str, _one_of('square', 'proportional')),
+  'data.normalization': Field(str, _one_of('symmetric', 'caffe')),
   'data.num_threads': Field(int, _at_least(0), changeable=True, per_host=True),
   'data.num_workers': Field(int, _at_least(0), changeable=True, per_host=True),
   'data.max_replaced': Field(float, _fraction, changeable=True),
@@ -138,6 +140,7 @@ FIELDS: Mapping[str, Field] = {
   'model.aux_loss_weight': Field(float, _at_least(0)),
   'model.dtype': Field(str, _one_of('auto', 'float32', 'bfloat16', 'float64')),
   'bn.enabled': Field(bool),
+  'bn.per_activation': Field(bool),
   'bn.statistics': Field(str, _one_of('global', 'device', 'group')),
   'bn.virtual_batch_size': Field(int, _at_least(1)),
   'bn.momentum': Field(float, _fraction),
@@ -250,6 +253,16 @@ def _mlp_errors(config: ConfigDict) -> list[str]:
     for name in ('lrn', 'aux_head', 'dropout_rate')
     if config.model[name]
   ]
+  if config.bn.per_activation:
+    errors.append(
+      'bn.per_activation=True: the statistics of the network mlp are those of '
+      'activations already; turn it off.'
+    )
+  if config.data.normalization != 'symmetric':
+    errors.append(
+      f'data.normalization={config.data.normalization}: the network mlp takes '
+      'pixels in [-1, 1]; set it to symmetric.'
+    )
   if config.data.distortion != 'none':
     errors.append(
       f'data.distortion={config.data.distortion}: the network mlp is trained '
@@ -289,7 +302,7 @@ def _data_errors(config: ConfigDict) -> list[str]:
 
 
 def _bn_errors(config: ConfigDict) -> list[str]:
-  """Checks BN group sizes, and that averaged parameters have statistics."""
+  """Checks BN groups, and options that need BN or population statistics."""
   errors = []
   if config.bn.statistics == 'group' and (
     config.batch_size % config.bn.virtual_batch_size
@@ -298,6 +311,8 @@ def _bn_errors(config: ConfigDict) -> list[str]:
       f'bn.virtual_batch_size={config.bn.virtual_batch_size}: must divide '
       f'config.batch_size={config.batch_size}.'
     )
+  if config.bn.per_activation and not config.bn.enabled:
+    errors.append('bn.per_activation=True: needs bn.enabled.')
   averaged = config.bn.enabled and config.optim.polyak_decay
   if averaged and not config.bn.population_batches:
     errors.append(

@@ -102,12 +102,13 @@ def _evaluate(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     workdir.path,
     other_data=flags.other_data,
   )
-  yield from evaluation.evaluate(
+  for line, _ in evaluation.evaluate(
     experiment,
     parallel.replicate(experiment.mesh, checkpoint.state),
     dict.fromkeys(evaluation.statistics_modes(experiment), [split]),
     check=lambda: None,  # Ctrl-C ends this command, which has nothing to save.
-  )
+  ):
+    yield line
 
 
 def _check_identity(

@@ -87,6 +87,13 @@ def get_config(mode: str = 'full') -> ConfigDict:
   # Photometric distortions: none, reduced or full. The paper gives no
   # strengths; ours are TF-Slim's fast and slow modes.
   config.data.distortion = 'full'
+  # Box of an image that evaluation sees. square: the central square whose side
+  # is 224/256 of the shorter side (GoogLeNet). proportional: the central 87.5 %
+  # of each side, made square (TF-Slim).
+  config.data.evaluation_box = 'square'
+  # Pixel values that the network sees. symmetric: RGB in [-1, 1], as in TF-Slim;
+  # our choice. caffe: BGR in [0, 255] minus the mean, as in Caffe's BN-Inception.
+  config.data.normalization = 'symmetric'
   # Threads per process that decode images; 0 means one per core. Python's lock
   # makes more than about eight useless.
   config.data.num_threads = 0
@@ -137,6 +144,9 @@ def get_config(mode: str = 'full') -> ConfigDict:
 
   config.bn = ConfigDict()
   config.bn.enabled = False
+  # Statistics of each activation, not of each channel, in the convolutions of
+  # the last module, 5b (section 4.2.3; which layers they are is our choice).
+  config.bn.per_activation = False
   # Examples that share statistics. global: the batch. device: the images on each
   # device. group: each `virtual_batch_size` images; 32 reproduces the paper's
   # replicas.

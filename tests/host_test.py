@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bn_repro import host
-from bn_repro.data import imagenet
+from bn_repro.data import crops, imagenet
 from bn_repro.sweep import runner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,9 @@ def test_decoding_threads_and_trials(cores, monkeypatch):
   monkeypatch.setattr(
     imagenet, '_thread_pool', lambda number: used.append(number) or Pool()
   )
-  split = imagenet.EncodedSplit([], np.arange(8), 32, 0, 'test')
+  split = imagenet.EncodedSplit(
+    [], np.arange(8), 32, 0, crops.central_box, 'test'
+  )
   split.evaluation_batch(np.arange(8))
   assert used == [len(cores)]
 

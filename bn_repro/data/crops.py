@@ -5,7 +5,7 @@ central box. Both are GoogLeNet's (Szegedy et al., 2015): the paper does not
 describe its crops.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
 from typing import NamedTuple
@@ -52,6 +52,16 @@ def central_box(width: int, height: int) -> Box:
   return _centered(width, height, side, side)
 
 
+def proportional_box(width: int, height: int) -> Box:
+  """Returns the central 87.5 % of each side (TF-Slim's evaluation)."""
+  return _centered(
+    width,
+    height,
+    max(round(width * 0.875), 1),
+    max(round(height * 0.875), 1),
+  )
+
+
 def random_box(width: int, height: int, draws: np.ndarray) -> Box:
   """Returns a box of 8-100 % of the area and an aspect ratio of 3/4 to 4/3.
 
@@ -96,6 +106,13 @@ def _centered(width: int, height: int, box_width: int, box_height: int) -> Box:
   return Box(
     (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
   )
+
+
+# By `config.data.evaluation_box`.
+EVALUATION_BOXES: Mapping[str, ChooseBox] = {
+  'square': central_box,
+  'proportional': proportional_box,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,6 +62,7 @@ def load(data: ConfigDict, seed: int) -> Dataset:
       name: ArraySplit(_prepare(split.images, data), split.labels)
       for name, split in splits.items()
     },
+    unpadded_shape=train.image_shape[:2],
   )
 
 

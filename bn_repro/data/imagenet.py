@@ -41,6 +41,7 @@ class EncodedSplit:
     indices: int64 (examples,), indices into `source`.
     image_size: side of the square images, in pixels.
     num_threads: number of decoding threads; 0 means one per core.
+    evaluation_box: chooses the box that evaluation sees.
     identity: text that tells the source from other sources.
   """
 
@@ -48,6 +49,7 @@ class EncodedSplit:
   indices: np.ndarray
   image_size: int
   num_threads: int
+  evaluation_box: crops.ChooseBox
   identity: str
 
   in_memory = False
@@ -82,11 +84,11 @@ class EncodedSplit:
     return self._gather(indices, decode)
 
   def evaluation_batch(self, indices: np.ndarray) -> Batch:
-    """Decodes central boxes."""
+    """Decodes the boxes that `evaluation_box` chooses."""
 
     def decode(row: int, encoded: bytes, out: np.ndarray) -> None:
       del row
-      jpeg.decode_view(encoded, crops.central_box, out)
+      jpeg.decode_view(encoded, self.evaluation_box, out)
 
     return self._gather(indices, decode)
 
@@ -312,6 +314,7 @@ def _open_splits(
       indices=np.arange(sum(lengths[split])),
       image_size=data.image_size,
       num_threads=data.num_threads,
+      evaluation_box=crops.EVALUATION_BOXES[data.evaluation_box],
       identity=json.dumps([split, lengths[split], info[split]['numBytes']]),
     )
     for split in imagenet_metadata.NUM_EXAMPLES

@@ -13,14 +13,24 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def normalize(images: Array, dtype: Any) -> Array:
-  """Maps pixel values from [0, 255] to [-1, 1], as TF-Slim does.
+# Mean blue, green and red of Caffe's BN-Inception (Cadene's `bninception`).
+CAFFE_MEAN = (104, 117, 128)
+
+
+def normalize(images: Array, dtype: Any, normalization: str) -> Array:
+  """Maps pixel values in [0, 255] to what a network sees.
 
   Args:
-    images: an array of any shape and number type.
+    images: (..., channels) of any number type, with 1 or 3 channels.
     dtype: type to compute in and to return; float32 if it is less precise.
+    normalization: `symmetric` for [-1, 1], as TF-Slim; `caffe` for blue, green
+      and red minus `CAFFE_MEAN`.
   """
-  return images.astype(jnp.promote_types(dtype, jnp.float32)) / 127.5 - 1
+  images = images.astype(jnp.promote_types(dtype, jnp.float32))
+  if normalization == 'symmetric':
+    return images / 127.5 - 1
+  colors = jnp.broadcast_to(images, (*images.shape[:-1], 3))
+  return colors[..., ::-1] - jnp.array(CAFFE_MEAN, images.dtype)
 
 
 def distort(images: Array, keys: Array, strength: str) -> Array:

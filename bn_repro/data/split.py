@@ -169,10 +169,13 @@ class Dataset:
   Attributes:
     label_names: name of each class, by label.
     splits: `train`, and `validation`, `test` or both.
+    unpadded_shape: (height, width) of the images before they were padded to
+      `image_shape`; None if they are cropped to it.
   """
 
   label_names: Sequence[str]
   splits: Mapping[str, Split]
+  unpadded_shape: tuple[int, int] | None = None
 
   @property
   def num_classes(self) -> int:

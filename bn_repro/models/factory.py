@@ -78,7 +78,10 @@ def create_model(
     dtype=dtype,
     param_dtype=param_dtype,
   )
-  return create(model, num_classes, layer, norm, dtype)
+  last_norm = (
+    functools.partial(norm, axis=(1, 2, 3)) if bn.per_activation else norm
+  )
+  return create(model, num_classes, layer, norm, last_norm, dtype)
 
 
 def compute_dtype(model: ConfigDict, platform: str | None = None) -> Any:

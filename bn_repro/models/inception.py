@@ -169,6 +169,7 @@ class Inception(nn.Module):
       pointwise.
     conv: convolution, with or without a bias.
     norm: normalization; called with `use_running_average` and `nonlinearity`.
+    last_norm: normalization in the last module.
     nonlinearity: applied after every normalization.
     torch_padding: pad strided convolutions and average pooling as Caffe and
       PyTorch do, not as TensorFlow's SAME.
@@ -186,6 +187,7 @@ class Inception(nn.Module):
   separable_stem: bool
   conv: ModuleDef
   norm: ModuleDef
+  last_norm: ModuleDef
   nonlinearity: Callable[[Array], Array]
   torch_padding: bool
   lrn: bool
@@ -238,6 +240,11 @@ class Inception(nn.Module):
 
     aux_logits = None
     for row in self.rows:
+      if row is self.rows[-1]:
+        unit = functools.partial(
+          unit,
+          norm=functools.partial(self.last_norm, use_running_average=not train),
+        )
       x = InceptionModule(
         row, unit=unit, avg_pool=avg_pool, name=f'inception_{row.name}'
       )(x)
@@ -257,9 +264,10 @@ def create(
   num_classes: int,
   conv: ModuleDef,
   norm: ModuleDef,
+  last_norm: ModuleDef,
   dtype: Any,
 ) -> Inception:
-  """Builds the network of `config.model` around a convolution and a norm."""
+  """Builds the network of `config.model` around a convolution and norms."""
   rows = inception_table.rows(
     model.reading, tiny=model.name == 'inception_tiny'
   )
@@ -275,6 +283,7 @@ def create(
     separable_stem=model.stem == 'separable',
     conv=conv,
     norm=norm,
+    last_norm=last_norm,
     nonlinearity=NONLINEARITIES[model.nonlinearity],
     torch_padding=model.padding == 'torch',
     lrn=model.lrn,

@@ -63,9 +63,14 @@ def create(
   num_classes: int,
   dense: ModuleDef,
   norm: ModuleDef,
+  last_norm: ModuleDef,
   dtype: Any,
 ) -> Mlp:
-  """Builds the network of `config.model` around a dense layer and a norm."""
+  """Builds the network of `config.model` around a dense layer and a norm.
+
+  `last_norm` is not used: all statistics of this network are per activation.
+  """
+  del last_norm
   return Mlp(
     num_classes=num_classes,
     features=(round(HIDDEN_UNITS * model.width),) * HIDDEN_LAYERS,

@@ -43,11 +43,11 @@ EXIT_CODES = {
 }
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
   """Writes a file atomically: readers see the old content or the new."""
   temporary = path.with_name(f'.{path.name}.tmp')
-  with temporary.open('w') as file:
-    file.write(text)
+  with temporary.open('wb') as file:
+    file.write(content.encode() if isinstance(content, str) else content)
     file.flush()
     os.fsync(file.fileno())
   temporary.replace(path)

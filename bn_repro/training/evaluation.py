@@ -39,7 +39,7 @@ def evaluate(
   state: TrainState,
   wanted: Mapping[str | None, Sequence[str]],
   check: Callable[[], None],
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[dict[str, Any], TrainState]]:
   """Evaluates a state on splits, every example once.
 
   Args:
@@ -49,9 +49,10 @@ def evaluate(
     check: called between batches; raises to stop.
 
   Yields:
-    A line of metrics for each mode and split: `step`, `split`, `statistics`
-    (with BN), the means, `percentiles` of the probes (if the network has any),
-    and `timing`, without the seconds of population statistics.
+    For each mode and split, a line of metrics, and the state of
+    `inference_state`. The line has `step`, `split`, `statistics` (with BN), the
+    means, `percentiles` of the probes (if the network has any), and `timing`,
+    without the seconds of population statistics.
 
   Raises:
     RuntimeError: if the number of examples counted is wrong.
@@ -64,7 +65,7 @@ def evaluate(
     for split in splits:
       started = time.monotonic()
       sums, percentiles = evaluate_split(experiment, inference, split, check)
-      yield {
+      line = {
         'step': int(state.step),
         'split': split,
         **({'statistics': statistics} if statistics else {}),
@@ -72,6 +73,7 @@ def evaluate(
         **({'percentiles': percentiles} if percentiles else {}),
         'timing': {'seconds': time.monotonic() - started},
       }
+      yield line, inference
 
 
 def inference_state(

@@ -218,7 +218,9 @@ def create_experiment(
       steps_lib.scan_steps(train_step), mesh, donate_state=True, batch_axis=1
     ),
     eval_step=parallel.data_parallel(
-      steps_lib.create_eval_step(model), mesh, donate_state=False
+      steps_lib.create_eval_step(model, config.data.normalization),
+      mesh,
+      donate_state=False,
     ),
     statistics_step=parallel.data_parallel(
       statistics_step, mesh, donate_state=False

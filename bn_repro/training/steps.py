@@ -80,7 +80,7 @@ def _forward(
   images = distorted_images(
     batch['image'], state.seed, state.step, config.data.distortion
   )
-  images = preprocess.normalize(images, model.dtype)
+  images = preprocess.normalize(images, model.dtype, config.data.normalization)
 
   def forward(params: Any) -> tuple[Any, Any]:
     logits, updated = model.apply(
@@ -159,11 +159,15 @@ def scan_steps(train_step: Step) -> Step:
   return train_steps
 
 
-def create_eval_step(model: nn.Module) -> Step:
+def create_eval_step(model: nn.Module, normalization: str) -> Step:
   """Creates inference on a batch: `(state, batch) -> (sums, probes)`.
 
   Probes are activations that the network stores for every example of the batch,
   by name; they may be empty.
+
+  Args:
+    model: the network.
+    normalization: `config.data.normalization`.
   """
 
   def eval_step(
@@ -171,7 +175,7 @@ def create_eval_step(model: nn.Module) -> Step:
   ) -> tuple[metrics.Sums, dict[str, Array]]:
     logits, stored = model.apply(
       {'params': state.params, 'batch_stats': state.batch_stats},
-      preprocess.normalize(batch['image'], model.dtype),
+      preprocess.normalize(batch['image'], model.dtype, normalization),
       train=False,
       mutable=['probes'],
     )

@@ -31,8 +31,13 @@ from bn_repro.runtime.preemption import (
 from bn_repro.runtime.profiling import Profile
 from bn_repro.runtime.progress import ProgressDisplay
 from bn_repro.runtime.watchdog import Watchdog
-from bn_repro.runtime.workdir import EXIT_CODES, Status, Workdir
-from bn_repro.training import evaluation, run_info
+from bn_repro.runtime.workdir import (
+  EXIT_CODES,
+  Status,
+  Workdir,
+  read_json,
+)
+from bn_repro.training import evaluation, model_file, run_info
 from bn_repro.training.checkpoint import Checkpoints, restore_or_initialize
 from bn_repro.training.experiment import Experiment, create_experiment
 from bn_repro.training.metrics import (
@@ -99,7 +104,13 @@ def train_and_evaluate(
       preemption.check()
 
     trainer = Trainer(
-      experiment, start.state, start.interval_sums, checkpoints, writer, check
+      experiment,
+      start.state,
+      start.interval_sums,
+      workdir,
+      checkpoints,
+      writer,
+      check,
     )
     status, step, reason = _run_to_end(
       trainer, preemption, watchdog, display, workdir
@@ -261,6 +272,7 @@ class Trainer:
     experiment: Experiment,
     state: TrainState,
     interval_sums: Sums,
+    workdir: Workdir,
     checkpoints: Checkpoints,
     writer: MetricWriter,
     check: Callable[[], None],
@@ -271,6 +283,7 @@ class Trainer:
       experiment: not yet compiled.
       state: arrays on the host.
       interval_sums: sums of the current log interval up to the state's step.
+      workdir: where the model is written.
       checkpoints: where the state is saved.
       writer: where metrics are written.
       check: called between steps and batches; raises if the run is to stop.
@@ -284,6 +297,7 @@ class Trainer:
     self._interval_sums = interval_sums
     # Sums of the steps of the last call, which may not be computed yet.
     self._pending: Sums | None = None
+    self._workdir = workdir
     self.checkpoints = checkpoints
     self._writer = writer
     self._check = check
@@ -371,7 +385,9 @@ class Trainer:
   def evaluate(self) -> None:
     """Evaluates the splits that have no line for this step.
 
-    Test images are evaluated after the last step only.
+    Test images are evaluated after the last step only. The model is written
+    before the line of its evaluation: a run that is stopped between them
+    evaluates, and writes the model, again.
 
     Raises:
       Diverged: if a loss is not finite.
@@ -390,7 +406,8 @@ class Trainer:
     }
     with self.clock.spending('evaluation'):
       self._fetch_pending_sums()
-      for line in evaluation.evaluate(
+      modes = list(missing)
+      for line, inference in evaluation.evaluate(
         self.experiment, self._state, missing, self._check
       ):
         # Parameters may be finite and yet too large to compute with.
@@ -399,7 +416,33 @@ class Trainer:
           raise Diverged(
             f'{line["split"]} loss {line["loss"]:g}, or percentiles not finite'
           )
+        if line.get('statistics') == modes[-1]:
+          self._write_model(inference, line)
         self._writer.write(line)
+
+  def _write_model(self, inference: TrainState, line: dict[str, Any]) -> None:
+    """Writes what `line` was computed with as the model of the workdir."""
+    if not self._workdir.writes:
+      return
+    run = read_json(self._workdir.path / 'run.json') or {}
+    evaluated = {name: x for name, x in line.items() if name != 'timing'}
+    dataset = self.experiment.dataset
+    model = model_file.ModelFile(
+      variables=jax.device_get(
+        {'params': inference.params, 'batch_stats': inference.batch_stats}
+      ),
+      config=self.config,
+      label_names=dataset.label_names,
+      image_shape=dataset.image_shape,
+      unpadded_shape=dataset.unpadded_shape,
+      facts={
+        'statistics': line.get('statistics'),
+        'evaluation': evaluated,
+        'data_fingerprint': dataset.fingerprint,
+        'revision': run.get('git_revision', ''),
+      },
+    )
+    model_file.write(self._workdir.path / model_file.NAME, model)
 
   def save(self, *, wait: bool = False) -> None:
     """Saves the state, unless this step has a checkpoint.

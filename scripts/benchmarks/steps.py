@@ -44,7 +44,7 @@ def with_flax_norm(experiment: 'Experiment') -> 'Experiment':
     axis_name=parallel.AXIS,
     dtype=experiment.model.dtype,
   )
-  model = experiment.model.clone(norm=norm)
+  model = experiment.model.clone(norm=norm, last_norm=norm)
   train_step = steps.create_train_step(model, experiment.optimizer, config)
   train_steps = parallel.data_parallel(
     steps.scan_steps(train_step),

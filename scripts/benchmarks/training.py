@@ -197,7 +197,11 @@ def _distortion_timer(experiment: 'Experiment') -> Callable[[], float]:
     images = steps.distorted_images(
       batch['image'], seed, step, experiment.config.data.distortion
     )
-    return parallel.gather(preprocess.normalize(images, experiment.model.dtype))
+    return parallel.gather(
+      preprocess.normalize(
+        images, experiment.model.dtype, experiment.config.data.normalization
+      )
+    )
 
   mesh = experiment.mesh
   compiled = parallel.data_parallel(distort, mesh, donate_state=False)

@@ -44,7 +44,9 @@ def encoded_split(count=40, num_threads=3, **damaged):
   source = [example(i) for i in range(count)]
   for name, content in damaged.items():
     source[int(name[1:])]['image'] = content
-  return EncodedSplit(source, np.arange(count), SIZE, num_threads, 'test')
+  return EncodedSplit(
+    source, np.arange(count), SIZE, num_threads, crops.central_box, 'test'
+  )
 
 
 def stream(split, first=0, last=12, seed=0, **options):

@@ -152,7 +152,7 @@ def test_no_distortion_is_the_identity():
 
 def test_normalize():
   images = jnp.asarray([0, 51, 255], jnp.uint8).reshape(1, 1, 3, 1)
-  found = preprocess.normalize(images, jnp.bfloat16)
+  found = preprocess.normalize(images, jnp.bfloat16, 'symmetric')
   assert found.shape == (1, 1, 3, 1)
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found[0, 0, :, 0], [-1, -0.6, 1], rtol=1e-6)

@@ -66,7 +66,7 @@ def logits(experiment, state, images):
   state = jax.device_get(state)
   return model.apply(
     {'params': state.params, 'batch_stats': state.batch_stats},
-    preprocess.normalize(images, model.dtype),
+    preprocess.normalize(images, model.dtype, 'symmetric'),
     train=False,
   ).main
 
@@ -210,7 +210,9 @@ def test_population_statistics_are_algorithm_2(x64):
   kernel = np.asarray(state.params['conv1']['conv']['kernel'])
   means, variances = [], []
   for batch in experiment.train_batches(0, 4):
-    images = np.asarray(preprocess.normalize(batch['image'], np.float64))
+    images = np.asarray(
+      preprocess.normalize(batch['image'], np.float64, 'symmetric')
+    )
     # TensorFlow's SAME for 5x5 / 2 on 32 pixels: 1 before, 2 after.
     padded = np.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), (1, 2))
@@ -271,7 +273,9 @@ def test_inference_equals_training_on_a_batch_of_those_statistics(x64):
   experiment, state = trained('model.dtype=float64', 'model.dropout_rate=0')
   batch = next(experiment.train_batches(3, 4))
   statistics = jax.device_get(experiment.steps.statistics_step(state, batch))
-  images = preprocess.normalize(jax.device_get(batch['image']), np.float64)
+  images = preprocess.normalize(
+    jax.device_get(batch['image']), np.float64, 'symmetric'
+  )
   config = experiment.config
   model = factory.create_model(
     config.model, config.bn, 10, axis_name=None, unbiased=False, momentum=0.0

@@ -110,7 +110,7 @@ def test_ten_steps_of_training():
   ((images, _),) = torch_case.batches(1, 32, 32, 10)
   logits = model.apply(
     {'params': state.params, 'batch_stats': state.batch_stats},
-    preprocess.normalize(images, np.float64),
+    preprocess.normalize(images, np.float64, 'symmetric'),
     train=False,
   ).main
   assert_close(logits, golden['logits'])
@@ -123,7 +123,7 @@ def test_pytorchcv_bninception():
   config = config_lib.load('configs/bn_baseline.py', torch_case.FULL)
   model, variables = create(config, 224, 1000)
   ((images, labels),) = torch_case.batches(1, 2, 224, 1000)
-  images = preprocess.normalize(images, np.float64)
+  images = preprocess.normalize(images, np.float64, 'symmetric')
   inference = jax.jit(lambda: model.apply(variables, images, train=False).main)
   assert_close(inference(), golden['inference'])
 

@@ -1,0 +1,197 @@
+"""Model files: the variables of a trained network, and how to use them.
+
+A run writes `model.safetensors` into its workdir after each evaluation: the
+parameters that were evaluated, and the BN statistics of Algorithm 2. The header
+of the file holds the config, the size of the images and the names of the
+classes, so that it can be used without the training data. It holds no code.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from bn_repro import config as config_lib
+from bn_repro import parallel
+from bn_repro.errors import UserError
+from bn_repro.runtime import workdir
+
+# Name of the file in a workdir.
+NAME = 'model.safetensors'
+
+# The entry of the header that holds `ModelFile.facts`.
+_ENTRY = 'bn_repro'
+# Largest header that is read. That of Inception has 60 kB, and that of 1,000
+# class names 20 kB more. Our choice.
+_MAX_HEADER = 10_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFile:
+  """A trained network.
+
+  Attributes:
+    variables: `params` and `batch_stats`, nested dicts of NumPy arrays.
+    config: the config of the run.
+    label_names: name of each class, by label.
+    image_shape: (height, width, channels) of the network's input.
+    unpadded_shape: (height, width) of the images before they were padded to
+      `image_shape`; None if images are cropped to it.
+    facts: further facts, a JSON object: `statistics` (population, moving, or
+      None without BN), `evaluation` (the line of metrics of these variables),
+      `data_fingerprint` of the training data, and `revision` of the code.
+  """
+
+  variables: Mapping[str, Any]
+  config: ConfigDict
+  label_names: Sequence[str]
+  image_shape: tuple[int, int, int]
+  unpadded_shape: tuple[int, int] | None
+  facts: Mapping[str, Any]
+
+  @property
+  def digest(self) -> str:
+    """SHA-256 of all variables, 16 hexadecimal digits."""
+    return _digest(parallel.named_leaves(self.variables))
+
+
+def _digest(arrays: Mapping[str, Any]) -> str:
+  found = hashlib.sha256()
+  for name in sorted(arrays):
+    array = np.asarray(arrays[name])
+    found.update(f'{name} {array.dtype} {array.shape}'.encode())
+    found.update(array.tobytes())
+  return found.hexdigest()[:16]
+
+
+def write(path: Path, model: ModelFile) -> None:
+  """Writes a model file atomically.
+
+  Args:
+    path: the file.
+    model: its content.
+  """
+  arrays = {
+    name: np.ascontiguousarray(x)
+    for name, x in parallel.named_leaves(model.variables).items()
+  }
+  header = workdir.add_checksum(
+    {
+      'config': model.config.to_dict(),
+      'label_names': list(model.label_names),
+      'image_shape': list(model.image_shape),
+      'unpadded_shape': model.unpadded_shape and list(model.unpadded_shape),
+      'facts': dict(model.facts),
+      'digest': _digest(arrays),
+    }
+  )
+  content = safetensors.numpy.save(arrays, {_ENTRY: json.dumps(header)})
+  workdir.replace_file(path, content)
+
+
+def read(path: Path) -> ModelFile:
+  """Reads a model file and compares it with its checksums.
+
+  Args:
+    path: a file that `write` has written.
+
+  Raises:
+    UserError: if it does not exist, cannot be read, is damaged, or is not a
+      model file of this project.
+  """
+  try:
+    arrays, metadata = read_arrays(path)
+    if _ENTRY not in metadata:
+      raise ValueError(
+        'a safetensors file of another project; scripts/import_weights.py '
+        'converts some of them'
+      )
+    header = workdir.remove_checksum(json.loads(metadata[_ENTRY]))
+    if header['digest'] != _digest(arrays):
+      raise ValueError('the arrays do not match their checksum')
+  except (ValueError, LookupError, TypeError) as error:
+    raise UserError(f'{path}: not a sound model file: {error}.') from error
+  unpadded = header['unpadded_shape']
+  return ModelFile(
+    variables=_nested(arrays),
+    config=config_lib.from_json(header['config'], str(path)),
+    label_names=tuple(header['label_names']),
+    image_shape=tuple(header['image_shape']),
+    unpadded_shape=unpadded and tuple(unpadded),
+    facts=header['facts'],
+  )
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Reads the arrays and the metadata of any safetensors file.
+
+  Raises:
+    UserError: if the file does not exist or cannot be read.
+    ValueError: if it is damaged. Nothing is allocated for what its header
+      claims and the file does not hold.
+  """
+  try:
+    size = path.stat().st_size
+    with path.open('rb') as file:
+      length = int.from_bytes(file.read(8), 'little')
+      if size < 8 or length > size - 8:
+        raise ValueError(f'truncated: {size:,} bytes')
+      if length > _MAX_HEADER:
+        raise ValueError(f'its header has {length:,} bytes')
+      header = json.loads(file.read(length))
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read ({error.strerror}).') from error
+  try:
+    metadata = dict(header.pop('__metadata__', {}))
+    total = sum(
+      end - begin for begin, end in (x['data_offsets'] for x in header.values())
+    )
+    if total != size - 8 - length:
+      raise ValueError(f'its header claims {total:,} bytes of arrays')
+    with safetensors.safe_open(path, 'numpy') as file:
+      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+  except (safetensors.SafetensorError, TypeError, AttributeError) as error:
+    raise ValueError(' '.join(str(error).split())) from error
+  return arrays, metadata
+
+
+def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Returns nested dicts for names such as 'params/conv1/conv/kernel'."""
+  tree: dict[str, Any] = {'params': {}, 'batch_stats': {}}
+  for name, array in arrays.items():
+    *parents, leaf = name.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = array
+  return tree
+
+
+def mismatches(
+  expected: Mapping[str, Any], found: Mapping[str, Any]
+) -> list[str]:
+  """Returns a line for each variable that is missing, unknown or misshapen.
+
+  Args:
+    expected: arrays, or their shapes and dtypes, by name.
+    found: arrays by name.
+  """
+  lines = []
+  for name in sorted(expected.keys() | found.keys()):
+    if name not in found:
+      lines.append(f'{name}: missing')
+    elif name not in expected:
+      lines.append(f'{name}: not a variable of the network')
+    elif tuple(found[name].shape) != tuple(expected[name].shape):
+      lines.append(
+        f'{name}: shape {tuple(found[name].shape)}, not '
+        f'{tuple(expected[name].shape)}'
+      )
+  return lines
