@@ -13,6 +13,9 @@ bn     Time of a BN layer, forward and forward + backward, over that of Flax's
        requirements-dev.txt.
 step   Time of a training step of BN-Baseline in `mini` over that of the same
        network with Flax's BN, and over that of the network without BN.
+compile
+       CPU time to compile such a step without a cache, over those of the same
+       networks.
 torch  Time of such a step over that of PyTorch, in both of its memory formats,
        on one core and on two. Takes requirements-dev.txt.
 tpu    Bytes of a step of BN-x5 at full width, compiled for the slice v5e:4x4
@@ -60,18 +63,20 @@ from benchmarks import inputs, layers, measure, record, steps, training
 from bn_repro import cli, files
 from bn_repro.errors import UserError
 
+# What `all` runs, in this order.
 BENCHMARKS: dict[str, Callable[[int], list[measure.Figure]]] = {
   'bn': layers.bn,
   'step': steps.step,
+  'compile': steps.compile_step,
   'torch': steps.torch,
-  'tpu': steps.tpu,
+  'input': inputs.rates,
   'loop': training.loop,
   'fig1': training.fig1,
   'checkpoint': training.checkpoint,
   'distortion': training.distortion,
   'devices': training.devices,
-  'input': inputs.rates,
   'stream': inputs.stream,
+  'tpu': steps.tpu,
 }
 
 # Errors that are reported without a traceback.

@@ -1,8 +1,9 @@
-"""Writes the generated parts of docs/imagenet.md and README.md.
+"""Writes the generated parts of README.md and of two documents in docs/.
 
 Examples:
   python scripts/protocol.py
-    Writes tables and commands from the configs and results/compile_check.
+    Writes tables and commands from the configs, results/compile_check and
+    results/benchmarks.json.
 
   python scripts/protocol.py --compile
     First compiles the programs that have no file in results/compile_check,
@@ -29,6 +30,8 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import record
+
 from bn_repro import cli, paper
 from bn_repro import config as config_lib
 from bn_repro.data import imagenet_metadata
@@ -37,6 +40,8 @@ from bn_repro.tpu import cost, slices
 NUM_TRAIN = imagenet_metadata.NUM_EXAMPLES['train']
 
 DOCUMENT = ROOT / 'docs' / 'imagenet.md'
+PERFORMANCE = ROOT / 'docs' / 'performance.md'
+BENCHMARKS = ROOT / 'results' / 'benchmarks.json'
 README = ROOT / 'README.md'
 COSTS = ROOT / 'results' / 'compile_check'
 
@@ -432,7 +437,28 @@ def last_rates() -> str:
   )
 
 
+def benchmarks() -> str:
+  """Returns the table of all benchmarks but `tpu`, and where they ran."""
+  contents = json.loads(BENCHMARKS.read_text())
+  machine = contents['machine']
+  versions = ', '.join(f'{k} {v}' for k, v in machine['versions'].items())
+  names = [name for name in contents['benchmarks'] if name != 'tpu']
+  return (
+    f'{record.table(contents, names)}\n\n'
+    f'Measured on {machine["cores"]} cores of an {machine["processor"]} '
+    f'({machine["system"]}), with {versions}. "In use before" is the share of '
+    'the CPUs that other programs used when the benchmark started.'
+  )
+
+
+def bn_peers() -> str:
+  """Returns the table of the benchmark `tpu`."""
+  return record.matrix(json.loads(BENCHMARKS.read_text()), 'tpu')
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+  'benchmarks': benchmarks,
+  'bn_peers': bn_peers,
   'commands': commands,
   'prove': prove,
   'launch': launch,
@@ -479,7 +505,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       ).returncode
       if code:
         return code
-  for document in (DOCUMENT, README):
+  for document in (DOCUMENT, PERFORMANCE, README):
     document.write_text(fill_in(document.read_text()))
     print(f'wrote {document.relative_to(ROOT)}')
   return 0

@@ -90,7 +90,7 @@ def bn(rounds: int) -> list[measure.Figure]:
   }
 
   def milliseconds(call: Callable[[], Any]) -> float:
-    return 1e3 * min(measure.seconds(call) for _ in range(3))
+    return 1e3 * min(measure.seconds(call) for _ in range(20))
 
   figures = []
   for backward in (False, True):

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import statistics
+import time
 from typing import TYPE_CHECKING, Any
 
 import compile_check
@@ -59,18 +60,23 @@ def with_flax_norm(experiment: 'Experiment') -> 'Experiment':
   )
 
 
-def step(rounds: int) -> list[measure.Figure]:
-  """Times a step in `mini` with our BN, with Flax's, and without BN."""
+def _with_each_norm() -> dict[str, 'Experiment']:
+  """BN-Baseline in `mini` with our BN, with Flax's, and without BN."""
   ours = measure.create_experiment('bn_baseline:mini')
-  from bn_repro import parallel
-  from bn_repro.training import steps
-
-  experiments = {
+  return {
     'ours': ours,
     'Flax': with_flax_norm(ours),
     'without BN': measure.create_experiment('inception:mini'),
   }
-  batch = next(ours.train_batches(0, 1))
+
+
+def step(rounds: int) -> list[measure.Figure]:
+  """Times a step in `mini` with our BN, with Flax's, and without BN."""
+  experiments = _with_each_norm()
+  from bn_repro import parallel
+  from bn_repro.training import steps
+
+  batch = next(experiments['ours'].train_batches(0, 1))
 
   def timer(experiment: 'Experiment') -> Callable[[], float]:
     train_step = parallel.data_parallel(
@@ -80,8 +86,8 @@ def step(rounds: int) -> list[measure.Figure]:
       experiment.mesh,
       donate_state=False,
     )
-    time = measure.step_timer(experiment, train_step, batch, NUM_STEPS)
-    return lambda: 1e3 * time() / NUM_STEPS
+    seconds = measure.step_timer(experiment, train_step, batch, NUM_STEPS)
+    return lambda: 1e3 * seconds() / NUM_STEPS
 
   print('milliseconds per step')
   results = measure.interleaved(
@@ -91,6 +97,34 @@ def step(rounds: int) -> list[measure.Figure]:
   return [
     measure.ratio(results, 'ours', 'Flax', "ours over Flax's layer"),
     measure.ratio(results, 'ours', 'without BN'),
+  ]
+
+
+def compile_step(rounds: int) -> list[measure.Figure]:
+  """Times the compilation of such a step, without a cache."""
+  experiments = _with_each_norm()
+  import jax
+
+  jax.config.update('jax_enable_compilation_cache', False)  # noqa: FBT003
+
+  def cpu_seconds(experiment: 'Experiment') -> float:
+    state = experiment.initial_state()
+    start = time.process_time()
+    experiment.lower('train_steps', state).compile()
+    return time.process_time() - start
+
+  print('seconds of CPU time')
+  results = measure.interleaved(
+    {
+      name: functools.partial(cpu_seconds, experiment)
+      for name, experiment in experiments.items()
+    },
+    rounds,
+  )
+  return [
+    measure.ratio(results, 'ours', 'Flax', "ours over Flax's layer"),
+    measure.ratio(results, 'ours', 'without BN'),
+    measure.median('ours', results['ours'], 's of CPU time'),
   ]
 
 
