@@ -23,7 +23,7 @@ tpu    Bytes of a step of BN-x5 at full width, compiled for the slice v5e:4x4
        rounds; takes 15 minutes of CPU time and requirements-tpu.txt.
 loop   Images per second that `main` trains on between evaluations, over those
        of a loop that only calls its step, on one batch. BN-x5 in `mini`.
-fig1   Time to train both networks of Fig. 1, 10,000 steps and 40 evaluations
+fig1   Time to train both networks of Fig. 1, 50,000 steps and 200 evaluations
        each, over the time of their steps alone in one `lax.scan`.
 checkpoint
        Time for which a save stops the training loop, over the time of a step.
