@@ -109,6 +109,7 @@ def compile_step(rounds: int) -> list[measure.Figure]:
 
   def cpu_seconds(experiment: 'Experiment') -> float:
     state = experiment.initial_state()
+    jax.clear_caches()
     start = time.process_time()
     experiment.lower('train_steps', state).compile()
     return time.process_time() - start
