@@ -18,6 +18,7 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 import jax
 import pytest
+import support
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -29,6 +30,23 @@ def x64():
   """Float64 for the length of a test."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope='session')
+def trained_workdir(tmp_path_factory):
+  """The workdir of a small network with BN, after 20 steps on digits."""
+  folder = tmp_path_factory.mktemp('trained') / 'bn_x5'
+  said = support.run(
+    '--config=bn_x5:mini',
+    f'--workdir={folder}',
+    support.TINY,
+    '--config.total_steps=20',
+    '--config.eval_every=20',
+    '--config.log_every=20',
+    '--config.bn.population_batches=4',
+  )
+  assert said.returncode == 0, said.stderr
+  return folder
 
 
 def pytest_addoption(parser):

@@ -62,6 +62,23 @@ def proportional_box(width: int, height: int) -> Box:
   )
 
 
+def largest_box(rows: int, columns: int, width: int, height: int) -> Box:
+  """Returns the largest central box with the aspect ratio of rows x columns.
+
+  Args:
+    rows: height of the images that the box is resized to.
+    columns: their width.
+    width: width of the image.
+    height: height of the image.
+  """
+  return _centered(
+    width,
+    height,
+    max(min(width, round(height * columns / rows)), 1),
+    max(min(height, round(width * rows / columns)), 1),
+  )
+
+
 def random_box(width: int, height: int, draws: np.ndarray) -> Box:
   """Returns a box of 8-100 % of the area and an aspect ratio of 3/4 to 4/3.
 

@@ -59,7 +59,7 @@ def load(data: ConfigDict, seed: int) -> Dataset:
   return Dataset(
     label_names,
     {
-      name: ArraySplit(_prepare(split.images, data), split.labels)
+      name: ArraySplit(binarize_and_pad(split.images, data), split.labels)
       for name, split in splits.items()
     },
     unpadded_shape=train.image_shape[:2],
@@ -200,10 +200,17 @@ def _distorted(split: ArraySplit, count: int, seed: int) -> ArraySplit:
   return ArraySplit(images, sources.labels)
 
 
-def _prepare(images: np.ndarray, data: ConfigDict) -> np.ndarray:
+def binarize_and_pad(images: np.ndarray, data: ConfigDict) -> np.ndarray:
   """Binarizes images if `data.binarize`, and pads them to `data.image_size`.
 
   Padding is black and equal on opposite sides, up to a pixel.
+
+  Args:
+    images: uint8 (images, height, width, channels).
+    data: the `data` sub-tree of a config.
+
+  Raises:
+    UserError: if the images are larger than `data.image_size`.
   """
   if data.binarize:
     images = np.where(images > 127, np.uint8(255), np.uint8(0))

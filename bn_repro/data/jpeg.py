@@ -66,6 +66,11 @@ def decode_view(encoded: bytes, choose_box: ChooseBox, out: np.ndarray) -> None:
   out[:] = _decode_by_pillow(encoded, choose_box, len(out))
 
 
+def decode_image(encoded: bytes, shorter_side: int) -> np.ndarray:
+  del shorter_side
+  return np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB'))
+
+
 def resize(pixels: np.ndarray, out: np.ndarray) -> None:
   """Resizes bilinearly; if it shrinks a lot, to twice the size, then by half.
 
@@ -74,14 +79,14 @@ def resize(pixels: np.ndarray, out: np.ndarray) -> None:
 
   Args:
     pixels: uint8 (height, width, 3).
-    out: uint8 (size, size, 3), overwritten.
+    out: uint8 (new height, new width, 3), overwritten.
   """
-  size = len(out)
-  if min(pixels.shape[:2]) > _TWO_STEPS_ABOVE * size:
-    pixels = cv2.resize(pixels, (2 * size, 2 * size))
-    cv2.resize(pixels, (size, size), out, interpolation=cv2.INTER_AREA)
+  height, width = out.shape[:2]
+  if min(pixels.shape[:2]) > _TWO_STEPS_ABOVE * min(height, width):
+    pixels = cv2.resize(pixels, (2 * width, 2 * height))
+    cv2.resize(pixels, (width, height), out, interpolation=cv2.INTER_AREA)
   else:
-    cv2.resize(pixels, (size, size), out)
+    cv2.resize(pixels, (width, height), out)
 
 
 def _check_size(width: int, height: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import math
 from pathlib import Path
+import textwrap
 from typing import Any
 
 import matplotlib as mpl
@@ -31,6 +32,8 @@ LINE_STYLES = ('-', '--', '-', '-.', '--', '-.', ':', '-')
 
 # Images in a row of a contact sheet.
 _SHEET_COLUMNS = 8
+# Images in a row of a sheet of predictions.
+_PREDICTION_COLUMNS = 4
 # Most points of a training loss to draw.
 _MAX_POINTS = 60
 
@@ -112,6 +115,46 @@ def contact_sheet(
     for axis, image, caption in zip(axes, images, captions, strict=False):
       axis.imshow(image, cmap='gray', vmin=0, vmax=255)
       axis.set_title(plain_text(caption), fontsize=7, y=-0.16)
+  figure.savefig(path, dpi=100)
+  plt.close(figure)
+
+
+def prediction_sheet(
+  predictions: Sequence[tuple[str, np.ndarray, Sequence[tuple[str, float]]]],
+  path: Path,
+) -> None:
+  """Writes a PNG of images, each beside bars of its largest probabilities.
+
+  Args:
+    predictions: for each image a caption, its pixels (uint8, (height, width, 1
+      or 3)), and classes with their probabilities, the largest first.
+    path: path of the PNG.
+  """
+  num_bars = len(predictions[0][2])
+  rows = math.ceil(len(predictions) / _PREDICTION_COLUMNS)
+  columns = min(len(predictions), _PREDICTION_COLUMNS)
+  figure, axes = plt.subplots(
+    2 * rows,
+    columns,
+    squeeze=False,
+    figsize=(2.6 * columns, rows * (2.7 + 0.22 * num_bars)),
+    height_ratios=[2.4, 0.22 * num_bars + 0.2] * rows,
+    layout='constrained',
+  )
+  for axis in axes.ravel():
+    axis.set_axis_off()
+  for number, (caption, pixels, classes) in enumerate(predictions):
+    row, column = divmod(number, _PREDICTION_COLUMNS)
+    picture, bars = axes[2 * row, column], axes[2 * row + 1, column]
+    picture.imshow(pixels, cmap='gray', vmin=0, vmax=255)
+    picture.set_title(plain_text(caption), fontsize=8)
+    positions = range(len(classes))
+    bars.barh(positions, [p for _, p in classes], color='#56b4e9')
+    bars.set_xlim(0, 1)
+    bars.set_ylim(num_bars - 0.5, -0.5)
+    for position, (name, probability) in zip(positions, classes, strict=True):
+      text = f'{textwrap.shorten(name, 28, placeholder="…")}  {probability:.1%}'
+      bars.text(0.02, position, plain_text(text), va='center', fontsize=8)
   figure.savefig(path, dpi=100)
   plt.close(figure)
 

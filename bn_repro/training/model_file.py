@@ -46,7 +46,8 @@ class ModelFile:
       `image_shape`; None if images are cropped to it.
     facts: further facts, a JSON object: `statistics` (population, moving, or
       None without BN), `evaluation` (the line of metrics of these variables),
-      `data_fingerprint` of the training data, and `revision` of the code.
+      `data_fingerprint` of the training data, `config_file` (the value of
+      --config) and `revision` of the code.
   """
 
   variables: Mapping[str, Any]
@@ -72,12 +73,12 @@ def _digest(arrays: Mapping[str, Any]) -> str:
 
 
 def write(path: Path, model: ModelFile) -> None:
-  """Writes a model file atomically.
+  """Writes a model file atomically."""
+  workdir.replace_file(path, to_bytes(model))
 
-  Args:
-    path: the file.
-    model: its content.
-  """
+
+def to_bytes(model: ModelFile) -> bytes:
+  """Returns the content of a model file."""
   arrays = {
     name: np.ascontiguousarray(x)
     for name, x in parallel.named_leaves(model.variables).items()
@@ -92,8 +93,7 @@ def write(path: Path, model: ModelFile) -> None:
       'digest': _digest(arrays),
     }
   )
-  content = safetensors.numpy.save(arrays, {_ENTRY: json.dumps(header)})
-  workdir.replace_file(path, content)
+  return safetensors.numpy.save(arrays, {_ENTRY: json.dumps(header)})
 
 
 def read(path: Path) -> ModelFile:
@@ -145,14 +145,18 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise ValueError(f'truncated: {size:,} bytes')
       if length > _MAX_HEADER:
         raise ValueError(f'its header has {length:,} bytes')
-      header = json.loads(file.read(length))
+      text = file.read(length)
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror}).') from error
   try:
+    header = json.loads(text)
     metadata = dict(header.pop('__metadata__', {}))
     total = sum(
       end - begin for begin, end in (x['data_offsets'] for x in header.values())
     )
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    raise ValueError('its header is damaged') from error
+  try:
     if total != size - 8 - length:
       raise ValueError(f'its header claims {total:,} bytes of arrays')
     with safetensors.safe_open(path, 'numpy') as file:
@@ -180,18 +184,20 @@ def mismatches(
   """Returns a line for each variable that is missing, unknown or misshapen.
 
   Args:
-    expected: arrays, or their shapes and dtypes, by name.
-    found: arrays by name.
+    expected: tree of arrays, or of their shapes and dtypes.
+    found: tree of arrays.
   """
+  shapes, found_shapes = (
+    {name: tuple(x.shape) for name, x in parallel.named_leaves(tree).items()}
+    for tree in (expected, found)
+  )
   lines = []
-  for name in sorted(expected.keys() | found.keys()):
-    if name not in found:
+  for name in sorted(shapes.keys() | found_shapes.keys()):
+    shape, found_shape = shapes.get(name), found_shapes.get(name)
+    if found_shape is None:
       lines.append(f'{name}: missing')
-    elif name not in expected:
+    elif shape is None:
       lines.append(f'{name}: not a variable of the network')
-    elif tuple(found[name].shape) != tuple(expected[name].shape):
-      lines.append(
-        f'{name}: shape {tuple(found[name].shape)}, not '
-        f'{tuple(expected[name].shape)}'
-      )
+    elif found_shape != shape:
+      lines.append(f'{name}: shape {found_shape}, not {shape}')
   return lines

@@ -439,6 +439,7 @@ class Trainer:
         'statistics': line.get('statistics'),
         'evaluation': evaluated,
         'data_fingerprint': dataset.fingerprint,
+        'config_file': run.get('config_file', ''),
         'revision': run.get('git_revision', ''),
       },
     )

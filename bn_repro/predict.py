@@ -1,0 +1,180 @@
+"""Classifies images with a trained network.
+
+  python -m bn_repro.predict --model=runs/bn_x5 images/*.jpg
+  python -m bn_repro.predict --model=runs/bn_x5 cat.png --top=3 --sheet=out.png
+
+MODEL is the workdir of a run, or a model file. The network uses the parameters
+and the population statistics of the last evaluation of its run, and needs no
+training data. An image that cannot be decoded is named on standard error; the
+others are classified, and the exit code is 1.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+import csv
+import io
+from pathlib import Path
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from bn_repro import cli, files
+from bn_repro.errors import UserError
+from bn_repro.runtime import backend, progress, streams, workdir
+
+if TYPE_CHECKING:
+  from bn_repro.inference.model import Model, Prediction
+
+# Largest number of images on a sheet.
+SHEET_IMAGES = 48
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
+  parser = cli.Parser(
+    prog='python -m bn_repro.predict',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  files.add_path_argument(
+    parser,
+    '--model',
+    required=True,
+    metavar='MODEL',
+    help='workdir of a run, or a model file',
+  )
+  parser.add_argument(
+    'images', nargs='+', type=_path, metavar='IMAGE', help='JPEG, PNG, ...'
+  )
+  parser.add_argument(
+    '--top',
+    type=cli.positive,
+    default=5,
+    metavar='N',
+    help='number of classes to print for each image (default: 5)',
+  )
+  files.add_path_argument(
+    parser,
+    '--csv',
+    metavar='FILE',
+    help='file for a table of the N classes: file, rank, label, probability',
+  )
+  files.add_path_argument(
+    parser,
+    '--sheet',
+    metavar='PNG',
+    help=f'file for a picture of the first {SHEET_IMAGES} images',
+  )
+  try:
+    return _predict(parser.parse_args(argv))
+  except UserError as error:
+    return cli.report_errors(error.problems)
+
+
+def _path(text: str) -> Path:
+  return files.expand('IMAGE', text)
+
+
+def _predict(flags: argparse.Namespace) -> int:
+  """Classifies the images of the command line; returns the exit code."""
+  backend.import_jax()
+  backend.check_settings()
+  backend.check_devices()
+  from bn_repro.inference import model as model_lib
+
+  if flags.csv or flags.sheet:
+    streams.make_output_optional()
+  model = model_lib.load(flags.model)
+  print(_describe(model), flush=True)
+  top = min(flags.top, len(model.label_names))
+  width = max(len(str(image)) for image in flags.images)
+  table = io.StringIO()
+  rows = csv.writer(table, lineterminator='\n')
+  rows.writerow(('file', 'rank', 'class', 'label', 'probability'))
+  drawn: list[Any] = []
+  failed = 0
+  started = time.perf_counter()
+  for prediction in _with_progress(model, flags.images):
+    if prediction.error:
+      failed += 1
+      print(f'error: {prediction.name}: {prediction.error}', file=sys.stderr)
+      continue
+    classes = _largest(model, prediction, top)
+    columns = [f'{name} {value:.1%}' for _, name, value in classes]
+    print('  '.join([f'{prediction.name:{width}}', *columns]))
+    for rank, (label, name, value) in enumerate(classes, start=1):
+      rows.writerow((prediction.name, rank, label, name, f'{value:.6g}'))
+    if len(drawn) < SHEET_IMAGES:
+      shown = [(name, value) for _, name, value in classes]
+      drawn.append((Path(prediction.name).name, prediction.pixels, shown))
+  seconds = time.perf_counter() - started
+  count = len(flags.images)
+  print(
+    f'{count - failed} of {count} images in {seconds:.1f} s; '
+    f'{model.waiting:.0%} of the time waiting for decoding'
+  )
+  _write(flags, table.getvalue(), drawn)
+  if failed:
+    print(f'error: {failed} of {count} images not classified', file=sys.stderr)
+  return 1 if failed else 0
+
+
+def _describe(model: 'Model') -> str:
+  """Says what a model is, in a line."""
+  facts = model.file.facts
+  line = facts.get('evaluation')
+  parts = [f'{len(model.label_names)} classes']
+  if facts['statistics']:
+    parts.append(f'{facts["statistics"]} statistics')
+  if line:
+    parts.append(
+      f'step {line["step"]}, accuracy {line["accuracy"]:.4f} on '
+      f'{line["num_examples"]} {line["split"]} images'
+    )
+  return f'model: {"; ".join(parts)}'
+
+
+def _largest(
+  model: 'Model', prediction: 'Prediction', count: int
+) -> list[tuple[int, str, float]]:
+  """Returns the classes with the largest probabilities: label, name, value."""
+  probabilities = prediction.probabilities
+  assert probabilities is not None
+  # Stable: of equal ones, the first class comes first.
+  order = (-probabilities).argsort(kind='stable')[:count]
+  return [
+    (int(label), model.label_names[label], float(probabilities[label]))
+    for label in order
+  ]
+
+
+def _with_progress(
+  model: 'Model', images: Sequence[Path]
+) -> Iterator['Prediction']:
+  """Yields predictions; a bar on a terminal shows how many are left."""
+  with progress.bar('images', len(images)) as advance:
+    for prediction in model.predictions(images):
+      yield prediction
+      advance()
+
+
+def _write(flags: argparse.Namespace, table: str, drawn: list[Any]) -> None:
+  """Writes the files that were asked for."""
+  if flags.csv:
+    try:
+      workdir.replace_file(flags.csv, table)
+    except OSError as error:
+      raise UserError(f'--csv={flags.csv}: {error.strerror}') from error
+    print(f'written: {flags.csv}')
+  if flags.sheet and drawn:
+    from bn_repro.report import figures
+
+    try:
+      figures.prediction_sheet(drawn, flags.sheet)
+    except (OSError, ValueError) as error:
+      raise UserError(f'--sheet={flags.sheet}: {error}') from error
+    print(f'drawn: {flags.sheet}')
+
+
+if __name__ == '__main__':
+  sys.exit(cli.run(main))
