@@ -200,6 +200,8 @@ CHOICES = {
   ' synthetic',
   'data.shuffle': 'none within_shard global',
   'data.distortion': 'none reduced full',
+  'data.evaluation_box': 'square proportional',
+  'data.normalization': 'symmetric caffe',
   'model.name': 'inception inception_tiny mlp',
   'model.reading': '576 608',
   'model.stem': 'separable plain',

@@ -17,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from stand_ins import TIMEOUT
 
+from bn_repro.training import model_file
+
 ROOT = Path(__file__).resolve().parent.parent
 
 TRAIN = ('-m', 'bn_repro.main')
@@ -204,7 +206,12 @@ def assert_same_arrays(workdir, reference):
 
 
 def assert_same_run(workdir, reference):
-  """Metrics, status and the newest checkpoint are equal."""
+  """Metrics, status, the newest checkpoint and the model are equal."""
   assert metrics(workdir) == metrics(reference)
+  found, expected = (
+    model_file.read(folder / model_file.NAME) for folder in (workdir, reference)
+  )
+  assert found.digest == expected.digest
+  assert found.facts['evaluation'] == expected.facts['evaluation']
   assert status(workdir) == status(reference)
   assert_same_arrays(workdir, reference)

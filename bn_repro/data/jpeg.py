@@ -66,11 +66,6 @@ def decode_view(encoded: bytes, choose_box: ChooseBox, out: np.ndarray) -> None:
   out[:] = _decode_by_pillow(encoded, choose_box, len(out))
 
 
-def decode_image(encoded: bytes, shorter_side: int) -> np.ndarray:
-  del shorter_side
-  return np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB'))
-
-
 def resize(pixels: np.ndarray, out: np.ndarray) -> None:
   """Resizes bilinearly; if it shrinks a lot, to twice the size, then by half.
 

@@ -11,6 +11,18 @@ def draws(seed, count):
   return np.random.default_rng(seed).random((count, crops.NUM_DRAWS))
 
 
+def test_proportional_box_is_875_of_1000():
+  assert crops.proportional_box(400, 200) == (25, 12, 350, 175)
+  assert crops.proportional_box(1, 1) == (0, 0, 1, 1)
+
+
+def test_largest_box_of_a_ratio():
+  assert crops.largest_box(28, 28, 100, 56) == (22, 0, 56, 56)
+  assert crops.largest_box(28, 28, 56, 100) == (0, 22, 56, 56)
+  assert crops.largest_box(2, 3, 60, 60) == (0, 10, 60, 40)
+  assert crops.largest_box(2, 3, 45, 30) == (0, 0, 45, 30)
+
+
 def test_central_box_is_224_of_256():
   """The box equals cropping after resizing the shorter side to 256."""
   for width, height in ((500, 375), (375, 500), (256, 256), (1000, 300)):

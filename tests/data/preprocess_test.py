@@ -156,3 +156,13 @@ def test_normalize():
   assert found.shape == (1, 1, 3, 1)
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found[0, 0, :, 0], [-1, -0.6, 1], rtol=1e-6)
+
+
+def test_normalize_as_caffe():
+  """Blue, green and red, minus Caffe's means; gray is all three."""
+  colors = np.array([[[[10, 20, 30]]]], np.uint8)
+  found = preprocess.normalize(colors, jnp.float32, 'caffe')
+  np.testing.assert_array_equal(found, [[[[30 - 104, 20 - 117, 10 - 128]]]])
+  gray = np.array([[[[7]]]], np.uint8)
+  found = preprocess.normalize(gray, jnp.float32, 'caffe')
+  np.testing.assert_array_equal(found, [[[[7 - 104, 7 - 117, 7 - 128]]]])

@@ -678,7 +678,13 @@ def test_state_that_is_not_finite_is_divergence(part, method):
 
   tree = jax.tree_util.tree_map_with_path(change, getattr(state, of))
   trainer = train.Trainer(
-    experiment, state.replace(**{of: tree}), Sums(), None, None, lambda: None
+    experiment,
+    state.replace(**{of: tree}),
+    Sums(),
+    None,
+    None,
+    None,
+    lambda: None,
   )
   trainer.compile(StopAt(0, None))
   trainer.advance(experiment.stacked_batches(0, 1))
