@@ -42,6 +42,11 @@ class Box(NamedTuple):
 ChooseBox = Callable[[int, int], Box]
 
 
+def whole_box(width: int, height: int) -> Box:
+  """Returns the whole image."""
+  return Box(0, 0, width, height)
+
+
 def central_box(width: int, height: int) -> Box:
   """Returns the central square whose side is 224/256 of the shorter side.
 

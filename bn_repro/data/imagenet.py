@@ -77,6 +77,7 @@ class EncodedSplit:
         encoded,
         lambda width, height: crops.random_box(width, height, draws[row]),
         out,
+        as_shown=False,
       )
       if crops.is_mirrored(draws[row]):
         cv2.flip(out, 1, out)
@@ -88,7 +89,7 @@ class EncodedSplit:
 
     def decode(row: int, encoded: bytes, out: np.ndarray) -> None:
       del row
-      jpeg.decode_view(encoded, self.evaluation_box, out)
+      jpeg.decode_view(encoded, self.evaluation_box, out, as_shown=False)
 
     return self._gather(indices, decode)
 

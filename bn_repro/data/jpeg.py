@@ -1,10 +1,14 @@
-"""Decodes a box of an encoded image and resizes it to a square of pixels.
+"""Decodes encoded images, whole or a box resized to a square of pixels.
 
 Only the box of a JPEG is decoded, at the smallest of libjpeg's scales (1, 1/2,
 1/4, 1/8) at which it is at least as large as the square. libjpeg-turbo decodes,
 through its TurboJPEG 3 interface, and OpenCV resizes; both release the global
 interpreter lock. Pillow decodes other formats and color spaces. A damaged JPEG
 still yields the boxes that end above the damage.
+
+ImageNet's images are decoded as TensorFlow decodes them, with their pixels as
+stored. Other images are decoded as viewers show them: turned upright by their
+EXIF data, and put on white where they are transparent.
 """
 
 import ctypes
@@ -14,13 +18,14 @@ from importlib import metadata
 import io
 import re
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from bn_repro.data.crops import ChooseBox
+from bn_repro.data import crops
+from bn_repro.data.crops import Box, ChooseBox
 from bn_repro.errors import UserError
 
 # Images with more pixels are refused by their header. ImageNet's largest has 61
@@ -47,23 +52,53 @@ class UndecodableImage(Exception):
   """An image that is damaged, too large or of an unknown format."""
 
 
-def decode_view(encoded: bytes, choose_box: ChooseBox, out: np.ndarray) -> None:
+def decode_view(
+  encoded: bytes, choose_box: ChooseBox, out: np.ndarray, *, as_shown: bool
+) -> None:
   """Decodes a box of an image into an array.
 
   Args:
     encoded: a JPEG, PNG, BMP, GIF, TIFF or WebP file.
     choose_box: function of the image's width and height that returns the box.
     out: uint8 (size, size, 3), overwritten with the resized box in RGB.
+    as_shown: whether to turn the image upright and to put it on white.
 
   Raises:
     UndecodableImage: with the reason; the content of `out` is then undefined.
   """
-  if encoded[:2] == b'\xff\xd8':
-    pixels = decode_jpeg(encoded, choose_box, len(out))
-    if pixels is not None:
-      resize(pixels, out)
-      return
-  out[:] = _decode_by_pillow(encoded, choose_box, len(out))
+  pixels = decode_jpeg(encoded, choose_box, len(out), as_shown=as_shown)
+  if pixels is not None:
+    resize(pixels, out)
+    return
+  image = _decode_by_pillow(encoded, as_shown=as_shown)
+  box = choose_box(*image.size)
+  size = (len(out), len(out))
+  out[:] = np.asarray(
+    image.resize(size, Image.Resampling.BILINEAR, box.corners)
+  )
+
+
+def decode_image(encoded: bytes, shorter_side: int) -> np.ndarray:
+  """Decodes a whole image, upright and on white.
+
+  Args:
+    encoded: a JPEG, PNG, BMP, GIF, TIFF or WebP file.
+    shorter_side: least number of pixels of the shorter side that the caller
+      needs: a larger JPEG is decoded at the smallest scale that has them. 0
+      decodes every image at its full size.
+
+  Returns:
+    uint8 (height, width, 3) in RGB.
+
+  Raises:
+    UndecodableImage: with the reason.
+  """
+  pixels = decode_jpeg(
+    encoded, crops.whole_box, shorter_side or MAX_PIXELS, as_shown=True
+  )
+  if pixels is None:
+    pixels = np.asarray(_decode_by_pillow(encoded, as_shown=True))
+  return pixels
 
 
 def resize(pixels: np.ndarray, out: np.ndarray) -> None:
@@ -91,21 +126,82 @@ def _check_size(width: int, height: int) -> None:
     )
 
 
-def _decode_by_pillow(
-  encoded: bytes, choose_box: ChooseBox, size: int
-) -> np.ndarray:
-  """Returns a resized box of an image of any format and color space."""
+class _Turn(NamedTuple):
+  """What makes stored pixels upright, in this order."""
+
+  transpose: bool
+  reverse_columns: bool
+  reverse_rows: bool
+
+  def pixels(self, stored: np.ndarray) -> np.ndarray:
+    """Returns the upright image of stored pixels (height, width, 3)."""
+    if self.transpose:
+      stored = stored.swapaxes(0, 1)
+    if self.reverse_columns:
+      stored = stored[:, ::-1]
+    if self.reverse_rows:
+      stored = stored[::-1]
+    return np.ascontiguousarray(stored)
+
+  def box_to_store(self, choose_box: ChooseBox) -> ChooseBox:
+    """Returns a function of the stored size that returns the stored box."""
+
+    def choose(width: int, height: int) -> Box:
+      if self.transpose:
+        width, height = height, width
+      box = choose_box(width, height)
+      if self.reverse_columns:
+        box = box._replace(left=width - box.left - box.width)
+      if self.reverse_rows:
+        box = box._replace(top=height - box.top - box.height)
+      if self.transpose:
+        box = Box(box.top, box.left, box.height, box.width)
+      return box
+
+    return choose
+
+
+# By the orientation in EXIF data, from 1 for upright images.
+_TURNS = {
+  2: _Turn(transpose=False, reverse_columns=True, reverse_rows=False),
+  3: _Turn(transpose=False, reverse_columns=True, reverse_rows=True),
+  4: _Turn(transpose=False, reverse_columns=False, reverse_rows=True),
+  5: _Turn(transpose=True, reverse_columns=False, reverse_rows=False),
+  6: _Turn(transpose=True, reverse_columns=True, reverse_rows=False),
+  7: _Turn(transpose=True, reverse_columns=True, reverse_rows=True),
+  8: _Turn(transpose=True, reverse_columns=False, reverse_rows=True),
+}
+
+
+def _turn(image: Image.Image) -> _Turn | None:
+  """Returns how to turn an image; None if it is upright."""
   try:
-    image: Image.Image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
-    _check_size(*image.size)
-    box = choose_box(*image.size)
+    return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+  except MemoryError:
+    raise
+  # Pillow raises errors of many types for damaged EXIF data, which viewers
+  # ignore.
+  except Exception:
+    return None
+
+
+def _decode_by_pillow(encoded: bytes, *, as_shown: bool) -> Image.Image:
+  """Returns an image of any format and color space in RGB."""
+  try:
+    opened: Image.Image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    _check_size(*opened.size)
+    image = opened
     if image.mode.startswith('I'):
       # Pillow would clip 16-bit values to 255.
       levels = np.asarray(image, np.uint32) >> 8
       image = Image.fromarray(levels.astype(np.uint8))
-    resized = image.convert('RGB').resize(
-      (size, size), Image.Resampling.BILINEAR, box.corners
-    )
+    if as_shown and image.has_transparency_data:
+      image = image.convert('RGBA')
+      white = Image.new('RGBA', image.size, 'white')
+      image = Image.alpha_composite(white, image)
+    image = image.convert('RGB')
+    turn = _turn(opened) if as_shown else None
+    return Image.fromarray(turn.pixels(np.asarray(image))) if turn else image
   except (UndecodableImage, MemoryError):
     raise
   except UnidentifiedImageError as error:
@@ -113,7 +209,6 @@ def _decode_by_pillow(
   # Pillow raises errors of many types for damaged files.
   except Exception as error:
     raise UndecodableImage(f'{type(error).__name__}: {error}') from error
-  return np.asarray(resized)
 
 
 # The TurboJPEG 3 interface, from turbojpeg.h of libjpeg-turbo 3.
@@ -201,14 +296,15 @@ _thread_local = threading.local()
 
 
 def decode_jpeg(
-  encoded: bytes, choose_box: ChooseBox, size: int
+  encoded: bytes, choose_box: ChooseBox, size: int, *, as_shown: bool
 ) -> np.ndarray | None:
   """Decodes a box of a JPEG, at the scale from which it is resized.
 
   Args:
-    encoded: a JPEG.
+    encoded: an image file.
     choose_box: function of the image's width and height that returns the box.
     size: side of the square that the box is resized to, in pixels.
+    as_shown: whether to turn the image upright.
 
   Returns:
     uint8 (height, width, 3) in RGB, with no side below `size` unless the box
@@ -217,6 +313,11 @@ def decode_jpeg(
   Raises:
     UndecodableImage: if the file is damaged or too large.
   """
+  if not encoded.startswith(b'\xff\xd8'):
+    return None
+  turn = _turn_of_jpeg(encoded) if as_shown else None
+  if turn:
+    choose_box = turn.box_to_store(choose_box)
   decompressor = getattr(_thread_local, 'decompressor', None)
   decompressor = decompressor or _Decompressor()
   _thread_local.decompressor = None
@@ -229,7 +330,18 @@ def decode_jpeg(
       decompressor.close()
     else:
       _thread_local.decompressor = decompressor
-  return pixels
+  return turn.pixels(pixels) if turn and pixels is not None else pixels
+
+
+def _turn_of_jpeg(encoded: bytes) -> _Turn | None:
+  """Returns how to turn a JPEG; None if it is upright."""
+  try:
+    image = Image.open(io.BytesIO(encoded), formats=('JPEG',))
+  except MemoryError:
+    raise
+  except Exception:  # The decoder finds out what is wrong.
+    return None
+  return _turn(image)
 
 
 @functools.cache

@@ -202,7 +202,7 @@ class Ours:
 
     out = np.empty((len(photographs), SIZE, SIZE, 3), np.uint8)
     for (encoded, box), pixels in zip(photographs, out, strict=True):
-      jpeg.decode_view(encoded, lambda *_, box=box: box, pixels)
+      jpeg.decode_view(encoded, lambda *_, box=box: box, pixels, as_shown=False)
     return out
 
   def budget(self) -> dict[str, float]:
@@ -227,6 +227,7 @@ class Ours:
         encoded[index],
         lambda width, height: crops.random_box(width, height, draws[index]),
         SIZE,
+        as_shown=False,
       )
 
     def resize() -> None:
@@ -265,9 +266,13 @@ class DecodeOnly(Ours):
     from bn_repro.data import jpeg
 
     def decode(
-      encoded: bytes, choose_box: Callable[..., Any], out: np.ndarray
+      encoded: bytes,
+      choose_box: Callable[..., Any],
+      out: np.ndarray,
+      *,
+      as_shown: bool,
     ) -> None:
-      jpeg.decode_jpeg(encoded, choose_box, len(out))
+      jpeg.decode_jpeg(encoded, choose_box, len(out), as_shown=as_shown)
 
     jpeg.decode_view = decode
     return super().batches(count)

@@ -5,7 +5,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 import pytest
 from sklearn.datasets import load_sample_images
 
@@ -28,7 +28,7 @@ WHOLE = encode(PHOTO, quality=90)
 
 def view(encoded, size, box):
   out = np.zeros((size, size, 3), np.uint8)
-  jpeg.decode_view(encoded, lambda width, height: box, out)
+  jpeg.decode_view(encoded, lambda width, height: box, out, as_shown=False)
   return out
 
 
@@ -118,6 +118,134 @@ def test_other_formats_and_color_spaces(encoded, original, least):
   assert psnr(view(encoded, 128, box), expected) > least
 
 
+def oriented(image, orientation, kind='JPEG'):
+  """A file whose EXIF data say how to turn its pixels."""
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = orientation
+  return encode(image, kind, quality=95, exif=exif.tobytes())
+
+
+# Number of quarter turns to the left that follow mirroring, by orientation:
+# from the figures of the EXIF standard (CIPA DC-008, 4.6.5).
+QUARTERS = {1: 0, 8: 1, 3: 2, 6: 3, 2: 0, 5: 1, 4: 2, 7: 3}
+
+
+def upright(pixels, orientation):
+  mirrored = pixels[:, ::-1] if orientation in (2, 4, 5, 7) else pixels
+  return np.rot90(mirrored, QUARTERS[orientation])
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
+def test_images_are_shown_upright(kind, orientation):
+  encoded = oriented(PHOTO, orientation, kind)
+  stored = jpeg.decode_image(encode(PHOTO, kind, quality=95), 0)
+  expected = upright(stored, orientation)
+  np.testing.assert_array_equal(jpeg.decode_image(encoded, 0), expected)
+  # The box is one of the upright image.
+  height, width = expected.shape[:2]
+  sizes = []
+
+  def choose_box(*size):
+    sizes.append(size)
+    return Box(24, 56, 160, 320)
+
+  out = np.empty((80, 80, 3), np.uint8)
+  jpeg.decode_view(encoded, choose_box, out, as_shown=True)
+  assert sizes == [(width, height)]
+  flat = encode(Image.fromarray(np.ascontiguousarray(expected)), 'PNG')
+  found = by_pillow(flat, 80, Box(24, 56, 160, 320))
+  moved = by_pillow(flat, 80, Box(26, 56, 160, 320))
+  assert psnr(out, found) > max(24, psnr(out, moved) + 2)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_images_as_stored_are_not_turned(kind):
+  np.testing.assert_array_equal(
+    view(oriented(PHOTO, 6, kind), 64, ALL),
+    view(oriented(PHOTO, 1, kind), 64, ALL),
+  )
+
+
+def test_damaged_exif_data_are_ignored():
+  encoded = oriented(PHOTO, 6)
+  start = encoded.index(b'Exif\0\0') + 6
+  damaged = encoded[:start] + b'?' * 8 + encoded[start + 8 :]
+  np.testing.assert_array_equal(
+    jpeg.decode_image(damaged, 0), jpeg.decode_image(oriented(PHOTO, 1), 0)
+  )
+
+
+@pytest.mark.parametrize('mode, kind', [('RGBA', 'PNG'), ('LA', 'TIFF')])
+def test_transparent_pixels_are_shown_on_white(mode, kind):
+  pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
+  if mode == 'LA':
+    pixels = pixels[..., 2:]
+  pixels[:5, ..., -1], pixels[5:10, ..., -1] = 0, 255
+  encoded = encode(Image.fromarray(pixels, mode), kind)
+  color, alpha = pixels[..., :-1].astype(float), pixels[..., -1:] / 255
+  expected = np.broadcast_to(255 + alpha * (color - 255), (20, 30, 3))
+  found = jpeg.decode_image(encoded, 0)
+  assert np.abs(found - expected).max() <= 1
+  assert (found[:5] == 255).all() and (found[5:10] == expected[5:10]).all()
+  # As stored, colors are what they are without transparency.
+  out = np.empty((20, 20, 3), np.uint8)
+  box = Box(0, 0, 20, 20)
+  jpeg.decode_view(encoded, lambda *size: box, out, as_shown=False)
+  assert (out == pixels[:, :20, :-1]).all()
+
+
+def test_a_palette_with_a_transparent_color():
+  indices = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
+  image = Image.fromarray(indices, 'P')
+  palette = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250]], np.uint8)
+  image.putpalette(palette.tobytes())
+  for kind in ('PNG', 'GIF'):
+    found = jpeg.decode_image(encode(image, kind, transparency=1), 0)
+    expected = palette[indices]
+    expected[indices == 1] = 255
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_colors_of_other_kinds_of_images():
+  """16 bits, CMYK, one bit, and planes of gray, against NumPy."""
+  rng = np.random.default_rng(0)
+  deep = rng.integers(0, 2**16, (9, 7), np.uint16)
+  for kind in ('PNG', 'TIFF'):
+    found = jpeg.decode_image(encode(Image.fromarray(deep), kind), 0)
+    np.testing.assert_array_equal(found, np.dstack([deep // 256] * 3))
+  inks = rng.integers(0, 256, (9, 7, 4), np.uint8)
+  found = jpeg.decode_image(encode(Image.fromarray(inks, 'CMYK'), 'TIFF'), 0)
+  light = 1 - inks / 255
+  assert np.abs(found - 255 * light[..., :3] * light[..., 3:]).max() <= 1
+  bits = rng.integers(0, 2, (9, 7)).astype(bool)
+  found = jpeg.decode_image(encode(Image.fromarray(bits), 'BMP'), 0)
+  np.testing.assert_array_equal(found, np.dstack([255 * bits] * 3))
+  gray = rng.integers(0, 256, (9, 7), np.uint8)
+  found = jpeg.decode_image(encode(Image.fromarray(gray), 'PNG'), 0)
+  np.testing.assert_array_equal(found, np.dstack([gray] * 3))
+
+
+@pytest.mark.parametrize(
+  'shorter_side, height', [(0, 854), (428, 854), (427, 427), (214, 427)]
+)
+@pytest.mark.parametrize('orientation', [1, 6])
+def test_whole_images_at_the_scale_that_is_needed(
+  shorter_side, height, orientation
+):
+  """PNG files have no scales."""
+  large = PHOTO.resize((1280, 854))
+  shape = (height, round(height * 1280 / 854), 3)
+  found = jpeg.decode_image(oriented(large, orientation), shorter_side)
+  if orientation == 6:
+    found = np.rot90(found)
+  assert found.shape == shape
+  scaled = large.resize((shape[1], height), Image.Resampling.BOX)
+  assert psnr(found, np.asarray(scaled)) > 30
+  full = jpeg.decode_image(encode(large, 'PNG'), shorter_side)
+  np.testing.assert_array_equal(full, np.asarray(large))
+
+
 def lossless(image):
   """Encodes an image as a lossless JPEG: ITU-T T.81, process 14.
 
@@ -199,6 +327,8 @@ def test_damaged_images(encoded):
   before = view(WHOLE, 64, Box(9, 9, 200, 200))
   with pytest.raises(UndecodableImage, match='.'):
     view(encoded, 64, ALL)
+  with pytest.raises(UndecodableImage, match='.'):
+    jpeg.decode_image(encoded, 64)
   # The next image is not affected.
   np.testing.assert_array_equal(view(WHOLE, 64, Box(9, 9, 200, 200)), before)
 
@@ -240,7 +370,7 @@ def test_flipped_bits_never_crash():
     for place in rng.integers(2, len(damaged), 5):
       damaged[place] ^= 1 << int(rng.integers(8))
     try:
-      jpeg.decode_view(bytes(damaged), crops.central_box, out)
+      jpeg.decode_view(bytes(damaged), crops.central_box, out, as_shown=False)
     except UndecodableImage as error:
       assert str(error)
 
@@ -277,6 +407,8 @@ def test_bombs_are_refused_by_their_header(make, monkeypatch):
   monkeypatch.setattr(Image.Image, 'convert', never)
   with pytest.raises(UndecodableImage, match='60000 x 60000 pixels'):
     view(make(60_000, 60_000), 64, Box(0, 0, 64, 64))
+  with pytest.raises(UndecodableImage, match='60000 x 60000 pixels'):
+    jpeg.decode_image(make(60_000, 60_000), 64)
 
 
 def test_formats_that_decode_on_opening_are_refused():
