@@ -232,8 +232,11 @@ class Model:
     data = self.file.config.data
     unpadded = self.file.unpadded_shape
     if unpadded is None:
-      choose_box = crops.EVALUATION_BOXES[data.evaluation_box]
-      return _resized_box(image, choose_box, self.file.image_shape[:2])
+      return _evaluation_view(
+        image,
+        crops.EVALUATION_BOXES[data.evaluation_box],
+        self.file.image_shape,
+      )
     choose_box = functools.partial(crops.largest_box, *unpadded)
     pixels = _resized_box(image, choose_box, unpadded)
     if self.file.image_shape[-1] == 1:
@@ -281,22 +284,38 @@ def _as_iterable(images: Image | Iterable[Image]) -> Iterable[Image]:
   return images
 
 
+def _evaluation_view(
+  image: Image, choose_box: crops.ChooseBox, shape: tuple[int, int, int]
+) -> np.ndarray:
+  """Returns the box of an image that evaluation sees, of a file or an array."""
+  out = np.empty(shape, np.uint8)
+  if isinstance(image, np.ndarray):
+    jpeg.resize(_cut(_as_rgb(image), choose_box), out)
+  else:
+    encoded = Path(image).read_bytes()
+    jpeg.decode_view(encoded, choose_box, out, as_shown=True)
+  return out
+
+
 def _resized_box(
   image: Image, choose_box: crops.ChooseBox, shape: tuple[int, int]
 ) -> np.ndarray:
-  """Returns a box of an image, resized to (height, width), in RGB."""
+  """Returns a box of an image, resized to (height, width) if it differs."""
   if isinstance(image, np.ndarray):
     pixels = _as_rgb(image)
   else:
     pixels = jpeg.decode_image(Path(image).read_bytes(), 2 * max(shape))
-  box = choose_box(pixels.shape[1], pixels.shape[0])
-  left, top, right, bottom = box.corners
-  pixels = pixels[top:bottom, left:right]
+  pixels = _cut(pixels, choose_box)
   if pixels.shape[:2] == shape:
     return pixels
   out = np.empty((*shape, 3), np.uint8)
   jpeg.resize(pixels, out)
   return out
+
+
+def _cut(pixels: np.ndarray, choose_box: crops.ChooseBox) -> np.ndarray:
+  left, top, right, bottom = choose_box(*pixels.shape[1::-1]).corners
+  return pixels[top:bottom, left:right]
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:

@@ -92,7 +92,9 @@ def test_preprocessing_of_a_network_of_crops(model, tmp_path):
   path = tmp_path / 'a.jpg'
   Image.fromarray(small).resize((300, 200)).save(path)
   expected = np.empty((32, 32, 3), np.uint8)
-  jpeg.decode_view(path.read_bytes(), crops.central_box, expected)
+  jpeg.decode_view(
+    path.read_bytes(), crops.central_box, expected, as_shown=True
+  )
   np.testing.assert_array_equal(cropped.preprocess(path), expected)
 
 
