@@ -18,6 +18,9 @@ __all__ = ['load']
 def __getattr__(name: str) -> Any:
   if name != 'load':
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  from bn_repro.runtime import backend
+
+  backend.import_jax()
   from bn_repro.inference.model import load
 
   return load

@@ -64,12 +64,11 @@ def _export(flags: argparse.Namespace) -> None:
     if path.exists():
       raise UserError(f'--out={flags.out}: {path} exists. Name another file.')
   backend.import_jax()
-  backend.check_settings()
-  backend.check_devices()
   from bn_repro.inference import cards, export, model
   from bn_repro.training import model_file
 
   file = model_file.read(model.find(flags.model))
+  cli.set_up_jax(file.config)
   notes = []
   if flags.fold:
     error = export.folding_error(file)

@@ -78,13 +78,14 @@ def _path(text: str) -> Path:
 def _predict(flags: argparse.Namespace) -> int:
   """Classifies the images of the command line; returns the exit code."""
   backend.import_jax()
-  backend.check_settings()
-  backend.check_devices()
   from bn_repro.inference import model as model_lib
+  from bn_repro.training import model_file
 
   if flags.csv or flags.sheet:
     streams.make_output_optional()
-  model = model_lib.load(flags.model)
+  file = model_file.read(model_lib.find(flags.model))
+  cli.set_up_jax(file.config)
+  model = model_lib.Model(file)
   print(_describe(model), flush=True)
   top = min(flags.top, len(model.label_names))
   width = max(len(str(image)) for image in flags.images)

@@ -5,10 +5,10 @@
 There are two kinds of trial. Every fourth trial is a kill:
 
 damage  A file of a copied workdir gets a flipped bit, loses its end, or is
-        deleted. Then a command reads the workdir: resume, warm start, evaluate
-        or report. Its output must equal that of the undamaged workdir, or the
-        damage must be reported: by an error of one line, or, in the report, by
-        a warning about the run that is left out.
+        deleted. Then a command reads the workdir: resume, warm start, evaluate,
+        predict, export or report. Its output must equal that of the undamaged
+        workdir, or the damage must be reported: by an error of one line, or, in
+        the report, by a warning about the run that is left out.
 kill    A run, or a sweep, is killed at random instants and started again until
         it is done. Its result must equal that of one that was never killed.
 
@@ -36,6 +36,9 @@ import sys
 import tempfile
 import time
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -145,7 +148,7 @@ def wait_until_connected(first: subprocess.Popen[str], workdir: Path) -> None:
 
 
 def result_of_run(workdir: Path) -> Any:
-  """What a run has computed: its metrics, its last state, and its status."""
+  """What a run has computed: metrics, last state, model, and status."""
   lines = [
     {name: x for name, x in json.loads(line).items() if name != 'timing'}
     for line in (workdir / 'metrics.jsonl').read_text().splitlines()
@@ -156,6 +159,7 @@ def result_of_run(workdir: Path) -> Any:
   return (
     lines,
     json.loads(meta.read_text())['checksums'],
+    (workdir / 'model.safetensors').read_bytes(),
     {name: status[name] for name in ('status', 'step', 'reason')},
   )
 
@@ -175,7 +179,7 @@ def damage(workdir: Path, rng: random.Random) -> str:
     for path in workdir.rglob('*')
     if path.is_file() and path.name != 'lock'
   )
-  # Half of the time it is one of the four files beside the checkpoints.
+  # Half of the time it is one of the files beside the checkpoints.
   beside = [path for path in files if path.parent == workdir]
   path = rng.choice(rng.choice((files, beside)))
   content = bytearray(path.read_bytes())
@@ -210,6 +214,9 @@ class Damages:
     # As if it had been killed before its last save.
     self._stopped = folder / 'stopped'
     shutil.copytree(self._done, self._stopped)
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8)
+    self._image = folder / 'image.png'
+    Image.fromarray(pixels).save(self._image)
     last = FIELDS['total_steps']
     shutil.rmtree(self._stopped / 'checkpoints' / str(last))
     stopped = workdir_lib.Workdir(self._stopped)
@@ -218,6 +225,8 @@ class Damages:
       'resume': self._resume,
       'warm start': self._warm_start,
       'evaluate': self._evaluate,
+      'predict': self._predict,
+      'export': self._export,
       'report': self._report,
     }
     self._expected = {
@@ -287,6 +296,30 @@ class Damages:
 
   def _evaluate(self, workdir: Path) -> tuple[int, Any, str]:
     return finish(start(f'--workdir={workdir}', program='evaluate'))
+
+  def _predict(self, workdir: Path) -> tuple[int, Any, str]:
+    table = workdir.with_name('table.csv')
+    code, _, errors = finish(
+      start(
+        f'--model={workdir}',
+        f'--csv={table}',
+        str(self._image),
+        program='predict',
+      )
+    )
+    return code, None if code else table.read_text(), errors
+
+  def _export(self, workdir: Path) -> tuple[int, Any, str]:
+    out = workdir.with_name('exported')
+    code, _, errors = finish(
+      start(
+        f'--model={workdir}',
+        '--format=safetensors',
+        f'--out={out}',
+        program='export',
+      )
+    )
+    return code, None if code else out.read_bytes(), errors
 
   def _report(self, workdir: Path) -> tuple[int, Any, str]:
     """The ledger and the rows of the tables; warnings stand below them."""

@@ -28,7 +28,7 @@ ALLOWED = {
   'sweep': 'errors files host paper config config_fields runtime cli report '
   'data',
   'tpu': _CORE,
-  '__init__': 'inference',
+  '__init__': 'inference runtime',
   'inference': f'{_CORE} cli',
   'main': f'{_CORE} cli',
   'export': f'{_CORE} cli inference',
