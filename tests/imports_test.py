@@ -28,8 +28,9 @@ ALLOWED = {
   'sweep': 'errors files host paper config config_fields runtime cli report '
   'data',
   'tpu': _CORE,
+  'inference': f'{_CORE} cli',
   'main': f'{_CORE} cli',
-  'evaluate': f'{_CORE} cli',
+  'evaluate': f'{_CORE} cli inference',
   'overview': f'{_CORE} cli',
   'examples': f'{_CORE} cli report.figures',
 }
@@ -41,7 +42,7 @@ CONFINED = {
   'array_record': 'data',
   **dict.fromkeys(
     ('jax', 'flax', 'optax'),
-    'parallel models data runtime training tpu cli overview examples',
+    'parallel models data runtime training inference tpu cli overview examples',
   ),
 }
 

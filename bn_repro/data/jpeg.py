@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from bn_repro.data.crops import ChooseBox
+from bn_repro.data.crops import Box, ChooseBox
 from bn_repro.errors import UserError
 
 # Images with more pixels are refused by their header. ImageNet's largest has 61
@@ -66,6 +66,31 @@ def decode_view(encoded: bytes, choose_box: ChooseBox, out: np.ndarray) -> None:
   out[:] = _decode_by_pillow(encoded, choose_box, len(out))
 
 
+def decode_image(encoded: bytes, shorter_side: int) -> np.ndarray:
+  """Decodes a whole image.
+
+  Args:
+    encoded: a JPEG, PNG, BMP, GIF, TIFF or WebP file.
+    shorter_side: a JPEG is decoded at the smallest of libjpeg's scales at which
+      its shorter side has at least this many pixels.
+
+  Returns:
+    uint8 (height, width, 3) in RGB.
+
+  Raises:
+    UndecodableImage: with the reason.
+  """
+
+  def whole(width: int, height: int) -> Box:
+    return Box(0, 0, width, height)
+
+  if encoded[:2] == b'\xff\xd8':
+    pixels = decode_jpeg(encoded, whole, shorter_side)
+    if pixels is not None:
+      return pixels
+  return _decode_by_pillow(encoded, whole, None)
+
+
 def resize(pixels: np.ndarray, out: np.ndarray) -> None:
   """Resizes bilinearly; if it shrinks a lot, to twice the size, then by half.
 
@@ -92,9 +117,12 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _decode_by_pillow(
-  encoded: bytes, choose_box: ChooseBox, size: int
+  encoded: bytes, choose_box: ChooseBox, size: int | None
 ) -> np.ndarray:
-  """Returns a resized box of an image of any format and color space."""
+  """Returns a box of an image of any format and color space.
+
+  It is resized to a square of `size` pixels, unless that is None.
+  """
   try:
     image: Image.Image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
     _check_size(*image.size)
@@ -104,7 +132,9 @@ def _decode_by_pillow(
       levels = np.asarray(image, np.uint32) >> 8
       image = Image.fromarray(levels.astype(np.uint8))
     resized = image.convert('RGB').resize(
-      (size, size), Image.Resampling.BILINEAR, box.corners
+      (size, size) if size else box[2:],
+      Image.Resampling.BILINEAR,
+      box.corners,
     )
   except (UndecodableImage, MemoryError):
     raise
