@@ -30,7 +30,8 @@ def normalize(images: Array, dtype: Any, normalization: str) -> Array:
   if normalization == 'symmetric':
     return images / 127.5 - 1
   colors = jnp.broadcast_to(images, (*images.shape[:-1], 3))
-  return colors[..., ::-1] - jnp.array(CAFFE_MEAN, images.dtype)
+  mean = jnp.array(CAFFE_MEAN, images.dtype)
+  return colors[..., ::-1] - jnp.broadcast_to(mean, colors.shape)
 
 
 def distort(images: Array, keys: Array, strength: str) -> Array:
