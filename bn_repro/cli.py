@@ -44,7 +44,7 @@ def parse_arguments(
 
   Args:
     argv: arguments of the command.
-    parser: a parser with the flags of `add_config_arguments`.
+    parser: a parser with the flag of `add_override_argument`.
 
   Returns:
     The flags, and the overrides as 'KEY=VALUE'.
@@ -144,6 +144,11 @@ def add_config_arguments(
     metavar='CONFIG[:MODE]',
     help='name of a config or path of a config file; full (default) or mini',
   )
+  add_override_argument(parser)
+
+
+def add_override_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds the help of `--config.KEY`."""
   parser.add_argument(
     '--config.KEY',
     dest='overrides',

@@ -4,6 +4,15 @@ python -m bn_repro.evaluate --workdir=runs/bn_x5 --split=test
 
 Refuses a damaged checkpoint, and one that was trained with another config or on
 other data.
+
+With --crops, --save_probabilities or --config.data.KEY=VALUE it evaluates the
+network in model.safetensors, which is that of the last evaluation of the run,
+with population statistics:
+
+python -m bn_repro.evaluate --workdir=runs/bn_x5 --split=test --crops=144
+
+Several crops take long. The class probabilities of the images that are done are
+in WORKDIR/probabilities, and the same command resumes.
 """
 
 import argparse
@@ -16,7 +25,12 @@ from bn_repro import cli, files
 from bn_repro import config as config_lib
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
-from bn_repro.runtime.workdir import Workdir
+from bn_repro.inference import crops
+from bn_repro.runtime import backend
+from bn_repro.runtime.workdir import EXIT_CODES, Status, Workdir
+
+# Fields of `data` that belong to a trained network.
+_OF_NETWORK = ('data.image_size', 'data.normalization')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,23 +61,88 @@ def main(argv: Sequence[str] | None = None) -> int:
     action='store_true',
     help='accept data that differ from those of the training',
   )
+  parser.add_argument(
+    '--crops',
+    type=int,
+    choices=crops.COUNTS,
+    help='average class probabilities over 1, 10 or 144 crops of each image',
+  )
+  files.add_path_argument(
+    parser,
+    '--save_probabilities',
+    metavar='FILE',
+    help='write the class probabilities of each image to this npz file',
+  )
+  cli.add_override_argument(parser)
   try:
-    flags = parser.parse_args(argv)
-    for line in _evaluate(flags):
-      statistics = line.get('statistics')
-      mode = f', {statistics} statistics' if statistics else ''
-      replaced = line.get('replaced_examples', 0)
-      print(
-        f'step {line["step"]}  {line["split"]}{mode}: '
-        f'accuracy {line["accuracy"]:.4f}  '
-        f'top-5 {line["top5_accuracy"]:.4f}  loss {line["loss"]:.4f}  '
-        f'({line["num_examples"]} images'
-        + (f', {replaced} replaced)' if replaced else ')'),
-        flush=True,
-      )
+    flags, _ = cli.parse_arguments(
+      sys.argv[1:] if argv is None else argv, parser
+    )
+    evaluate = _evaluate_model if _uses_model(flags) else _evaluate
+    for line in evaluate(flags):
+      print(_describe(line), flush=True)
   except UserError as error:
     return cli.report_errors(error.problems)
+  except KeyboardInterrupt:
+    print('stopped; run the same command again', file=sys.stderr)
+    return EXIT_CODES[Status.PREEMPTED]
   return 0
+
+
+def _uses_model(flags: argparse.Namespace) -> bool:
+  """Whether to evaluate the model file, and not the newest checkpoint.
+
+  Imported weights have no checkpoint.
+  """
+  if flags.crops or flags.save_probabilities or flags.overrides:
+    return True
+  workdir = Workdir(flags.workdir)
+  return workdir.model.exists() and not workdir.checkpoints.exists()
+
+
+def _evaluate_model(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
+  """Yields a line of metrics of the model file of a workdir."""
+  for override in flags.overrides:
+    key, _, _ = override.partition('=')
+    if not key.startswith('data.') or key in _OF_NETWORK:
+      raise UserError(
+        f'--config.{key}: belongs to the trained network. Here only fields of '
+        f'data can be changed, except {" and ".join(_OF_NETWORK)}.'
+      )
+  workdir = Workdir(flags.workdir)
+  if not workdir.model.exists():
+    raise UserError(
+      f'{workdir.model}: does not exist. A run writes it at each evaluation.'
+    )
+  overrides = list(flags.overrides)
+  if flags.data_dir is not None:
+    overrides.append(f'data.data_dir={flags.data_dir}')
+  backend.import_jax()
+  from bn_repro.inference import evaluation
+
+  yield evaluation.evaluate_model(
+    workdir,
+    flags.split,
+    flags.crops or 1,
+    overrides,
+    flags.save_probabilities,
+    other_data=flags.other_data,
+  )
+
+
+def _describe(line: Mapping[str, Any]) -> str:
+  step, statistics = line.get('step'), line.get('statistics')
+  num_crops, replaced = line.get('crops', 1), line.get('replaced_examples')
+  return (
+    ('' if step is None else f'step {step}  ')
+    + line['split']
+    + (f', {statistics} statistics' if statistics else '')
+    + (f', {num_crops} crops' if num_crops > 1 else '')
+    + f': accuracy {line["accuracy"]:.4f}  '
+    f'top-5 {line["top5_accuracy"]:.4f}  loss {line["loss"]:.4f}  '
+    f'({line["num_examples"]} images'
+    + (f', {replaced} replaced)' if replaced else ')')
+  )
 
 
 def _evaluate(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -73,11 +152,7 @@ def _evaluate(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
   if flags.data_dir is not None:
     config = config_lib.override(config, [f'data.data_dir={flags.data_dir}'])
   dataset = datasets.check(config)
-  split = flags.split or config.eval_split
-  if split not in dataset.splits:
-    raise UserError(
-      f'--split={split}: {config.data.name} has {", ".join(dataset.splits)}.'
-    )
+  split = datasets.choose_split(dataset, config, flags.split)
 
   cli.set_up_jax(config)
   from bn_repro import parallel

@@ -99,7 +99,7 @@ def add_path_argument(
   )
 
 
-def lock(file: IO[str], *, shared: bool = False) -> bool:
+def lock(file: IO[Any], *, shared: bool = False) -> bool:
   """Locks an open file until it is closed.
 
   Args:

@@ -33,7 +33,7 @@ ALLOWED = {
   'main': f'{_CORE} cli',
   'export': f'{_CORE} cli inference',
   'predict': f'{_CORE} cli inference report.figures',
-  'evaluate': f'{_CORE} cli',
+  'evaluate': f'{_CORE} cli inference',
   'overview': f'{_CORE} cli',
   'examples': f'{_CORE} cli report.figures',
 }

@@ -94,6 +94,25 @@ def check(config: ConfigDict) -> Dataset:
   return dataset
 
 
+def choose_split(dataset: Dataset, config: ConfigDict, name: str) -> str:
+  """Returns the split to evaluate.
+
+  Args:
+    dataset: the data set of `config`.
+    config: a config.
+    name: value of --split; empty for `config.eval_split`.
+
+  Raises:
+    UserError: if the data set has no such split.
+  """
+  name = name or config.eval_split
+  if name not in dataset.splits:
+    raise UserError(
+      f'--split={name}: {config.data.name} has {", ".join(dataset.splits)}.'
+    )
+  return name
+
+
 def load_sizes(config: ConfigDict) -> Dataset:
   """Returns a data set of which only the sizes and classes may be used.
 

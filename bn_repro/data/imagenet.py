@@ -10,7 +10,7 @@ import functools
 import json
 from pathlib import Path
 import sys
-from typing import Any
+from typing import Any, TypeVar
 import zlib
 
 import cv2
@@ -19,8 +19,10 @@ import numpy as np
 
 from bn_repro import files, host
 from bn_repro.data import crops, imagenet_metadata, jpeg, prepared
-from bn_repro.data.split import ArraySplit, Batch, Dataset
+from bn_repro.data.split import ArraySplit, Batch, Dataset, WholeImage
 from bn_repro.errors import UserError
+
+T = TypeVar('T')
 
 _PREPARE = (
   'Run: bash scripts/prepare_imagenet.sh --manual_dir=ARCHIVES --data_dir='
@@ -93,6 +95,14 @@ class EncodedSplit:
 
     return self._gather(indices, decode)
 
+  def whole_image(self, index: int, shorter_side: int) -> WholeImage:
+    """Decodes an example."""
+    return WholeImage(
+      *self._decode(
+        index, lambda encoded: jpeg.decode_image(encoded, shorter_side)
+      )
+    )
+
   def name_of(self, index: int) -> str:
     """The file name of an example in ImageNet's archives."""
     return _file_name(self._example(index))
@@ -127,23 +137,9 @@ class EncodedSplit:
     }
 
     def load(row: int) -> None:
-      first = int(indices[row])
-      # A limit on replaced images is checked over all hosts, not here.
-      for index in range(first, first + len(self)):
-        name = f'example {index % len(self)}'
-        try:
-          example = self._read(index % len(self))
-          name = _file_name(example)
-          decode(row, example['image'], batch['image'][row])
-        except jpeg.UndecodableImage as error:
-          _warn_once(name, error)
-          batch['replaced'][row] = True
-          continue
-        batch['label'][row] = _label(example, name)
-        return
-      raise UserError(
-        f'none of {len(self)} images can be decoded. Prepare the data set '
-        'again.'
+      _, batch['label'][row], batch['replaced'][row] = self._decode(
+        int(indices[row]),
+        lambda encoded: decode(row, encoded, batch['image'][row]),
       )
 
     def load_all(rows: range) -> None:
@@ -157,6 +153,33 @@ class EncodedSplit:
     # The list raises what a thread has raised.
     list(_thread_pool(num_threads).map(load_all, tasks))
     return batch
+
+  def _decode(
+    self, first: int, decode: Callable[[bytes], T]
+  ) -> tuple[T, int, bool]:
+    """Decodes an example, or the next one that can be decoded.
+
+    Args:
+      first: index of the example.
+      decode: function of the encoded image.
+
+    Returns:
+      What `decode` returns, the label, and whether the example was replaced.
+    """
+    # A limit on replaced images is checked over all hosts, not here.
+    for index in range(first, first + len(self)):
+      name = f'example {index % len(self)}'
+      try:
+        example = self._read(index % len(self))
+        name = _file_name(example)
+        decoded = decode(example['image'])
+      except jpeg.UndecodableImage as error:
+        _warn_once(name, error)
+        continue
+      return decoded, _label(example, name), index != first
+    raise UserError(
+      f'none of {len(self)} images can be decoded. Prepare the data set again.'
+    )
 
   def _read(self, index: int) -> Mapping[str, Any]:
     try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 import zlib
 
 import numpy as np
@@ -31,6 +31,20 @@ class Batch(TypedDict):
   label: Any
   mask: Any
   replaced: Any
+
+
+class WholeImage(NamedTuple):
+  """An example that is not cropped.
+
+  Attributes:
+    pixels: uint8 (height, width, channels), of any height and width.
+    label: its class.
+    replaced: whether it takes the place of an image that cannot be decoded.
+  """
+
+  pixels: np.ndarray
+  label: int
+  replaced: bool
 
 
 class Split(Protocol):
@@ -62,6 +76,15 @@ class Split(Protocol):
 
   def evaluation_batch(self, indices: np.ndarray) -> Batch:
     """Gathers examples in the view of evaluation."""
+
+  def whole_image(self, index: int, shorter_side: int) -> WholeImage:
+    """Returns an example from which crops are made.
+
+    Args:
+      index: index of the example.
+      shorter_side: shorter side that the crops need, in pixels. A larger image
+        may be decoded at a smaller scale, at which it still has this size.
+    """
 
   def name_of(self, index: int) -> str:
     """The file name of an example, or a name made from its index."""
@@ -127,6 +150,11 @@ class ArraySplit:
       'mask': np.ones(len(indices), bool),
       'replaced': np.zeros(len(indices), bool),
     }
+
+  def whole_image(self, index: int, shorter_side: int) -> WholeImage:
+    """Returns an example."""
+    del shorter_side
+    return WholeImage(self.images[index], self.label_of(index), replaced=False)
 
   def name_of(self, index: int) -> str:
     """A name made from the index."""

@@ -20,6 +20,9 @@ from bn_repro import config as config_lib
 from bn_repro import files
 from bn_repro.errors import UserError
 
+# The trained network of a run, which `training.model_file` describes.
+MODEL = 'model.safetensors'
+
 
 class Status(enum.StrEnum):
   """The status of a run, in `status.json`."""
@@ -226,6 +229,11 @@ class Workdir:
   def metrics(self) -> Path:
     """The path of `metrics.jsonl`."""
     return self.path / 'metrics.jsonl'
+
+  @property
+  def model(self) -> Path:
+    """The path of the trained network."""
+    return self.path / MODEL
 
   def check(self, config: ConfigDict) -> None:
     """Checks, without writing, that a run of `config` can use the directory.

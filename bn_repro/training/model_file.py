@@ -24,7 +24,7 @@ from bn_repro.errors import UserError
 from bn_repro.runtime import workdir
 
 # Name of the file in a workdir.
-NAME = 'model.safetensors'
+NAME = workdir.MODEL
 
 # The entry of the header that holds `ModelFile.facts`.
 _ENTRY = 'bn_repro'

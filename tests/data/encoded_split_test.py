@@ -248,3 +248,22 @@ def test_a_label_without_a_class_is_an_error(label):
   ):
     with pytest.raises(UserError, match=f'image_5.JPEG: has the label {label}'):
       gather()
+
+
+def test_whole_images():
+  """At the scale that crops need; the next one in place of a damaged one."""
+  split = encoded_split(6, _3=b'damaged')
+  for index, source in enumerate((0, 1, 2, 4, 4, 5)):
+    image = Image.open(io.BytesIO(picture(source)))
+    for shorter_side in (20, 1000):
+      found = split.whole_image(index, shorter_side)
+      assert (found.label, found.replaced) == (source, index == 3)
+      height, width = found.pixels.shape[:2]
+      scale = next(
+        (s for s in (8, 4, 2) if min(image.size) >= s * shorter_side), 1
+      )
+      assert abs(image.width / scale - width) <= 0.5
+      assert abs(image.height / scale - height) <= 0.5
+      expected = image.resize((width, height), Image.Resampling.BOX)
+      error = found.pixels.astype(float) - np.asarray(expected)
+      assert np.abs(error).mean() < 3

@@ -1,0 +1,144 @@
+"""Evaluates a model file on one or several crops of each image of a split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+import sys
+from typing import Any
+
+from bn_repro import cli, config_fields, host
+from bn_repro import config as config_lib
+from bn_repro.data import datasets
+from bn_repro.data.split import Dataset
+from bn_repro.errors import UserError
+from bn_repro.inference import crops as crops_lib
+from bn_repro.inference import forward, probabilities
+from bn_repro.runtime.workdir import Workdir
+from bn_repro.training import model_file
+from bn_repro.training.model_file import ModelFile
+
+
+def evaluate_model(
+  workdir: Workdir,
+  split: str,
+  crops: int,
+  overrides: Sequence[str],
+  path: Path | None,
+  *,
+  other_data: bool,
+) -> dict[str, Any]:
+  """Evaluates every image of a split once, and prints what it evaluates.
+
+  Args:
+    workdir: the workdir of a model file.
+    split: value of --split; empty for `eval_split` of the model's config.
+    crops: number of crops of each image; see `crops.COUNTS`.
+    overrides: assignments to fields of `data`, such as 'data.name=mnist'. They
+      describe other data, unless a resumed run may change the fields as well.
+    path: file of class probabilities to write and to resume. None names a file
+      in the workdir, or with one crop none.
+    other_data: accept data that differ from those of the training.
+
+  Returns:
+    A line of metrics, with `crops`, and with the `step` of the model if it is
+    known.
+
+  Raises:
+    UserError: if the model or the data cannot be used.
+  """
+  model = model_file.read(workdir.model)
+  config = config_lib.override(model.config, overrides)
+  dataset = datasets.load(config.data, config.seed)
+  split = datasets.choose_split(dataset, config, split)
+  other_data = other_data or any(
+    x.partition('=')[0] not in config_fields.CHANGEABLE for x in overrides
+  )
+  _check_data(model, dataset, workdir.path, other_data=other_data)
+  if path is None and crops > 1:
+    path = workdir.path / 'probabilities' / f'{split}-{crops}.npz'
+  known = {
+    'step': (model.facts.get('evaluation') or {}).get('step'),
+    'statistics': model.facts.get('statistics'),
+  }
+  print(f'{workdir.model}: {_describe(**known)}', flush=True)
+  if crops > 1:
+    print(_describe_crops(crops, model.image_shape[0]), flush=True)
+  cli.set_up_jax(config)
+  found = probabilities.compute(
+    forward.create_predict(model),
+    dataset.splits[split],
+    {
+      'model_digest': model.digest,
+      'model': workdir.path.name,
+      'statistics': known['statistics'],
+      'data_fingerprint': dataset.fingerprint,
+      'data_name': config.data.name,
+      'split': split,
+      'crops': crops,
+      'label_names': list(model.label_names),
+      'image_size': model.image_shape[0],
+      'evaluation_box': None if crops > 1 else config.data.evaluation_box,
+    },
+    model.image_shape,
+    path,
+    num_threads=config.data.num_threads or host.num_cores(),
+    max_replaced=config.data.max_replaced,
+  )
+  if path is not None:
+    print(f'class probabilities: {path}', flush=True)
+  return {**known, 'split': split, 'crops': crops, **found.metrics()}
+
+
+def _check_data(
+  model: ModelFile, dataset: Dataset, path: Path, *, other_data: bool
+) -> None:
+  """Compares the data to evaluate with those of the training.
+
+  Raises:
+    UserError: if the number of classes differs, or the data do and `other_data`
+      is False.
+  """
+  trained = model.facts.get('data_fingerprint')  # Imported weights have none.
+  if trained and trained != dataset.fingerprint and not other_data:
+    raise UserError(
+      f'--workdir={path}: trained on data with the fingerprint {trained}, and '
+      f'these data have {dataset.fingerprint}. Name the folder of the data '
+      'with --data_dir, or pass --other_data to evaluate on these.'
+    )
+  if dataset.num_classes != len(model.label_names):
+    raise UserError(
+      f'--workdir={path}: the network has {len(model.label_names)} classes, '
+      f'and the data have {dataset.num_classes}. Evaluate on data with the '
+      'same classes.'
+    )
+  for label, (own, name) in enumerate(
+    zip(model.label_names, dataset.label_names, strict=True)
+  ):
+    if own != name:
+      print(
+        f"warning: label {label} is '{own}' in the network and '{name}' in the "
+        'data. The accuracy assumes that they are the same.',
+        file=sys.stderr,
+      )
+      break
+  channels, own_channels = dataset.image_shape[2], model.image_shape[2]
+  if channels != own_channels:
+    kind = {1: 'gray', 3: 'color'}
+    print(
+      f'{kind[channels]} images are converted to {kind[own_channels]}',
+      flush=True,
+    )
+
+
+def _describe(step: int | None, statistics: str | None) -> str:
+  return ('weights without a step' if step is None else f'step {step}') + (
+    f', {statistics} statistics' if statistics else ', without BN'
+  )
+
+
+def _describe_crops(crops: int, size: int) -> str:
+  sides = ', '.join(map(str, crops_lib.shorter_sides(crops, size)))
+  scaled = '' if size == 224 else f' (those for 224 pixels times {size}/224)'
+  return (
+    f'{crops} crops of {size}x{size} pixels, of images with shorter sides '
+    f'{sides}{scaled}'
+  )
