@@ -120,9 +120,12 @@ def _subsets(count: int) -> list[tuple[int, ...]]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-  """The paths without the folders that all of them are in."""
-  common = os.path.commonpath([path.parent for path in paths])
-  return [os.path.relpath(path, common) for path in paths]
+  """The paths without the beginning and the end that all of them share."""
+  first = len(os.path.commonprefix([path.parts for path in paths]))
+  last = len(os.path.commonprefix([path.parts[::-1] for path in paths]))
+  return [
+    str(Path(*path.parts[first : len(path.parts) - last])) for path in paths
+  ]
 
 
 def _by_size(scores: SubsetScores) -> dict[int, list[Scores]]:

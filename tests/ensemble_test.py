@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+from pathlib import Path
 import subprocess
 import sys
 
@@ -41,9 +42,9 @@ def test_by_hand(three, capsys):
   assert first == '8 test images of mnist_5k, 1 crop of each'
   networks, sizes = table(lines[:5]), table(lines[8:])
   assert [row[:2] for row in networks[1:]] == [
-    ['a/test-1.npz', '50.00 % (4)'],
-    ['b/test-1.npz', '62.50 % (5)'],
-    ['c/test-1.npz', '37.50 % (3)'],
+    ['a', '50.00 % (4)'],
+    ['b', '62.50 % (5)'],
+    ['c', '37.50 % (3)'],
     # Right at 0, 1, 2 and 5, where two are.
     ['all 3', '50.00 % (4)'],
   ]
@@ -71,7 +72,7 @@ def test_subsets_in_a_file_and_a_figure(tmp_path, capsys):
   rows = list(csv.DictReader(out[0].read_text().splitlines()))
   by_size = {size: [] for size in (1, 2, 3, 4)}
   for row in rows:
-    members = [int(name[0]) for name in row['networks'].split()]
+    members = [int(name) for name in row['networks'].split()]
     mean = np.mean([np.float64(drawn[k][0]) for k in members], axis=0)
     right = (mean.argmax(1) == drawn[0][1]).sum()
     assert int(row['correct']) == right
@@ -85,6 +86,20 @@ def test_subsets_in_a_file_and_a_figure(tmp_path, capsys):
       line += f' % ({low:.2f} to {high:.2f})'
     assert line in printed
   assert mpl_image.imread(out[1]).shape[1] > 1000
+
+
+@pytest.mark.parametrize(
+  'paths, expected',
+  [
+    ('/r/a/p/x.npz /r/b/p/x.npz', 'a b'),
+    ('/r/a/x.npz /r/a/y.npz', 'x.npz y.npz'),
+    ('/r/a/p/x.npz /r/b/p/y.npz', 'a/p/x.npz b/p/y.npz'),
+    ('/r/x.npz /r/a/x.npz', '. a'),
+  ],
+)
+def test_networks_are_named_by_what_differs(paths, expected):
+  names = ensemble._names([Path(path) for path in paths.split()])
+  assert names == expected.split()
 
 
 def test_many_networks_have_no_subsets(tmp_path, capsys):

@@ -25,7 +25,7 @@ def correct_at(*places, labels=LABELS, num_classes=3):
   return predicting(classes, labels=labels, num_classes=num_classes)
 
 
-def random(seed, count=2_500, num_classes=12):
+def random(seed, count=1_230, num_classes=12):
   """Probabilities and labels of a network that is right now and then."""
   rng = np.random.default_rng(seed)
   labels = np.random.default_rng(99).integers(num_classes, size=count)

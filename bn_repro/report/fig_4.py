@@ -77,17 +77,18 @@ def _result(runs: Sequence[Run], paths: Sequence[Path]) -> Result:
   """
   files = [probabilities.read(path) for path in paths]
   averaging.check_same_images(paths, files)
-  members = [i for i, run in enumerate(runs) if run.variant in paper.ENSEMBLE]
-  subsets = [[index] for index in range(len(files))]
-  has_ensemble = len(members) > 1
-  scores = averaging.score(files, subsets + [members] * has_ensemble)
   names = [run.name for run in runs]
+  scores = averaging.score(files, [[index] for index in range(len(files))])
+  members = [i for i, run in enumerate(runs) if run.variant in paper.ENSEMBLE]
+  ensemble = None
+  if len(members) > 1:
+    (ensemble,) = averaging.score(files, [members])
   return Result(
     split=files[0].facts['split'],
     crops=files[0].facts['crops'],
-    networks=dict(zip(names, scores, strict=False)),
+    networks=dict(zip(names, scores, strict=True)),
     members=[names[index] for index in members],
-    ensemble=scores[-1] if has_ensemble else None,
+    ensemble=ensemble,
   )
 
 
@@ -101,23 +102,37 @@ def judge(section: Section, results: Sequence[Result]) -> list[claims.Row]:
     title = f'{section.title}, {split}'
     by_crops = {result.crops: result for result in of_split}
     if {1, CROPS} <= by_crops.keys():
-      rows += _gain_by_crops(title, by_crops[1], by_crops[CROPS])
+      rows += _gain_by_crops(section, title, by_crops[1], by_crops[CROPS])
     ensembles = [result for result in of_split if result.ensemble]
     rows += [_gain_by_ensemble(title, result) for result in ensembles[-1:]]
   return rows
 
 
-def _gain_by_crops(title: str, one: Result, many: Result) -> list[claims.Row]:
-  """The row for the networks that have files with one and with many crops."""
-  names = [name for name in one.networks if name in many.networks]
-  if not names:
+def _gain_by_crops(
+  section: Section, title: str, one: Result, many: Result
+) -> list[claims.Row]:
+  """The row for the networks that have files with one and with many crops.
+
+  If a setting has several seeds, it is that of such settings alone.
+  """
+  settings = [
+    [
+      (one.networks[run.name], many.networks[run.name])
+      for run in group.runs
+      if run.name in one.networks and run.name in many.networks
+    ]
+    for group in section.groups
+  ]
+  pairs = [pair for setting in settings for pair in setting]
+  if not pairs:
     return []
+  compared = [setting for setting in settings if len(setting) > 1] or [pairs]
   return [
     _row(
       f'Fig. 4: {CROPS} crops of each image have a lower top-1 error than one.',
       (paper.FIG_4[1, 1], paper.FIG_4[CROPS, 1]),
-      [one.networks[name] for name in names],
-      [(one.networks[name], many.networks[name]) for name in names],
+      [[before for before, _ in setting] for setting in compared],
+      [pair for setting in compared for pair in setting],
       title,
     )
   ]
@@ -131,7 +146,7 @@ def _gain_by_ensemble(title: str, result: Result) -> claims.Row:
   return _row(
     'Fig. 4: the ensemble has a lower top-1 error than its best member.',
     (paper.FIG_4[CROPS, 1], paper.FIG_4[CROPS, 6]),
-    members,
+    [members],
     [(best, result.ensemble)],
     f'{title}, {result.crops} crop{"s" if result.crops > 1 else ""}',
   )
@@ -140,39 +155,39 @@ def _gain_by_ensemble(title: str, result: Result) -> claims.Row:
 def _row(
   claim: str,
   theirs: tuple[paper.Fig4Row, paper.Fig4Row],
-  networks: Sequence[Scores],
+  settings: Sequence[Sequence[Scores]],
   pairs: Sequence[tuple[Scores, Scores]],
   title: str,
 ) -> claims.Row:
   """A row of the ledger.
 
-  A claim holds if all gains exceed the range of the networks, and fails if none
+  A claim holds if all gains exceed the range of each setting, and fails if none
   is positive. Otherwise a gain may be a mere difference between networks.
 
   Args:
     claim: text of the claim.
     theirs: the paper's errors before and after.
-    networks: scores of single networks, before.
+    settings: scores before, of the networks of each setting.
     pairs: scores before and after, on the same images.
     title: what the images are.
   """
   gains = [after.top1 - before.top1 for before, after in pairs]
-  correct = [network.top1 for network in networks]
-  difference = max(correct) - min(correct)
+  correct = [[network.top1 for network in setting] for setting in settings]
+  difference = max(max(setting) - min(setting) for setting in correct)
+  count = sum(map(len, settings))
   if max(gains) <= 0:
     verdict = claims.FAILS
-  elif len(networks) > 1 and min(gains) > difference:
+  elif count > 1 and min(gains) > difference:
     verdict = claims.HOLDS
   else:
     verdict = claims.UNDECIDED
-  point = networks[0].count / 100
+  point = pairs[0][0].count / 100
   changes = Spread([-gain / point for gain in gains]).show(
     lambda change: f'{change:+.2f} points'
   )
   compared = (
-    f'{len(networks)} networks, which differ by up to '
-    f'{difference / point:.2f} points'
-    if len(networks) > 1
+    f'{count} networks, which differ by up to {difference / point:.2f} points'
+    if count > 1
     else 'one network; how much others differ is not known'
   )
   before, after = (row.top1 for row in theirs)

@@ -288,7 +288,7 @@ def ensemble(panels: Mapping[str, Mapping[int, Sequence[float]]]) -> bytes:
     for size, of_size in by_size.items():
       axes.plot([size] * len(of_size), of_size, '.', color='#999', ms=4)
     axes.plot(sizes, [np.mean(v) for v in values], 'o-', ms=5, color=COLORS[1])
-    axes.set_title(f'{title}: all subsets, mean and range', loc='left')
+    axes.set_title(f'{title}: mean and range over subsets', loc='left')
     axes.set_xlabel('networks')
     axes.set_xticks(sizes)
     axes.grid(alpha=0.3)
