@@ -260,6 +260,20 @@ MLP = ('model.name=mlp',)
       'bn.per_activation',
       'needs bn.enabled',
     ),
+    (
+      ('batch_size=1', 'bn.per_activation=1'),
+      'batch_size',
+      'statistics of activations would be of one value',
+    ),
+    (
+      (
+        'bn.statistics=group',
+        'bn.virtual_batch_size=1',
+        'bn.per_activation=1',
+      ),
+      'bn.virtual_batch_size',
+      'statistics of activations would be of one value',
+    ),
     (('data.image_size=31',), 'data.image_size', 'at least 32 pixels'),
     (
       ('model.name=inception_tiny', 'model.aux_head=1'),
