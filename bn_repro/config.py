@@ -174,15 +174,20 @@ def find_file(flag: str, name: str, folder: Path = CONFIGS) -> Path:
 
   Args:
     flag: command-line flag that has the value `name`, for messages.
-    name: name of a file in `folder` without its suffix, such as 'bn_x5', or a
-      path, which may be relative to the current folder.
+    name: name of a file in `folder` without its suffix, such as 'bn_x5' or
+      'ensemble/dropout_5', or a path, which may be relative to the current
+      folder.
     folder: folder of the shipped files.
 
   Raises:
     UserError: if there is neither, or the path is invalid. It lists the files
       beside a path, and the shipped ones for a name.
   """
-  shipped = {path.stem: path for path in _python_files(folder)}
+  shipped = {
+    str(path.relative_to(folder).with_suffix('')): path
+    for part in (folder, folder / 'ensemble')
+    for path in _python_files(part)
+  }
   path = shipped.get(name) or files.expand(flag, name)
   if path.is_file():
     return path

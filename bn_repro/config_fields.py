@@ -313,6 +313,13 @@ def _bn_errors(config: ConfigDict) -> list[str]:
     )
   if config.bn.per_activation and not config.bn.enabled:
     errors.append('bn.per_activation=True: needs bn.enabled.')
+  grouped = config.bn.statistics == 'group'
+  examples = 'bn.virtual_batch_size' if grouped else 'batch_size'
+  if config.bn.per_activation and flatten(config)[examples] == 1:
+    errors.append(
+      f'{examples}=1: statistics of activations would be of one value; set it '
+      'to 2 or more, or turn bn.per_activation off.'
+    )
   averaged = config.bn.enabled and config.optim.polyak_decay
   if averaged and not config.bn.population_batches:
     errors.append(

@@ -36,6 +36,7 @@ _EPILOG = """\
 configs:
   inception  bn_baseline  bn_x5  bn_x30  bn_x5_sigmoid    section 4.2 and Fig. 2
   inception_x5  inception_sigmoid                         controls without BN
+  ensemble/dropout_5 and five more                        section 4.2.3
   mnist  bn_mnist                                         section 4.1 and Fig. 1
   Each has the modes full (the default, the paper's experiment) and mini
   (minutes on a CPU).

@@ -252,6 +252,30 @@ MLP = ('model.name=mlp',)
       for option in ('aux_head=1', 'lrn=1', 'dropout_rate=0.5')
     ),
     ((*MLP, 'data.distortion=full'), 'data.distortion', 'undistorted images'),
+    (
+      (*MLP, 'bn.per_activation=1'),
+      'bn.per_activation',
+      'are those of activations already',
+    ),
+    (
+      ('bn.enabled=0', 'bn.per_activation=1'),
+      'bn.per_activation',
+      'needs bn.enabled',
+    ),
+    (
+      ('batch_size=1', 'bn.per_activation=1'),
+      'batch_size',
+      'statistics of activations would be of one value',
+    ),
+    (
+      (
+        'bn.statistics=group',
+        'bn.virtual_batch_size=1',
+        'bn.per_activation=1',
+      ),
+      'bn.virtual_batch_size',
+      'statistics of activations would be of one value',
+    ),
     (('data.image_size=31',), 'data.image_size', 'at least 32 pixels'),
     (
       ('model.name=inception_tiny', 'model.aux_head=1'),
@@ -297,7 +321,14 @@ def test_missing_files():
   assert all(str(path) in problem for path in shipped)
   assert '__init__' not in problem
   (problem,) = problems(spec='no/such/folder.py')
-  names = ', '.join(path.stem for path in shipped)
+  members = sorted((ROOT / 'configs' / 'ensemble').glob('[a-z]*.py'))
+  assert len(members) == 6
+  names = ', '.join(
+    [
+      *(path.stem for path in shipped),
+      *(f'ensemble/{path.stem}' for path in members),
+    ]
+  )
   start = '--config=no/such/folder.py: no such file. Shipped: '
   assert problem == f'{start}{names}.'
   (problem,) = problems(spec='bn_x6:mini')
@@ -308,6 +339,8 @@ def test_missing_files():
 def test_shipped_configs_by_name(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert config_lib.load('bn_x5:mini') == load()
+  member = config_lib.load('ensemble/dropout_5:mini')
+  assert member.model.dropout_rate == 0.05
   # A folder of that name is no config.
   (tmp_path / 'bn_x5').mkdir()
   assert config_lib.load('bn_x5:mini') == load()

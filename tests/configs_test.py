@@ -9,6 +9,7 @@ import pytest
 import written_imagenet
 
 from bn_repro import config as config_lib
+from bn_repro import paper
 from bn_repro.config_fields import FIELDS, flatten
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
@@ -18,9 +19,10 @@ from bn_repro.runtime.preemption import Preemption
 from bn_repro.training import optimizer, train
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / 'configs'
 NAMES = sorted(
-  path.stem
-  for path in (ROOT / 'configs').glob('*.py')
+  str(path.relative_to(CONFIGS).with_suffix(''))
+  for path in (*CONFIGS.glob('*.py'), *CONFIGS.glob('ensemble/*.py'))
   if path.stem != '__init__'
 )
 # The fields that users' scripts rely on.
@@ -113,6 +115,35 @@ def test_differs_from_its_parent_in_the_paper_s_list(name, parent, full, mini):
       assert changed[key] == (
         pytest.approx(value) if isinstance(value, float) else value
       )
+
+
+# Section 4.2.3: the members, and the changes that the paper names.
+DROPOUT_5, DROPOUT_10 = ({'model.dropout_rate': rate} for rate in (0.05, 0.1))
+LARGER = {'model.init_scale': 2.0}
+PER_ACTIVATION = {'bn.per_activation': True}
+MEMBERS = {
+  'dropout_5': DROPOUT_5,
+  'dropout_10': DROPOUT_10,
+  'init_2': LARGER,
+  'per_activation': PER_ACTIVATION,
+  'init_2_dropout_5': LARGER | DROPOUT_5,
+  'per_activation_dropout_10': PER_ACTIVATION | DROPOUT_10,
+}
+
+
+@pytest.mark.parametrize('mode', config_lib.MODES)
+def test_members_of_the_ensemble(mode):
+  """BN-x30 with some of the changes of section 4.2.3, and a seed of its own."""
+  assert list(paper.ENSEMBLE) == list(MEMBERS)
+  names = {name.partition('/')[2] for name in NAMES if '/' in name}
+  assert names == MEMBERS.keys()
+  theirs = flatten(load('bn_x30', mode))
+  seeds = [theirs['seed']]
+  for name, changes in MEMBERS.items():
+    ours = flatten(load(f'ensemble/{name}', mode))
+    seeds.append(ours['seed'])
+    assert ours == {**theirs, **changes, 'seed': ours['seed']}
+  assert len(set(seeds)) == 7
 
 
 def test_paper_values_of_inception():

@@ -107,6 +107,7 @@ _CONFIG = '--config=mnist:mini'
 _LAUNCH = ('slurm', '--name=x', '--workdir=/runs/x', '--config=mnist')
 COMMANDS = {
   'bn_repro.main': ([_CONFIG, '--workdir=w'], '--config --workdir'),
+  'bn_repro.ensemble': (['a.npz', 'b.npz'], '--csv --plot'),
   'bn_repro.evaluate': (['--workdir=w'], '--workdir'),
   'bn_repro.examples': ([_CONFIG], '--config --workdir --sheet'),
   'bn_repro.overview': ([_CONFIG], '--config'),

@@ -23,8 +23,11 @@ ALLOWED = {
   'config': 'errors files models.inception_table config_fields',
   'runtime': 'errors files config config_fields',
   'training': _CORE,
+  'inference.probabilities': 'errors runtime',
+  'inference.averaging': 'errors inference.probabilities',
   'cli': 'errors files config config_fields runtime',
-  'report': 'errors files paper config config_fields runtime cli',
+  'report': 'errors files paper config config_fields runtime cli '
+  'inference.probabilities inference.averaging',
   'sweep': 'errors files host paper config config_fields runtime cli report '
   'data',
   'tpu': _CORE,
@@ -35,6 +38,8 @@ ALLOWED = {
   'predict': f'{_CORE} cli inference report.figures',
   'evaluate': f'{_CORE} cli inference',
   'overview': f'{_CORE} cli',
+  'ensemble': 'errors files runtime cli inference.probabilities '
+  'inference.averaging report.figures',
   'examples': f'{_CORE} cli report.figures',
 }
 # The only parts that may import these packages.

@@ -21,6 +21,8 @@ HOLDS = 'holds'
 FAILS = 'does not hold here'
 NOT_RUN = 'not run'
 AMBIGUOUS = 'several settings'
+# A gain that is no larger than the differences between networks.
+UNDECIDED = 'undecided'
 
 # How to read the ledger.
 NOTE = (

@@ -1,6 +1,7 @@
 """The figures of the report, and the drawing that other figures share."""
 
 from collections.abc import Mapping, Sequence
+import io
 import math
 from pathlib import Path
 import textwrap
@@ -309,3 +310,32 @@ def rates(section: Section, out: Path, name: str) -> None:
 def _best_or_zero(run: Run) -> float:
   """The best accuracy; 0 if the run diverged before, NaN if it has none yet."""
   return run.best() or 0.0 if run.is_comparable else np.nan
+
+
+def ensemble(panels: Mapping[str, Mapping[int, Sequence[float]]]) -> bytes:
+  """Draws accuracies over the number of networks that are averaged.
+
+  Args:
+    panels: accuracies of the subsets of each size, by title.
+
+  Returns:
+    The figure, as PNG.
+  """
+  figure, all_axes = plt.subplots(
+    1, len(panels), figsize=(5 * len(panels), 4.2), layout='constrained'
+  )
+  for axes, (title, by_size) in zip(all_axes, panels.items(), strict=True):
+    sizes, values = list(by_size), list(by_size.values())
+    low, high = [min(v) for v in values], [max(v) for v in values]
+    axes.fill_between(sizes, low, high, color=COLORS[1], alpha=0.15, lw=0)
+    for size, of_size in by_size.items():
+      axes.plot([size] * len(of_size), of_size, '.', color='#999', ms=4)
+    axes.plot(sizes, [np.mean(v) for v in values], 'o-', ms=5, color=COLORS[1])
+    axes.set_title(f'{title}: mean and range over subsets', loc='left')
+    axes.set_xlabel('networks')
+    axes.set_xticks(sizes)
+    axes.grid(alpha=0.3)
+  content = io.BytesIO()
+  figure.savefig(content, format='png', dpi=150)
+  plt.close(figure)
+  return content.getvalue()

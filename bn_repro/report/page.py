@@ -9,7 +9,8 @@ import re
 
 from bn_repro import paper
 from bn_repro.errors import UserError
-from bn_repro.report import claims
+from bn_repro.inference.averaging import Scores
+from bn_repro.report import claims, fig_4
 from bn_repro.report import runs as runs_lib
 from bn_repro.report.runs import (
   SPREAD_NOTE,
@@ -68,6 +69,12 @@ _FIG_3_NOTE = (
   'a run with fewer has none. The test accuracy is that after the last step. '
   "Steps count up to the first evaluation that reaches Inception's best "
   f'accuracy with the same seed. {SPREAD_NOTE}'
+)
+_FIG_4_NOTE = (
+  "The paper's Fig. 4, on these data: the errors of each network with one crop "
+  'of each image and with several, and those of the ensemble, which averages '
+  "the probabilities of its members. The paper's errors are on the 50,000 "
+  f'validation images of ImageNet. {SPREAD_NOTE}'
 )
 
 _VERDICT_CLASSES = {claims.HOLDS: 'holds', claims.FAILS: 'fails'}
@@ -177,6 +184,62 @@ def fig_3(section: Section) -> str:
       for variant in paper.FIG_3
       if variant not in section.variants
     ]
+  return _table(rows)
+
+
+def _fig_4_row(
+  label: str,
+  result: fig_4.Result,
+  networks: int,
+  scores: Sequence[Scores],
+  theirs: paper.Fig4Row | None,
+) -> dict[str, str]:
+  """A row of `fig_4_table`.
+
+  Args:
+    label: name of the network or ensemble.
+    result: what the scores are of.
+    networks: number of networks whose probabilities are averaged.
+    scores: of each seed.
+    theirs: the paper's errors.
+  """
+
+  def errors(accuracies: Iterable[float]) -> str:
+    return Spread([1 - accuracy for accuracy in accuracies]).show(
+      lambda error: f'{100 * error:.2f}'
+    )
+
+  note = f' ({theirs.note})' if theirs and theirs.note else ''
+  return {
+    'network': label,
+    'images': f'{scores[0].count:,} {result.split}',
+    'crops': str(result.crops),
+    'networks': str(networks),
+    'top-1 error, %, paper': f'{theirs.top1:g}' if theirs else '–',
+    'top-1 error, %, ours': errors(one.accuracy for one in scores),
+    'top-5 error, %, paper': f'{theirs.top5:g}{note}' if theirs else '–',
+    'top-5 error, %, ours': errors(one.top5_accuracy for one in scores),
+    'runs': str(len(scores)),
+  }
+
+
+def fig_4_table(section: Section, results: Sequence[fig_4.Result]) -> str:
+  """The paper's Fig. 4 with our values beside the paper's, as HTML."""
+  rows = []
+  for result in results:
+    for group in section.groups:
+      scores = result.of(group)
+      theirs = None
+      if group.variant == 'bn_x30':
+        theirs = paper.FIG_4.get((result.crops, 1))
+      if scores:
+        rows.append(_fig_4_row(section.label(group), result, 1, scores, theirs))
+    if result.ensemble is not None:
+      count = len(result.members)
+      theirs = paper.FIG_4.get((result.crops, count))
+      rows.append(
+        _fig_4_row('Ensemble', result, count, [result.ensemble], theirs)
+      )
   return _table(rows)
 
 
@@ -291,7 +354,9 @@ def _image(name: str, description: str) -> str:
   return f'<img src="{name}.svg" alt="{html.escape(description)}">'
 
 
-def _section(section: Section, out: Path, name: str) -> str:
+def _section(
+  section: Section, results: Sequence[fig_4.Result], out: Path, name: str
+) -> str:
   """A section as HTML; draws its figure, if it has one, as `name`."""
   from bn_repro.report import figures  # Importing Matplotlib takes a second.
 
@@ -329,6 +394,8 @@ def _section(section: Section, out: Path, name: str) -> str:
       fig_3(section),
       _paragraph(_FIG_3_NOTE),
     ]
+  if results:
+    parts += [_paragraph(_FIG_4_NOTE), fig_4_table(section, results)]
   return ''.join(parts) + _facts(section)
 
 
@@ -359,6 +426,12 @@ def write_report(folders: Sequence[str], out: Path) -> list[str]:
   sections, repeated = runs_lib.sections(runs)
   problems += repeated
   rows = claims.ledger(sections)
+  results = []
+  for section in sections:
+    found, unreadable = fig_4.read(section)
+    results.append(found)
+    problems += unreadable
+    rows += fig_4.judge(section, found)
   try:
     out.mkdir(parents=True, exist_ok=True)
     parts = [
@@ -366,8 +439,10 @@ def write_report(folders: Sequence[str], out: Path) -> list[str]:
       _table([dataclasses.asdict(row) for row in rows]),
       _paragraph(claims.NOTE),
       *(
-        _section(section, out, name)
-        for name, section in _by_file_name(sections).items()
+        _section(section, found, out, name)
+        for (name, section), found in zip(
+          _by_file_name(sections).items(), results, strict=True
+        )
       ),
       *map(_warning, problems),
     ]

@@ -465,6 +465,6 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
 
 def _place(group: Group) -> tuple[int, str, float]:
   """Sort key of a group in its section."""
-  known = list(paper.PAPER)
+  known = [*paper.PAPER, *paper.ENSEMBLE]
   rank = known.index(group.variant) if group.variant in known else len(known)
   return rank, group.variant, group.runs[0].learning_rate

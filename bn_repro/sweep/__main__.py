@@ -38,6 +38,7 @@ sweeps (mini, the default, is CPU scale; :full after the file is the paper's):
   batch_size      batches of 32 to 512, the rate scaled with them
   section_421     each item of section 4.2.1 by itself
   init_scale      a twentieth to twenty times the initial weights
+  ensemble        BN-x30 and the six members of the ensemble
 
 examples:
   python -m bn_repro.sweep --sweep=configs/sweeps/lr_multipliers.py \\

@@ -299,6 +299,74 @@ def test_each_unit_ends_in_the_nonlinearity(name, g, monkeypatch):
   )
 
 
+PER_ACTIVATION = 'bn.per_activation=true'
+
+
+def test_variables_of_per_activation_bn():
+  """Scale and statistics of 5b are (H, W, C); those of other layers stay."""
+  usual, found = (
+    jax.tree_util.tree_leaves_with_path(
+      shapes(create(*overrides, variant='bn_x30'))
+    )
+    for overrides in ((), (PER_ACTIVATION,))
+  )
+  changed = set()
+  for (path, before), (same_path, after) in zip(usual, found, strict=True):
+    assert path == same_path
+    keys = [entry.key for entry in path]
+    if keys[1] == 'inception_5b' and keys[3] == 'bn':
+      assert after.shape == (7, 7, *before.shape)
+      changed.add((keys[2], keys[4]))
+    else:
+      assert after.shape == before.shape, path
+  # Seven units, each with scale, bias, mean and var.
+  assert len(changed) == 28
+
+
+def test_per_activation_bn_in_training(monkeypatch, x64):
+  """Each unit of 5b against NumPy: over the batch there, elsewhere over all."""
+  few_rows(monkeypatch, '3a', '5b')
+  config = config_lib.load(
+    'configs/bn_x30.py:mini', (PER_ACTIVATION, 'model.dtype=float64')
+  )
+  model = factory.create_model(config.model, config.bn, 10, axis_name=None)
+  images = np.random.default_rng(0).normal(size=(5, 32, 32, 3))
+  variables = factory.initial_variables(
+    model, images.shape[1:], seed=0, init_std=0, init_scale=1
+  )
+  rng = np.random.default_rng(1)
+  variables['params'] = jax.tree.map(
+    lambda x: rng.normal(1, 0.5, x.shape), variables['params']
+  )
+  _, state = model.apply(
+    variables,
+    jnp.asarray(images),
+    train=True,
+    rngs={'dropout': jax.random.key(0)},
+    mutable=['batch_stats', 'intermediates'],
+    capture_intermediates=True,
+  )
+  count = 0
+  for module, axes in (('inception_3a', (0, 1, 2)), ('inception_5b', 0)):
+    for unit, outputs in state['intermediates'][module].items():
+      if unit == '__call__':
+        continue
+      (x,), (z,) = outputs['conv']['__call__'], outputs['__call__']
+      x = np.asarray(x)
+      assert x.shape[:3] == (5, 8, 8)
+      params = variables['params'][module][unit]['bn']
+      normalized = (x - x.mean(axes)) / np.sqrt(x.var(axes) + 1e-3)
+      y = params['scale'] * normalized + params['bias']
+      np.testing.assert_allclose(z, np.maximum(y, 0), rtol=1e-9, atol=1e-9)
+      # With m / (m - 1), and m the number of examples in 5b.
+      found = state['batch_stats'][module][unit]['bn']
+      mean, var = x.mean(axes), x.var(axes, ddof=1)
+      np.testing.assert_allclose(found['mean'], 0.1 * mean, rtol=1e-9)
+      np.testing.assert_allclose(found['var'], 0.9 + 0.1 * var, rtol=1e-9)
+      count += 1
+  assert count == 14
+
+
 def caffe_lrn(x):
   expected = np.empty_like(x)
   for c in range(x.shape[-1]):

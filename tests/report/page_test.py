@@ -1,10 +1,10 @@
 """The page of runs written by hand, whose results follow by arithmetic."""
 
-import html.parser
 import json
 import subprocess
 import sys
 
+from page_elements import Elements
 import pytest
 from written_runs import add_percentiles, read_one, read_sections, write_run
 
@@ -30,34 +30,6 @@ def test_fig_3_has_the_paper_s_numbers_beside_ours(tmp_path):
     'BN-Baseline|0.0015|0.02|13.3M|10|2.3x|2x|72.7|85.0|–|1|done</tr>'
   )
   assert table.count('not run') == len(FIG_3) - 2
-
-
-class Elements(html.parser.HTMLParser):
-  """The elements of a page with their attributes, and its tables."""
-
-  def __init__(self, page):
-    super().__init__()
-    self.tags = []
-    self.tables = []
-    self.feed(page)
-
-  def handle_starttag(self, tag, attrs):
-    self.tags.append((tag, sorted(name for name, _ in attrs)))
-    if tag == 'table':
-      self.tables.append([])
-    elif tag == 'tr':
-      self.tables[-1].append([])
-    elif tag in ('th', 'td'):
-      self.tables[-1][-1].append('')
-
-  def handle_data(self, data):
-    if self.tags and self.tags[-1][0] in ('th', 'td'):
-      self.tables[-1][-1][-1] += data
-
-  def rows(self, number):
-    """The rows of a table, each as a dict by heading."""
-    headings, *rows = self.tables[number]
-    return [dict(zip(headings, row, strict=True)) for row in rows]
 
 
 def test_values_are_below_their_headings(tmp_path):

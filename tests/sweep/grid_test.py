@@ -68,7 +68,7 @@ def by_name(sweep):
 def test_shipped_sweeps(name, mode):
   """A trial's command, read as `main` reads it, gives the trial's config."""
   sweep = load(name, mode=mode)
-  assert len(sweep.trials) == len(by_name(sweep)) >= 9
+  assert len(sweep.trials) == len(by_name(sweep)) >= 7
   for trial in sweep.trials:
     config = config_lib.load(trial.config_spec, trial.overrides)
     assert trial.config == config
@@ -171,6 +171,20 @@ def test_items_of_section_421(mode):
       assert differing == expected
       reached |= {name: changed[name] for name in differing}
     assert reached == ends[end]
+
+
+def test_members_of_the_ensemble():
+  """Each is its config; repeated, each has a seed that no other has."""
+  sweep = load('ensemble', 'seed=0,1')
+  for name, trial in by_name(sweep).items():
+    net = trial.values['net']
+    spec = net if net == 'bn_x30' else f'ensemble/{net}'
+    expected = config_lib.load(f'{spec}:mini')
+    if name.endswith('_seed1'):
+      expected = config_lib.override(expected, [f'seed={trial.config.seed}'])
+    assert trial.config == expected
+  seeds = sorted(trial.config.seed for trial in sweep.trials)
+  assert seeds == list(range(14))
 
 
 def test_values_from_the_command_line():

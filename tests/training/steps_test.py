@@ -32,8 +32,10 @@ MLP = ('batch_size=32', 'steps_per_call=1', 'data.distorted_copies=0')
       ('bn.statistics=group', 'bn.virtual_batch_size=8'),
       ('bn.statistics=group', 'bn.virtual_batch_size=8'),
     ),
+    # In the last module of the small network, 3c.
+    ('bn_x30', ('bn.per_activation=true',), ('bn.per_activation=true',)),
   ],
-  ids=['global', 'device', 'group'],
+  ids=['global', 'device', 'group', 'per activation'],
 )
 def test_eight_devices_equal_one(variant, one, eight, x64):
   """With dropout: which units drop does not depend on the devices either."""

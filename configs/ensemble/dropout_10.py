@@ -1,0 +1,16 @@
+"""A member of the ensemble (section 4.2.3): BN-x30 with dropout of 10 %.
+
+python -m bn_repro.main --config=ensemble/dropout_10 --workdir=runs/dropout_10
+"""
+
+from ml_collections import ConfigDict
+
+from configs import bn_x30
+
+
+def get_config(mode: str = 'full') -> ConfigDict:
+  """BN-x30 with some dropout."""
+  config = bn_x30.get_config(mode)
+  config.seed = 2  # Our choice: no two members start from the same weights.
+  config.model.dropout_rate = 0.1
+  return config
