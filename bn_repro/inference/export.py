@@ -1,7 +1,6 @@
 """Other forms of a trained network: with BN folded, and as StableHLO."""
 
 import dataclasses
-from typing import Any
 
 from flax import traverse_util
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bn_repro.errors import UserError
-from bn_repro.inference.model import Model
+from bn_repro.inference import forward
 from bn_repro.training import model_file
 
 # Random images on which the error of folding is measured. Our choice.
@@ -89,11 +88,11 @@ def folding_error(file: model_file.ModelFile) -> float:
   images = np.random.default_rng(0).integers(
     0, 256, (_FOLDING_IMAGES, *file.image_shape), np.uint8
   )
-  logits = []
-  for each in (file, fold(file)):
-    model = Model(each)
-    logits.append(np.asarray(jax.jit(model.logits)(each.variables, images)))
-  return float(abs(logits[1] - logits[0]).max() / abs(logits[0]).max())
+  expected, found = (
+    np.asarray(jax.jit(forward.create_logits(each))(each.variables, images))
+    for each in (file, fold(file))
+  )
+  return float(abs(found - expected).max() / abs(expected).max())
 
 
 def to_stablehlo(file: model_file.ModelFile) -> bytes:
@@ -112,13 +111,11 @@ def to_stablehlo(file: model_file.ModelFile) -> bytes:
   with config.unlocked():
     config.model.dtype = 'float32'
   file = dataclasses.replace(file, config=config)
-  model = Model(file)
+  probabilities = forward.create_probabilities(file)
   variables = jax.tree.map(jnp.asarray, file.variables)
-
-  def probabilities(images: Any) -> jax.Array:
-    return model.apply(variables, images)
 
   (batch,) = export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, *file.image_shape), np.uint8)
-  exported = export.export(jax.jit(probabilities), platforms=PLATFORMS)(images)
+  program = jax.jit(lambda images: probabilities(variables, images))
+  exported = export.export(program, platforms=PLATFORMS)(images)
   return bytes(exported.serialize())

@@ -1,4 +1,4 @@
-"""Inference with a trained network on all devices."""
+"""Inference with a trained network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +12,33 @@ from bn_repro import parallel
 from bn_repro.data import preprocess
 from bn_repro.models import factory
 from bn_repro.training.model_file import ModelFile
+
+# Maps variables and uint8 images (batch, height, width, channels) to an array
+# (batch, classes), at least float32.
+Forward = Callable[[Any, Any], jax.Array]
+
+
+def create_logits(model: ModelFile) -> Forward:
+  """Creates the pure function from variables and images to logits."""
+  config = model.config
+  network: Any = factory.create_model(
+    config.model, config.bn, len(model.label_names)
+  )
+
+  def logits(variables: Any, images: Any) -> jax.Array:
+    images = preprocess.normalize(
+      images, network.dtype, config.data.normalization
+    )
+    found = network.apply(variables, images, train=False).main
+    return found.astype(jnp.promote_types(found.dtype, jnp.float32))
+
+  return logits
+
+
+def create_probabilities(model: ModelFile) -> Forward:
+  """Creates the pure function from variables and images to probabilities."""
+  logits = create_logits(model)
+  return lambda variables, images: jax.nn.softmax(logits(variables, images))
 
 
 def create_predict(
@@ -28,21 +55,12 @@ def create_predict(
     (batch, classes). It is compiled for each size of a batch.
   """
   mesh = parallel.create_mesh() if mesh is None else mesh
-  config = model.config
-  network: Any = factory.create_model(
-    config.model, config.bn, len(model.label_names)
-  )
+  probabilities = create_probabilities(model)
 
-  def probabilities(variables: Any, images: jax.Array) -> jax.Array:
-    images = preprocess.normalize(
-      images, network.dtype, config.data.normalization
-    )
-    logits = network.apply(variables, images, train=False).main
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    softmax = jax.nn.softmax(logits.astype(dtype)).astype(jnp.float32)
-    return parallel.gather(softmax)
+  def gathered(variables: Any, images: jax.Array) -> jax.Array:
+    return parallel.gather(probabilities(variables, images).astype(jnp.float32))
 
-  compiled = parallel.data_parallel(probabilities, mesh, donate_state=False)
+  compiled = parallel.data_parallel(gathered, mesh, donate_state=False)
   variables = parallel.replicate(mesh, dict(model.variables))
 
   def predict(images: np.ndarray) -> jax.Array:

@@ -17,16 +17,15 @@ import itertools
 import os
 from pathlib import Path
 import time
-from typing import Any
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bn_repro import files, host
-from bn_repro.data import crops, datasets, jpeg, preprocess
+from bn_repro.data import crops, datasets, jpeg
 from bn_repro.errors import UserError
+from bn_repro.inference import forward
 from bn_repro.models import factory
 from bn_repro.training import model_file
 
@@ -67,7 +66,7 @@ class Model:
   """
 
   def __init__(self, file: model_file.ModelFile):
-    """Places the variables on the default device.
+    """Places the variables on the devices.
 
     Args:
       file: what `model_file.read` returns.
@@ -84,56 +83,22 @@ class Model:
       )
     self.file = file
     self.waiting = 0.0
-    self._network = factory.create_model(
+    network = factory.create_model(
       file.config.model, file.config.bn, len(file.label_names)
     )
     problems = model_file.mismatches(
-      factory.variable_shapes(self._network, file.image_shape), file.variables
+      factory.variable_shapes(network, file.image_shape), file.variables
     )
     if problems:
       raise UserError(
-        *(f'not the variables of its config: {p}' for p in problems)
+        *(f'not the variables of its config: {line}' for line in problems)
       )
-    self._variables = jax.device_put(file.variables)
-    self._apply = jax.jit(self.apply)
+    self._forward = forward.create_predict(file)
 
   @property
   def label_names(self) -> tuple[str, ...]:
     """Name of each class, by label."""
     return tuple(self.file.label_names)
-
-  def apply(self, variables: Any, images: Any) -> jax.Array:
-    """Computes probabilities: a pure function, to be jitted or exported.
-
-    Args:
-      variables: `file.variables`, on the host or on a device.
-      images: uint8 (batch, height, width, channels) of `file.image_shape`.
-
-    Returns:
-      float32 or float64 (batch, classes).
-    """
-    logits = self.logits(variables, images)
-    return jax.nn.softmax(
-      logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    )
-
-  def logits(self, variables: Any, images: Any) -> jax.Array:
-    """Computes logits; see `apply`."""
-    normalization = self.file.config.data.normalization
-    network: Any = self._network
-    images = preprocess.normalize(images, network.dtype, normalization)
-    return network.apply(variables, images, train=False).main
-
-  def predict_pixels(self, images: np.ndarray) -> np.ndarray:
-    """Computes the probabilities of one batch.
-
-    Args:
-      images: uint8 (batch, height, width, channels) of `file.image_shape`.
-
-    Returns:
-      float32 (batch, classes).
-    """
-    return np.asarray(self._apply(self._variables, images), np.float32)
 
   def predict(self, images: Image | Iterable[Image]) -> np.ndarray:
     """Computes the probabilities of images.
@@ -193,7 +158,7 @@ class Model:
     size = 1 if len(good) == 1 else BATCH_SIZE
     padding = np.zeros((size - len(good), *self.file.image_shape), np.uint8)
     pixels = np.concatenate([np.stack(good), padding])
-    rows = iter(self.predict_pixels(pixels))
+    rows = iter(np.asarray(self._forward(pixels)))
     return [
       image
       if image.pixels is None

@@ -14,7 +14,7 @@ import bn_repro
 from bn_repro import config as config_lib
 from bn_repro import export as command
 from bn_repro.errors import UserError
-from bn_repro.inference import export
+from bn_repro.inference import export, forward
 from bn_repro.models import factory
 from bn_repro.training import model_file
 
@@ -62,7 +62,7 @@ def test_stablehlo_runs_by_the_ten_lines_of_its_card(
   assert done.returncode == 0, done.stderr
   np.testing.assert_allclose(
     np.load(tmp_path / 'out.npy'),
-    model.predict_pixels(images()),
+    forward.create_predict(model.file)(images()),
     rtol=0,
     atol=1e-5,
   )
@@ -170,8 +170,8 @@ def test_folded_file_is_a_network_without_bn(
   assert code == 0
   assert not [k for k in safetensors.numpy.load_file(out) if 'batch_stats' in k]
   np.testing.assert_allclose(
-    bn_repro.load(out).predict_pixels(images()),
-    model.predict_pixels(images()),
+    forward.create_predict(model_file.read(out))(images()),
+    forward.create_predict(model.file)(images()),
     atol=1e-5,
   )
   assert 'no logit changes by more than' in (tmp_path / 'folded.md').read_text()
