@@ -10,8 +10,8 @@ from bn_repro import config as config_lib
 from bn_repro.data import datasets
 from bn_repro.data.split import Dataset
 from bn_repro.errors import UserError
+from bn_repro.inference import averaging, forward
 from bn_repro.inference import crops as crops_lib
-from bn_repro.inference import forward, probabilities
 from bn_repro.runtime.workdir import Workdir
 from bn_repro.training import model_file
 from bn_repro.training.model_file import ModelFile
@@ -63,7 +63,7 @@ def evaluate_model(
   if crops > 1:
     print(_describe_crops(crops, model.image_shape[0]), flush=True)
   cli.set_up_jax(config)
-  found = probabilities.compute(
+  found = averaging.compute(
     forward.create_predict(model),
     dataset.splits[split],
     {
