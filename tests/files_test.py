@@ -108,7 +108,10 @@ _LAUNCH = ('slurm', '--name=x', '--workdir=/runs/x', '--config=mnist')
 COMMANDS = {
   'bn_repro.main': ([_CONFIG, '--workdir=w'], '--config --workdir'),
   'bn_repro.ensemble': (['a.npz', 'b.npz'], '--csv --plot'),
-  'bn_repro.evaluate': (['--workdir=w'], '--workdir'),
+  'bn_repro.evaluate': (
+    ['--workdir=w'],
+    '--workdir --data_dir --save_probabilities',
+  ),
   'bn_repro.examples': ([_CONFIG], '--config --workdir --sheet'),
   'bn_repro.overview': ([_CONFIG], '--config'),
   'bn_repro.report.__main__': (['--runs=w', '--out=o'], '--runs --out'),

@@ -23,8 +23,7 @@ ALLOWED = {
   'config': 'errors files models.inception_table config_fields',
   'runtime': 'errors files config config_fields',
   'training': _CORE,
-  'inference.probabilities': 'errors files data runtime training '
-  'inference.crops',
+  'inference.probabilities': 'errors runtime',
   'inference.averaging': 'errors inference.probabilities',
   'cli': 'errors files config config_fields runtime',
   'report': 'errors files paper config config_fields runtime cli '

@@ -11,7 +11,7 @@ from bn_repro.data import datasets
 from bn_repro.data.split import Dataset
 from bn_repro.errors import UserError
 from bn_repro.inference import crops as crops_lib
-from bn_repro.inference import forward, probabilities
+from bn_repro.inference import forward, multi_crop
 from bn_repro.runtime.workdir import Workdir
 from bn_repro.training import model_file
 from bn_repro.training.model_file import ModelFile
@@ -49,6 +49,7 @@ def evaluate_model(
   config = config_lib.override(model.config, overrides)
   dataset = datasets.load(config.data, config.seed)
   split = datasets.choose_split(dataset, config, split)
+  images = dataset.splits[split]
   other_data = other_data or any(
     x.partition('=')[0] not in config_fields.CHANGEABLE for x in overrides
   )
@@ -62,10 +63,14 @@ def evaluate_model(
   print(f'{workdir.model}: {_describe(**known)}', flush=True)
   if crops > 1:
     print(_describe_crops(crops, model.image_shape[0]), flush=True)
+  if images.image_shape[2] != model.image_shape[2]:
+    kinds = {1: 'gray', 3: 'color'}
+    own, wanted = (kinds[x.image_shape[2]] for x in (images, model))
+    print(f'{own} images are converted to {wanted}', flush=True)
   cli.set_up_jax(config)
-  found = probabilities.compute(
+  found = multi_crop.compute(
     forward.create_predict(model),
-    dataset.splits[split],
+    images,
     {
       'model_digest': model.digest,
       'model': workdir.path.name,
@@ -120,13 +125,6 @@ def _check_data(
         file=sys.stderr,
       )
       break
-  channels, own_channels = dataset.image_shape[2], model.image_shape[2]
-  if channels != own_channels:
-    kind = {1: 'gray', 3: 'color'}
-    print(
-      f'{kind[channels]} images are converted to {kind[own_channels]}',
-      flush=True,
-    )
 
 
 def _describe(step: int | None, statistics: str | None) -> str:

@@ -15,6 +15,8 @@ from rich.progress import (
   TimeRemainingColumn,
 )
 
+# Seconds between lines about the images of an evaluation. Our choice.
+_LINE_INTERVAL = 30.0
 # Fraction of the time spent waiting for data above which a warning is printed.
 # Our choice.
 _MAX_WAITING = 0.1
@@ -164,3 +166,84 @@ def duration(seconds: float) -> str:
   if hours:
     return f'{hours}:{minutes:02}:{rest:02}'
   return f'{minutes}:{rest:02}'
+
+
+class ImageProgress:
+  """How many images of a split are done: a bar on a terminal, or else lines.
+
+  Rates and the remaining time do not count what is done at the first call of
+  `show`, which includes the compilation of the network.
+  """
+
+  def __init__(self, split: str, done: int, total: int):
+    """Creates the display.
+
+    Args:
+      split: name of the split.
+      done: images that an earlier command has done.
+      total: images of the split.
+    """
+    self._split = split
+    self._total = total
+    self._first = self._done = done
+    self._start = time.monotonic()
+    self._next_line = self._start + _LINE_INTERVAL
+    # The time of the first call of `show`, and the images that were done.
+    self._reference: tuple[float, int] | None = None
+    self._waited = 0.0
+    console = terminal()
+    self._bar = console and Progress(
+      BarColumn(), TextColumn('{task.description}'), console=console
+    )
+
+  def __enter__(self) -> 'ImageProgress':
+    if self._first:
+      print(f'{self._split}: resuming at image {self._first:,}', flush=True)
+    if self._bar:
+      self._bar.start()
+      self._bar.add_task(f'{self._split}: compiling', total=self._total)
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    if self._bar:
+      self._bar.stop()
+    if self._done > self._first:
+      seconds = duration(time.monotonic() - self._start)
+      print(
+        f'{self._split}: {self._done - self._first:,} images in {seconds}'
+        f'{self._rates()}',
+        flush=True,
+      )
+
+  def show(self, done: int, waited: float) -> None:
+    """Shows that images are done.
+
+    Args:
+      done: number of images.
+      waited: seconds spent waiting for images since the last call.
+    """
+    now = time.monotonic()
+    self._done = done
+    self._waited += waited
+    if self._reference is None:
+      self._reference, self._waited = (now, done), 0.0
+    text = f'{done:,}/{self._total:,} images{self._rates()}'
+    start, first = self._reference
+    if done > first:
+      left = (now - start) / (done - first) * (self._total - done)
+      text += f', ETA {duration(left)}'
+    if self._bar:
+      self._bar.update(self._bar.task_ids[0], completed=done, description=text)
+    elif now >= self._next_line:
+      self._next_line = now + _LINE_INTERVAL
+      print(f'{self._split}: {text}', flush=True)
+
+  def _rates(self) -> str:
+    if self._reference is None or self._done == self._reference[1]:
+      return ''
+    start, first = self._reference
+    seconds = time.monotonic() - start
+    return (
+      f', {(self._done - first) / seconds:,.2f} images/s, '
+      f'{self._waited / seconds:.0%} of the time waiting for images'
+    )

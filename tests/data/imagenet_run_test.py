@@ -9,6 +9,8 @@ import pytest
 import support
 import written_imagenet
 
+from bn_repro import cli, evaluate
+from bn_repro.inference import probabilities
 from bn_repro.runtime.workdir import read_metrics
 
 # In one worker, so that the run which others are compared with trains once.
@@ -74,6 +76,27 @@ def test_every_image_is_evaluated_once_and_waiting_is_measured(reference):
     else:
       assert line['num_examples'] == 10
     assert 'replaced_examples' not in line
+
+
+def test_the_model_of_a_run_is_evaluated(
+  reference, tmp_path, monkeypatch, capsys
+):
+  """With one crop as in the run, and with 144 of each image."""
+  monkeypatch.setattr(cli, 'set_up_jax', lambda config: None)
+  last = read_metrics(reference / 'metrics.jsonl')[-1]
+  assert (last['split'], last['statistics']) == ('validation', 'population')
+  path = tmp_path / 'p.npz'
+  flags = [f'--workdir={reference}', f'--save_probabilities={path}']
+  for crops in (1, 144):
+    assert evaluate.main([*flags, f'--crops={crops}']) == 0
+    found = probabilities.read(path)
+    assert len(set(found.labels)) > 1 and len(found.labels) == 10
+    assert f'step {last["step"]}  validation, pop' in capsys.readouterr().out
+    if crops == 1:
+      one = found.metrics()
+    path.unlink()
+  assert one['accuracy'] == last['accuracy']
+  assert one['loss'] == pytest.approx(last['loss'], rel=1e-4)
 
 
 @pytest.mark.parametrize(

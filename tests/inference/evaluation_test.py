@@ -11,7 +11,7 @@ from bn_repro import cli, evaluate, parallel
 from bn_repro import config as config_lib
 from bn_repro.data import datasets, preprocess
 from bn_repro.data.split import ArraySplit
-from bn_repro.inference import crops, forward, probabilities
+from bn_repro.inference import crops, forward, multi_crop, probabilities
 from bn_repro.models import factory
 from bn_repro.runtime.workdir import Workdir
 from bn_repro.training import evaluation, model_file
@@ -141,7 +141,7 @@ def test_ten_crops(run, command, monkeypatch):
   assert found.facts['model'] == 'tiny'
   assert found.facts['model_digest'] == run[1].digest
   # The second time the file is enough.
-  monkeypatch.setattr(probabilities, '_averages', None)
+  monkeypatch.setattr(multi_crop, '_averages', None)
   code, again = command('--crops=10')
   assert code == 0
   assert again.out.splitlines()[-1] == said.out.splitlines()[-1]
@@ -243,7 +243,7 @@ def test_mistakes(run, command, monkeypatch):
 
 def test_a_stopped_command_says_that_it_resumes(command, monkeypatch):
   calls = []
-  averages = probabilities._averages
+  averages = multi_crop._averages
 
   def stopped(*arguments):
     calls.append(arguments)
@@ -251,7 +251,7 @@ def test_a_stopped_command_says_that_it_resumes(command, monkeypatch):
       raise KeyboardInterrupt
     return averages(*arguments)
 
-  monkeypatch.setattr(probabilities, '_averages', stopped)
+  monkeypatch.setattr(multi_crop, '_averages', stopped)
   code, said = command('--crops=10')
   assert code == 75 and 'run the same command again' in said.err
   code, said = command('--crops=10')

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from bn_repro.runtime.progress import ProgressDisplay
+from bn_repro.runtime import progress
+from bn_repro.runtime.progress import ImageProgress, ProgressDisplay
 
 LINE = {
   'step': 5,
@@ -73,3 +74,32 @@ def test_text_is_not_markup(monkeypatch, capsys):
 def test_a_terminal_that_cannot_move_its_cursor_has_lines(term, monkeypatch):
   text = shown(Terminal(), monkeypatch, TERM=term, FORCE_COLOR='1')
   assert text.startswith(TEXT) and '\x1b' not in text
+
+
+def images_shown(stream, monkeypatch):
+  """Compiles for 100 s, then computes 10 of 200 images in 20 s."""
+  clock = [0.0]
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: clock[0])
+  monkeypatch.setenv('TERM', 'xterm')
+  monkeypatch.setattr(sys, 'stdout', stream)
+  with ImageProgress('test', 100, 200) as display:
+    for done, now, waited in ((110, 100, 90), (120, 120, 5), (130, 140, 7)):
+      clock[0] = float(now)
+      display.show(done, waited)
+  return stream.getvalue()
+
+
+def test_images_of_an_evaluation(monkeypatch):
+  """The compilation counts in none of the rates."""
+  rates = '0.50 images/s, 30% of the time waiting for images'
+  assert images_shown(io.StringIO(), monkeypatch).splitlines() == [
+    'test: resuming at image 100',
+    'test: 110/200 images',
+    f'test: 130/200 images, {rates}, ETA 2:20',
+    f'test: 30 images in 2:20, {rates}',
+  ]
+
+
+def test_images_of_an_evaluation_have_a_bar_on_a_terminal(monkeypatch):
+  text = images_shown(Terminal(), monkeypatch)
+  assert '\x1b[' in text and 'ETA 2:20' in text
