@@ -33,8 +33,8 @@ class Scores:
       the lowest label counts as the highest, as in `training/metrics.py`.
     top5: images whose label has one of the five highest.
     log_losses: sum of -ln(probability of the label) over the images.
-    bins: (3, bins): the images in each bin of confidence, their confidences
-      added up, and how many of them count in `top1`. The confidence is the
+    bins: (2, bins): of the images in each bin of confidence, the sum of the
+      confidences and the number that counts in `top1`. The confidence is the
       highest probability. Bin i holds those in (i / 15, (i + 1) / 15].
   """
 
@@ -76,7 +76,7 @@ class Scores:
     The distance between mean confidence and accuracy in a bin, averaged over
     bins with the number of their images as weight.
     """
-    _, confidences, correct = self.bins
+    confidences, correct = self.bins
     return float(np.abs(confidences - correct).sum() / self.count)
 
 
@@ -176,7 +176,7 @@ def _score(probabilities: np.ndarray, labels: np.ndarray) -> Scores:
   place = place.clip(0, CALIBRATION_BINS - 1)
   bins = [
     np.bincount(place, weights, CALIBRATION_BINS)
-    for weights in (np.ones(len(labels)), confidence, rank == 0)
+    for weights in (confidence, rank == 0)
   ]
   return Scores(
     count=len(labels),

@@ -6,8 +6,8 @@ Writes index.html, its figures, and ledger.md: the paper's claims, and whether
 each one holds for these runs. Each folder of workdirs becomes a section of the
 page, or several sections if its runs differ in network or data set. Runs that
 differ only in their seeds share a row, with the median (of two seeds the mean)
-and the range. Where `evaluate --crops=N` has written probabilities of runs,
-their section has Fig. 4.
+and the range. A section of runs with probabilities that `evaluate` has written
+into their workdirs, WORKDIR/probabilities/SPLIT-CROPS.npz, has Fig. 4.
 """
 
 import argparse

@@ -93,7 +93,10 @@ def _result(runs: Sequence[Run], paths: Sequence[Path]) -> Result:
 
 
 def judge(section: Section, results: Sequence[Result]) -> list[claims.Row]:
-  """Rows of the ledger: what many crops gain, and what the ensemble gains."""
+  """Rows of the ledger: what many crops gain, and what the ensemble gains.
+
+  The ensemble is that with most members, and of these that with most crops.
+  """
   rows = []
   by_split: dict[str, list[Result]] = {}
   for result in results:
@@ -104,7 +107,9 @@ def judge(section: Section, results: Sequence[Result]) -> list[claims.Row]:
     if {1, CROPS} <= by_crops.keys():
       rows += _gain_by_crops(section, title, by_crops[1], by_crops[CROPS])
     ensembles = [result for result in of_split if result.ensemble]
-    rows += [_gain_by_ensemble(title, result) for result in ensembles[-1:]]
+    if ensembles:
+      largest = max(ensembles, key=lambda one: (len(one.members), one.crops))
+      rows.append(_gain_by_ensemble(title, largest))
   return rows
 
 

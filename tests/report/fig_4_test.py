@@ -163,6 +163,18 @@ def test_gain_by_the_ensemble(members, verdict, ours, tmp_path):
   assert judge(tmp_path, CROPS) is None
 
 
+def test_the_largest_ensemble_is_judged(tmp_path):
+  """With most crops only if as many members have a file."""
+  for name, many in (('dropout_5', 80), ('init_2', 80), ('dropout_10', None)):
+    write_network(tmp_path, name, 70, many=many)
+  row = judge(tmp_path, ENSEMBLE)
+  assert row.section.endswith(', 1 crop') and '; 3 networks' in row.ours
+  run = tmp_path / 'dropout_10_seed0'
+  write_probabilities(run, 80, crops=144)
+  row = judge(tmp_path, ENSEMBLE)
+  assert row.section.endswith(', 144 crops') and '; 3 networks' in row.ours
+
+
 def test_without_files_there_is_no_fig_4(tmp_path):
   write_run(tmp_path / 'runs' / 'a', 'bn_x30', [0.5] * 5)
   _, text, ledger = page(tmp_path)
