@@ -25,7 +25,7 @@ from bn_repro.data.split import (
 )
 from bn_repro.errors import UserError
 
-# Largest share of evaluation images that may be training images as well: published
+# Largest share of test images that may be training images as well: published
 # data sets have a few. Our choice.
 _MAX_OVERLAP = 0.01
 
@@ -227,7 +227,7 @@ def _check_labels(split: ArraySplit, num_classes: int, name: str) -> None:
     raise UserError(
       f'config.data.name={name}: {len(wrong)} of {len(split)} images have a '
       f'label outside 0 to {num_classes - 1}; image {wrong[0]} has '
-      f'{split.labels[wrong[0]]}. Get the data again.'
+      f'{split.labels[wrong[0]]}. Correct them, or get the data again.'
     )
 
 
@@ -246,8 +246,8 @@ def _check_overlap(train: Split, other: Split, name: str, split: str) -> None:
   count = overlap(train, other)
   if count > _MAX_OVERLAP * len(other):
     raise UserError(
-      f'config.data.name={name}: {count} of the {len(other)} {split} images are '
-      'training images as well. Get the data again, or remove the copies.'
+      f'config.data.name={name}: {count} of the {len(other)} {split} images '
+      'are training images as well. Remove the copies, or get the data again.'
     )
 
 
