@@ -87,9 +87,6 @@ class Field:
   per_host: bool = False
 
 
-# The data sets that are read from disk, an image at a time.
-_ON_DISK = ('imagenet2012', 'imagenet_stand_in')
-
 # The fields by dotted name, in the order of `configs/inception.py`.
 FIELDS: Mapping[str, Field] = {
   'seed': Field(int, _seed),
@@ -108,9 +105,9 @@ FIELDS: Mapping[str, Field] = {
   'profile_first_step': Field(int, _at_least(0), changeable=True),
   'divergence_loss': Field(float, _above(0)),
   'init_from': Field(str, _path),
-  'data.name': Field(
-    str, _one_of('mnist_5k', 'mnist', 'fashion_mnist', *_ON_DISK, 'synthetic')
-  ),
+  # One of `data.datasets.SOURCES`, which is checked where data are loaded: a
+  # trained network can be used where its data set is unknown.
+  'data.name': Field(str),
   'data.data_dir': Field(str, _path, changeable=True, per_host=True),
   'data.image_size': Field(int, _at_least(1)),
   'data.holdout': Field(int, _at_least(0)),
@@ -204,7 +201,6 @@ def value_errors(config: ConfigDict) -> list[str]:
   return _range_errors(config) or [
     *_duration_errors(config),
     *_network_errors(config),
-    *_data_errors(config),
     *_bn_errors(config),
   ]
 
@@ -287,18 +283,6 @@ def _inception_errors(config: ConfigDict) -> list[str]:
       'it would follow; turn it off.'
     )
   return errors
-
-
-def _data_errors(config: ConfigDict) -> list[str]:
-  """Checks that options for images in memory are off for data on disk."""
-  if config.data.name not in _ON_DISK:
-    return []
-  return [
-    f'data.{name}={config.data[name]}: needs images in memory, and '
-    f'{config.data.name} is read from disk; turn it off.'
-    for name in ('distorted_copies', 'binarize')
-    if config.data[name]
-  ]
 
 
 def _bn_errors(config: ConfigDict) -> list[str]:

@@ -29,12 +29,12 @@ def main() -> int:
   try:
     flags, overrides = cli.parse_arguments(sys.argv[1:], parser)
     config = config_lib.load(flags.config, overrides)
+    image_shape, num_classes = datasets.input_size(config)
     cli.set_up_jax(config)
   except UserError as error:
     return cli.report_errors(error.problems)
   from bn_repro.models import factory, summary
 
-  image_shape, num_classes = datasets.input_size(config.data)
   model = factory.create_model(
     config.model, config.bn, flags.num_classes or num_classes
   )

@@ -187,9 +187,11 @@ def check_storage(
   Raises:
     UserError: if they cannot.
   """
+  from bn_repro.data import datasets  # NumPy takes a moment.
+
   problems = []
   if not job.data_dir and (
-    flags.data or config.data.name in imagenet_metadata.NAMES
+    flags.data or not datasets.find(config.data.name).installed
   ):
     problems.append(
       '--config.data.data_dir: must name the folder of the data on the hosts, '

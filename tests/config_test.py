@@ -196,8 +196,6 @@ def test_numbers_are_finite(value):
 
 CHOICES = {
   'eval_split': 'train validation test',
-  'data.name': 'mnist_5k mnist fashion_mnist imagenet2012 imagenet_stand_in'
-  ' synthetic',
   'data.shuffle': 'none within_shard global',
   'data.distortion': 'none reduced full',
   'data.evaluation_box': 'square proportional',
@@ -241,11 +239,6 @@ MLP = ('model.name=mlp',)
       ('optim.polyak_decay=0.9', 'bn.population_batches=0'),
       'bn.population_batches',
       'averaged parameters need population statistics of their own',
-    ),
-    *(
-      ((f'data.name={name}', f'data.{field}=1'), f'data.{field}', 'from disk')
-      for name in ('imagenet2012', 'imagenet_stand_in')
-      for field in ('distorted_copies', 'binarize')
     ),
     *(
       ((*MLP, f'model.{option}'), f'model.{option.split("=")[0]}', 'has none')

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bn_repro import host
-from bn_repro.data import crops, imagenet
+from bn_repro.data import crops, encoded_split
 from bn_repro.sweep import runner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,10 +40,18 @@ def test_decoding_threads_and_trials(cores, monkeypatch):
       return []
 
   monkeypatch.setattr(
-    imagenet, '_thread_pool', lambda number: used.append(number) or Pool()
+    encoded_split, '_thread_pool', lambda number: used.append(number) or Pool()
   )
-  split = imagenet.EncodedSplit(
-    [], np.arange(8), 32, 0, crops.central_box, 'test'
+  split = encoded_split.EncodedSplit(
+    source=[],
+    indices=np.arange(8),
+    labels=None,
+    num_classes=2,
+    image_size=32,
+    num_threads=0,
+    evaluation_box=crops.central_box,
+    as_shown=False,
+    identity='test',
   )
   split.evaluation_batch(np.arange(8))
   assert used == [len(cores)]

@@ -1,19 +1,28 @@
 """Loads the data set of a config and checks it against the config.
 
-Small data sets are arrays in memory; ImageNet is read on demand. Nothing here
+Small data sets are arrays in memory, others are read on demand. Nothing here
 imports JAX or TensorFlow, so that missing data are reported at once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+import dataclasses
 import math
 from pathlib import Path
 import shutil
+from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_repro.data import imagenet, imagenet_metadata, mnist
-from bn_repro.data.split import ArraySplit, Dataset, stratified
+from bn_repro.data import folder, imagenet, imagenet_metadata, mnist, npz
+from bn_repro.data.split import (
+  ArraySplit,
+  Dataset,
+  Split,
+  overlap,
+  shuffled_order,
+  stratified,
+)
 from bn_repro.errors import UserError
 
 # Largest share of test images that may be training images as well: published
@@ -26,6 +35,37 @@ _SHARED_MEMORY = Path('/dev/shm')
 _BATCHES_PER_WORKER = 4
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A data set that `data.name` can select.
+
+  Attributes:
+    load: function of the `data` sub-tree of a config; returns the data set with
+      `train` and at most one of the splits `validation` and `test`.
+    channels: channels of its images; None if only its files tell.
+    num_classes: number of its classes; None if only its files tell.
+    installed: whether the required packages contain it, or the code makes it.
+  """
+
+  load: Callable[[ConfigDict], Dataset]
+  channels: int | None = None
+  num_classes: int | None = None
+  installed: bool = False
+
+
+def find(name: str) -> Source:
+  """Returns the data set that `data.name` selects.
+
+  Raises:
+    UserError: if there is none of this name.
+  """
+  if name not in SOURCES:
+    raise UserError(
+      f'config.data.name={name}: must be one of {", ".join(SOURCES)}.'
+    )
+  return SOURCES[name]
+
+
 def load(data: ConfigDict, seed: int) -> Dataset:
   """Loads the data set that `data.name` names.
 
@@ -36,34 +76,71 @@ def load(data: ConfigDict, seed: int) -> Dataset:
   Raises:
     UserError: if the data are missing or damaged, or `data` does not fit them.
   """
-  if data.name in imagenet_metadata.NAMES:
-    return imagenet.load(data)
-  train, test, label_names = _LOADERS[data.name](data)
-  for split in (train, test):
-    _check_labels(split, len(label_names), data.name)
-  _check_overlap(train, test, data.name)
+  dataset = find(data.name).load(data)
+  train = dataset.splits['train']
+  if not isinstance(train, ArraySplit):
+    _check_options(data)
+    return _hold_out(dataset, data)
+  splits: dict[str, Any] = dict(dataset.splits)
+  for name, split in splits.items():
+    _check_labels(split, dataset.num_classes, data.name)
+    if name != 'train':
+      _check_overlap(train, split, data.name, name)
   # Mixes the classes, as preparing a data set in shards does.
-  train = train.shuffled()
-  splits = {'train': train, 'test': test}
+  splits['train'] = train.take(shuffled_order(len(train)))
+  dataset = _hold_out(dataclasses.replace(dataset, splits=splits), data)
+  splits = dict(dataset.splits)
   if data.holdout:
-    if data.holdout > len(train) - len(label_names):
-      raise UserError(
-        f'config.data.holdout={data.holdout}: {data.name} has only '
-        f'{len(train)} training images.'
-      )
-    validation = stratified(train.labels, data.holdout)
-    splits['train'] = train.take(~validation)
-    splits['validation'] = train.take(validation)
+    _check_overlap(
+      splits['train'], splits['validation'], data.name, 'validation'
+    )
   if data.distorted_copies:
     splits['train'] = _distorted(splits['train'], data.distorted_copies, seed)
   return Dataset(
-    label_names,
+    dataset.label_names,
     {
       name: ArraySplit(binarize_and_pad(split.images, data), split.labels)
       for name, split in splits.items()
     },
     unpadded_shape=train.image_shape[:2],
   )
+
+
+def _hold_out(dataset: Dataset, data: ConfigDict) -> Dataset:
+  """Sets `data.holdout` training images aside as the split `validation`.
+
+  Settings may be chosen on them. The data set's own `validation`, on which
+  results are reported, is then called `test`.
+
+  Raises:
+    UserError: if no training images of a class are left.
+  """
+  if not data.holdout:
+    return dataset
+  splits = dict(dataset.splits)
+  train = splits['train']
+  if data.holdout >= len(train):
+    raise UserError(
+      f'config.data.holdout={data.holdout}: {data.name} has only '
+      f'{len(train)} training images.'
+    )
+  if train.labels is None:
+    # Evenly spaced: tfds has shuffled the images.
+    held_out = np.zeros(len(train), bool)
+    held_out[np.arange(data.holdout) * len(train) // data.holdout] = True
+  else:
+    held_out = stratified(train.labels, data.holdout)
+    lost = np.setdiff1d(train.labels, train.labels[~held_out])
+    if len(lost):
+      raise UserError(
+        f'config.data.holdout={data.holdout}: leaves no training images of '
+        f'{dataset.label_names[lost[0]]}. Set aside fewer images.'
+      )
+  if 'validation' in splits:
+    splits['test'] = splits['validation']
+  splits['train'] = train.take(~held_out)
+  splits['validation'] = train.take(held_out)
+  return dataclasses.replace(dataset, splits=splits)
 
 
 def check(config: ConfigDict) -> Dataset:
@@ -127,19 +204,21 @@ def load_sizes(config: ConfigDict) -> Dataset:
   return check(config)
 
 
-def input_size(data: ConfigDict) -> tuple[tuple[int, int, int], int]:
-  """The image shape and the number of classes, without reading the data.
+def input_size(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
+  """The image shape and the number of classes, read from the data if needed.
 
   Returns:
-    `((height, width, channels), num_classes)`, equal to those of `load(data)`.
+    `((height, width, channels), num_classes)`, equal to those of the data.
+
+  Raises:
+    UserError: as `load`, if only the data tell.
   """
-  channels = 1 if data.name in mnist.NAMES else 3
-  classes = (
-    imagenet_metadata.NUM_CLASSES
-    if data.name in imagenet_metadata.NAMES
-    else 10
-  )
-  return (data.image_size, data.image_size, channels), classes
+  source = find(config.data.name)
+  if source.channels is None or source.num_classes is None:
+    dataset = load(config.data, config.seed)
+    return dataset.image_shape, dataset.num_classes
+  size = config.data.image_size
+  return (size, size, source.channels), source.num_classes
 
 
 def _check_shared_memory(config: ConfigDict, dataset: Dataset) -> None:
@@ -167,18 +246,27 @@ def _check_labels(split: ArraySplit, num_classes: int, name: str) -> None:
     raise UserError(
       f'config.data.name={name}: {len(wrong)} of {len(split)} images have a '
       f'label outside 0 to {num_classes - 1}; image {wrong[0]} has '
-      f'{split.labels[wrong[0]]}. Get the data again.'
+      f'{split.labels[wrong[0]]}. Correct them, or get the data again.'
     )
 
 
-def _check_overlap(train: ArraySplit, test: ArraySplit, name: str) -> None:
-  """Refuses a test set with more than a few training images in it."""
-  known = {image.tobytes() for image in train.images}
-  overlap = sum(image.tobytes() in known for image in test.images)
-  if overlap > _MAX_OVERLAP * len(test):
+def _check_options(data: ConfigDict) -> None:
+  """Refuses options for images in memory where they are decoded on demand."""
+  for name in ('distorted_copies', 'binarize'):
+    if data[name]:
+      raise UserError(
+        f'config.data.{name}={data[name]}: needs images in memory, and those '
+        f'of {data.name} are read from disk; turn it off.'
+      )
+
+
+def _check_overlap(train: Split, other: Split, name: str, split: str) -> None:
+  """Refuses a split `other` with more than a few training images in it."""
+  count = overlap(train, other)
+  if count > _MAX_OVERLAP * len(other):
     raise UserError(
-      f'config.data.name={name}: {overlap} of the {len(test)} test images are '
-      'training images as well. Download the data again.'
+      f'config.data.name={name}: {count} of the {len(other)} {split} images '
+      'are training images as well. Remove the copies, or get the data again.'
     )
 
 
@@ -245,7 +333,7 @@ def binarize_and_pad(images: np.ndarray, data: ConfigDict) -> np.ndarray:
   return np.pad(images, ((0, 0), rows, columns, (0, 0)))
 
 
-def _load_synthetic(data: ConfigDict) -> mnist.Loaded:
+def _load_synthetic(data: ConfigDict) -> Dataset:
   """Makes noise around a color pattern per class, for tests and benchmarks."""
   num_classes = 10
   rng = np.random.Generator(np.random.Philox(0))
@@ -259,12 +347,24 @@ def _load_synthetic(data: ConfigDict) -> mnist.Loaded:
     images = images + rng.integers(0, 64, images.shape)
     return ArraySplit(images.astype(np.uint8), labels.astype(np.int32))
 
-  return make(512), make(130), [f'pattern {i}' for i in range(num_classes)]
+  return Dataset(
+    [f'pattern {i}' for i in range(num_classes)],
+    {'train': make(512), 'test': make(130)},
+  )
 
 
-_LOADERS: Mapping[str, Callable[[ConfigDict], mnist.Loaded]] = {
-  'mnist_5k': mnist.load_mnist_5k,
-  'mnist': mnist.load_mnist,
-  'fashion_mnist': mnist.load_mnist,
-  'synthetic': _load_synthetic,
+# A new data set needs one line here.
+SOURCES = {
+  'mnist_5k': Source(mnist.load_mnist_5k, 1, 10, installed=True),
+  'mnist': Source(mnist.load_mnist, 1, 10),
+  'fashion_mnist': Source(mnist.load_mnist, 1, 10),
+  imagenet_metadata.NAME: Source(
+    imagenet.load, 3, imagenet_metadata.NUM_CLASSES
+  ),
+  imagenet_metadata.STAND_IN: Source(
+    imagenet.load, 3, imagenet_metadata.NUM_CLASSES
+  ),
+  'folder': Source(folder.load),
+  'npz': Source(npz.load),
+  'synthetic': Source(_load_synthetic, 3, 10, installed=True),
 }

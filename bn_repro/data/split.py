@@ -4,7 +4,8 @@ A split has two views of an image: that of training, which may be a random crop,
 and that of evaluation. For images in memory both are the whole image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -58,8 +59,15 @@ class Split(Protocol):
   def in_memory(self) -> bool:
     """Whether gathering a batch only copies memory."""
 
+  @property
+  def labels(self) -> np.ndarray | None:
+    """int32 (examples,); None if only reading an example tells its label."""
+
   def __len__(self) -> int:
     """The number of examples."""
+
+  def take(self, indices: np.ndarray) -> 'Split':
+    """Returns the examples at these indices, or where a mask is True."""
 
   def training_batch(
     self, indices: np.ndarray, randomness: CropRandomness
@@ -92,6 +100,9 @@ class Split(Protocol):
   def label_of(self, index: int) -> int:
     """The label of an example."""
 
+  def contents(self) -> Iterator[bytes]:
+    """The encoded images or the pixels of all examples that can be read."""
+
   def checksum(self, crc: int) -> int:
     """Updates a CRC-32 with everything that identifies this split."""
 
@@ -123,18 +134,6 @@ class ArraySplit:
     """Returns the examples at these indices, or where a mask is True."""
     return ArraySplit(self.images[indices], self.labels[indices])
 
-  def shuffled(self) -> 'ArraySplit':
-    """Returns the examples in a fixed random order.
-
-    The order sorts the SHA-256 digests of the indices: it is the same on every
-    machine and with every version of NumPy.
-    """
-    order = sorted(
-      range(len(self)),
-      key=lambda index: hashlib.sha256(index.to_bytes(8, 'big')).digest(),
-    )
-    return self.take(np.array(order))
-
   def training_batch(
     self, indices: np.ndarray, randomness: CropRandomness
   ) -> Batch:
@@ -164,10 +163,46 @@ class ArraySplit:
     """The label of an example."""
     return int(self.labels[index])
 
+  def contents(self) -> Iterator[bytes]:
+    """The pixels of all examples."""
+    return (image.tobytes() for image in self.images)
+
   def checksum(self, crc: int) -> int:
     """Updates a CRC-32 with every pixel and label."""
     crc = zlib.crc32(np.ascontiguousarray(self.images).data, crc)
     return zlib.crc32(self.labels.astype('<i4').tobytes(), crc)
+
+
+def shuffled_order(count: int) -> np.ndarray:
+  """Returns a fixed random order of `count` examples, int64 (count,).
+
+  It sorts the SHA-256 digests of the indices: it is the same on every machine
+  and with every version of NumPy.
+  """
+  return np.array(
+    sorted(
+      range(count),
+      key=lambda index: hashlib.sha256(index.to_bytes(8, 'big')).digest(),
+    )
+  )
+
+
+def overlap(train: Split, other: Split) -> int:
+  """Counts the examples of `other` whose image is in `train` as well.
+
+  Only equal bytes count, encoded or as pixels. Memory holds a digest of each
+  image of `other`.
+  """
+
+  def digests(split: Split) -> Iterator[bytes]:
+    return (
+      hashlib.blake2b(content, digest_size=16).digest()
+      for content in split.contents()
+    )
+
+  counts = Counter(digests(other))
+  found = {digest for digest in digests(train) if digest in counts}
+  return sum(counts[digest] for digest in found)
 
 
 def stratified(labels: np.ndarray, count: int) -> np.ndarray:

@@ -269,7 +269,9 @@ def _resized_box(
   if isinstance(image, np.ndarray):
     pixels = _as_rgb(image)
   else:
-    pixels = jpeg.decode_image(Path(image).read_bytes(), 2 * max(shape))
+    pixels = jpeg.decode_image(
+      Path(image).read_bytes(), 2 * max(shape), as_shown=True
+    )
   pixels = _cut(pixels, choose_box)
   if pixels.shape[:2] == shape:
     return pixels

@@ -30,10 +30,10 @@ def test_mnist_5k_is_fixed(digits):
 
 @pytest.mark.parametrize('name', ['mnist_5k', 'synthetic'])
 def test_input_size_is_that_of_the_data(name):
-  data = config_lib.load('bn_x5:mini', (f'data.name={name}',)).data
-  dataset = datasets.load(data, seed=0)
+  config = config_lib.load('bn_x5:mini', (f'data.name={name}',))
+  dataset = datasets.load(config.data, seed=0)
   size = dataset.image_shape, dataset.num_classes
-  assert datasets.input_size(data) == size
+  assert datasets.input_size(config) == size
 
 
 def test_distorted_copies(digits):
@@ -119,19 +119,17 @@ def test_more_than_there_are_images(override, expected):
     check(override)
 
 
-@pytest.mark.parametrize('split', [0, 1])
+@pytest.mark.parametrize('split', ['train', 'test'])
 @pytest.mark.parametrize('label', [-1, 10, 200])
 def test_labels_without_a_class_are_refused(split, label, monkeypatch):
-  load = datasets._LOADERS['synthetic']
+  load = datasets.SOURCES['synthetic'].load
 
   def damaged(data):
-    *splits, names = load(data)
-    labels = splits[split].labels.copy()
-    labels[7] = label
-    splits[split] = ArraySplit(splits[split].images, labels)
-    return *splits, names
+    dataset = load(data)
+    dataset.splits[split].labels[7] = label
+    return dataset
 
-  monkeypatch.setitem(datasets._LOADERS, 'synthetic', damaged)
+  monkeypatch.setitem(datasets.SOURCES, 'synthetic', datasets.Source(damaged))
   with pytest.raises(UserError, match=f'image 7 has {label}') as caught:
     check('data.name=synthetic')
   assert '1 of ' in caught.value.problems[0]

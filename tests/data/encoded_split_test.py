@@ -9,7 +9,7 @@ import pytest
 
 from bn_repro.data import crops
 from bn_repro.data.crops import CropRandomness
-from bn_repro.data.imagenet import EncodedSplit
+from bn_repro.data.encoded_split import EncodedSplit
 from bn_repro.data.input_pipeline import (
   ExampleOrder,
   HostShard,
@@ -45,7 +45,15 @@ def encoded_split(count=40, num_threads=3, **damaged):
   for name, content in damaged.items():
     source[int(name[1:])]['image'] = content
   return EncodedSplit(
-    source, np.arange(count), SIZE, num_threads, crops.central_box, 'test'
+    source=source,
+    indices=np.arange(count),
+    labels=None,
+    num_classes=1000,
+    image_size=SIZE,
+    num_threads=num_threads,
+    evaluation_box=crops.central_box,
+    as_shown=False,
+    identity='test',
   )
 
 

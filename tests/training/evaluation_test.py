@@ -10,7 +10,6 @@ import pytest
 from bn_repro import cli, evaluate, parallel
 from bn_repro import config as config_lib
 from bn_repro.data import datasets, preprocess
-from bn_repro.data.split import ArraySplit
 from bn_repro.errors import UserError
 from bn_repro.models import factory
 from bn_repro.runtime import workdir
@@ -175,14 +174,15 @@ def test_an_edited_config_is_not_evaluated(key, value, saved_run, tmp_path):
 
 
 def test_other_data_are_asked_for_by_name(saved_run, monkeypatch):
-  load = datasets._LOADERS['mnist_5k']
+  load = datasets.SOURCES['mnist_5k'].load
 
   def relabeled(data):
-    train, test, names = load(data)
-    labels = (test.labels + 1) % 10
-    return train, ArraySplit(test.images, labels), names
+    dataset = load(data)
+    labels = dataset.splits['test'].labels
+    labels[:] = (labels + 1) % 10
+    return dataset
 
-  monkeypatch.setitem(datasets._LOADERS, 'mnist_5k', relabeled)
+  monkeypatch.setitem(datasets.SOURCES, 'mnist_5k', datasets.Source(relabeled))
   code, said = saved_run()
   assert code == 1 and said.err.count('\n') == 1
   assert 'fingerprint' in said.err and '--other_data' in said.err

@@ -18,7 +18,6 @@ from stand_ins import TIMEOUT
 from bn_repro import config as config_lib
 from bn_repro import parallel
 from bn_repro.data import datasets
-from bn_repro.data.split import ArraySplit
 from bn_repro.errors import UserError
 from bn_repro.runtime import metric_writer
 from bn_repro.runtime import workdir as workdir_lib
@@ -400,15 +399,14 @@ def test_other_versions_are_told(tmp_path, monkeypatch, capsys):
 
 def test_other_data_are_refused(tmp_path, monkeypatch):
   train_once(tmp_path, stop_at=5)
-  load = datasets._LOADERS['synthetic']
+  load = datasets.SOURCES['synthetic'].load
 
   def other(data):
-    training, test, label_names = load(data)
-    images = training.images.copy()
-    images[0, 0, 0, 0] ^= 255
-    return ArraySplit(images, training.labels), test, label_names
+    dataset = load(data)
+    dataset.splits['train'].images[0, 0, 0, 0] ^= 255
+    return dataset
 
-  monkeypatch.setitem(datasets._LOADERS, 'synthetic', other)
+  monkeypatch.setitem(datasets.SOURCES, 'synthetic', datasets.Source(other))
   with pytest.raises(UserError, match='data fingerprint'):
     train_once(tmp_path)
 
