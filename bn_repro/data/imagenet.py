@@ -3,7 +3,7 @@
 A damaged or wrong copy is refused before training begins.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import functools
@@ -117,6 +117,14 @@ class EncodedSplit:
     """
     crc = zlib.crc32(self.identity.encode(), crc)
     return zlib.crc32(self.indices.astype('<i8').tobytes(), crc)
+
+  def contents(self) -> Iterator[bytes]:
+    """The encoded images, without those that cannot be read."""
+    for index in range(len(self)):
+      try:
+        yield self._read(index)['image']
+      except jpeg.UndecodableImage:
+        continue
 
   def _example(self, index: int) -> Mapping[str, Any]:
     return self.source[int(self.indices[index])]

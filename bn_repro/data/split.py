@@ -4,7 +4,8 @@ A split has two views of an image: that of training, which may be a random crop,
 and that of evaluation. For images in memory both are the whole image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -92,6 +93,9 @@ class Split(Protocol):
   def label_of(self, index: int) -> int:
     """The label of an example."""
 
+  def contents(self) -> Iterator[bytes]:
+    """The encoded images or the pixels of all examples that can be read."""
+
   def checksum(self, crc: int) -> int:
     """Updates a CRC-32 with everything that identifies this split."""
 
@@ -164,10 +168,32 @@ class ArraySplit:
     """The label of an example."""
     return int(self.labels[index])
 
+  def contents(self) -> Iterator[bytes]:
+    """The pixels of all examples."""
+    return (image.tobytes() for image in self.images)
+
   def checksum(self, crc: int) -> int:
     """Updates a CRC-32 with every pixel and label."""
     crc = zlib.crc32(np.ascontiguousarray(self.images).data, crc)
     return zlib.crc32(self.labels.astype('<i4').tobytes(), crc)
+
+
+def overlap(train: Split, other: Split) -> int:
+  """Counts the examples of `other` whose image is in `train` as well.
+
+  Only equal bytes count, encoded or as pixels. Memory holds a digest of each
+  image of `other`.
+  """
+
+  def digests(split: Split) -> Iterator[bytes]:
+    return (
+      hashlib.blake2b(content, digest_size=16).digest()
+      for content in split.contents()
+    )
+
+  counts = Counter(digests(other))
+  found = {digest for digest in digests(train) if digest in counts}
+  return sum(counts[digest] for digest in found)
 
 
 def stratified(labels: np.ndarray, count: int) -> np.ndarray:

@@ -216,6 +216,21 @@ def test_data_that_differ_are_asked_for(command, monkeypatch):
     assert code == 0 and '(500 images)' in said.out
 
 
+def test_overlap_with_the_training_images(command):
+  """100 of the images are held out of the training."""
+  for flags, expected in (
+    (['--split=test'], '0 of 500 '),
+    (['--split=train'], '4400 of 4400 '),
+    (['--config.data.holdout=500'], '400 of 500 '),
+  ):
+    code, said = command('--overlap', *flags)
+    assert code == 0
+    assert f'\n{expected}images are training images as well\n' in said.out
+  code, said = command('--overlap', '--config.data.name=synthetic')
+  assert code == 1 and said.err.count('\n') == 2
+  assert 'mnist_5k and synthetic are stored in different forms' in said.err
+
+
 def test_mistakes(run, command, monkeypatch):
   (command.path / 'x.npz').write_text('text')
   cases = {
