@@ -5,9 +5,9 @@ python -m bn_repro.evaluate --workdir=runs/bn_x5 --split=test
 Refuses a damaged checkpoint, and one that was trained with another config or on
 other data.
 
-With --crops, --save_probabilities or --config.data.KEY=VALUE it evaluates the
-network in model.safetensors, which is that of the last evaluation of the run,
-with population statistics:
+With --crops, --save_probabilities, --overlap or --config.data.KEY=VALUE it
+evaluates the network in model.safetensors, which is that of the last evaluation
+of the run, with population statistics:
 
 python -m bn_repro.evaluate --workdir=runs/bn_x5 --split=test --crops=144
 
@@ -73,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     metavar='FILE',
     help='write the class probabilities of each image to this npz file',
   )
+  parser.add_argument(
+    '--overlap',
+    action='store_true',
+    help='count the images that are training images of the network as well',
+  )
   cli.add_override_argument(parser)
   try:
     flags, _ = cli.parse_arguments(
@@ -94,7 +99,9 @@ def _uses_model(flags: argparse.Namespace) -> bool:
 
   Imported weights have no checkpoint.
   """
-  if flags.crops or flags.save_probabilities or flags.overrides:
+  if flags.crops or flags.save_probabilities or flags.overlap:
+    return True
+  if flags.overrides:
     return True
   workdir = Workdir(flags.workdir)
   return workdir.model.exists() and not workdir.checkpoints.exists()
@@ -127,6 +134,7 @@ def _evaluate_model(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     overrides,
     flags.save_probabilities,
     other_data=flags.other_data,
+    count_overlap=flags.overlap,
   )
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 import sys
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from bn_repro import cli, config_fields, host
 from bn_repro import config as config_lib
 from bn_repro.data import datasets
-from bn_repro.data.split import Dataset
+from bn_repro.data.split import Dataset, Split, overlap
 from bn_repro.errors import UserError
 from bn_repro.inference import crops as crops_lib
 from bn_repro.inference import forward, multi_crop
@@ -25,6 +27,7 @@ def evaluate_model(
   path: Path | None,
   *,
   other_data: bool,
+  count_overlap: bool,
 ) -> dict[str, Any]:
   """Evaluates every image of a split once, and prints what it evaluates.
 
@@ -37,6 +40,7 @@ def evaluate_model(
     path: file of class probabilities to write and to resume. None names a file
       in the workdir, or with one crop none.
     other_data: accept data that differ from those of the training.
+    count_overlap: count the images that are training images as well.
 
   Returns:
     A line of metrics, with `crops`, and with the `step` of the model if it is
@@ -67,6 +71,8 @@ def evaluate_model(
     kinds = {1: 'gray', 3: 'color'}
     own, wanted = (kinds[x.image_shape[2]] for x in (images, model))
     print(f'{own} images are converted to {wanted}', flush=True)
+  if count_overlap:
+    print(_describe_overlap(model, config, images), flush=True)
   cli.set_up_jax(config)
   found = multi_crop.compute(
     forward.create_predict(model),
@@ -125,6 +131,35 @@ def _check_data(
         file=sys.stderr,
       )
       break
+
+
+def _describe_overlap(
+  model: ModelFile, config: ConfigDict, images: Split
+) -> str:
+  """Counts the images that the network was trained on.
+
+  Args:
+    model: the network, whose config names the training data.
+    config: the config of the data to evaluate.
+    images: the split to evaluate.
+
+  Raises:
+    UserError: if the training data are missing, or stored in another form.
+  """
+  overrides = ['data.distorted_copies=0']
+  if config.data.name == model.config.data.name:
+    overrides.append(f'data.data_dir={config.data.data_dir}')
+  training = config_lib.override(model.config, overrides).data
+  train = datasets.load(training, model.config.seed).splits['train']
+  forms = [(x.in_memory, x.image_shape) for x in (train, images)]
+  if forms[0] != forms[1]:
+    raise UserError(
+      f'--overlap: only equal files or equal pixels are found, and the images '
+      f'of {training.name} and {config.data.name} are stored in different '
+      'forms.'
+    )
+  count = overlap(train, images)
+  return f'{count} of {len(images)} images are training images as well'
 
 
 def _describe(step: int | None, statistics: str | None) -> str:

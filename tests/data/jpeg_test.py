@@ -17,6 +17,10 @@ PHOTO = Image.fromarray(load_sample_images().images[0])
 ALL = Box(0, 0, *PHOTO.size)
 
 
+def upright_image(encoded, shorter_side):
+  return jpeg.decode_image(encoded, shorter_side, as_shown=True)
+
+
 def encode(image, kind='JPEG', **options):
   file = io.BytesIO()
   image.save(file, kind, **options)

@@ -195,13 +195,23 @@ def test_other_data_are_named_by_their_fields(run, command):
 
 def relabel(monkeypatch, names):
   """Changes the labels of the digits, and so their fingerprint."""
-  load = datasets._LOADERS['mnist_5k']
+  source = datasets.SOURCES['mnist_5k']
 
   def relabeled(data):
-    train, test, _ = load(data)
-    return train, ArraySplit(test.images, (test.labels + 1) % 10), names
+    dataset = source.load(data)
+    test = dataset.splits['test']
+    changed = ArraySplit(test.images, (test.labels + 1) % 10)
+    return dataclasses.replace(
+      dataset,
+      label_names=names,
+      splits={**dataset.splits, 'test': changed},
+    )
 
-  monkeypatch.setitem(datasets._LOADERS, 'mnist_5k', relabeled)
+  monkeypatch.setitem(
+    datasets.SOURCES,
+    'mnist_5k',
+    dataclasses.replace(source, load=relabeled),
+  )
 
 
 def test_data_that_differ_are_asked_for(command, monkeypatch):
@@ -214,6 +224,21 @@ def test_data_that_differ_are_asked_for(command, monkeypatch):
   for flag in ('--other_data', '--config.data.holdout=90'):
     code, said = command('--split=test', flag)
     assert code == 0 and '(500 images)' in said.out
+
+
+def test_overlap_with_the_training_images(command):
+  """100 of the images are held out of the training."""
+  for flags, expected in (
+    (['--split=test'], '0 of 500 '),
+    (['--split=train'], '4400 of 4400 '),
+    (['--config.data.holdout=500'], '400 of 500 '),
+  ):
+    code, said = command('--overlap', *flags)
+    assert code == 0
+    assert f'\n{expected}images are training images as well\n' in said.out
+  code, said = command('--overlap', '--config.data.name=synthetic')
+  assert code == 1 and said.err.count('\n') == 2
+  assert 'mnist_5k and synthetic are stored in different forms' in said.err
 
 
 def test_mistakes(run, command, monkeypatch):
