@@ -1,7 +1,7 @@
-"""Class probabilities of every image of a split, and the file that holds them.
+"""Files of class probabilities: those of one network, for a split.
 
-A file holds those of one network: an ensemble is an average over files (section
-4.2.3).
+The probabilities of an image are averages over its crops. An ensemble is an
+average over files (section 4.2.3).
 """
 
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ from bn_repro.runtime import workdir
 
 # Tolerance of the sum of an image's probabilities: float32, 1,000 classes.
 _TOLERANCE = 1e-3
+
 # The facts of a file, and their types.
 _FACTS: Mapping[str, Any] = {
   'model_digest': str,
@@ -50,6 +51,28 @@ class Probabilities:
   probabilities: np.ndarray
   labels: np.ndarray
   facts: Mapping[str, Any]
+
+  def metrics(self) -> dict[str, float | int]:
+    """The means, as in a line of `metrics.jsonl`.
+
+    Of equal probabilities the first class counts as the larger one. The loss of
+    a probability of 0 is that of the smallest float32.
+    """
+    count = len(self.labels)
+    labels = self.labels[:, None]
+    own = np.take_along_axis(self.probabilities, labels, 1)
+    is_before = np.arange(self.probabilities.shape[1]) < labels
+    rank = (self.probabilities > own).sum(1)
+    rank += ((self.probabilities == own) & is_before).sum(1)
+    logs = np.log(own.clip(np.finfo(np.float32).tiny), dtype=np.float64)
+    replaced = self.facts.get('replaced_examples')
+    return {
+      'loss': -float(logs.mean()),
+      'accuracy': int((rank == 0).sum()) / count,
+      'top5_accuracy': int((rank < 5).sum()) / count,
+      'num_examples': count,
+      **({'replaced_examples': replaced} if replaced else {}),
+    }
 
 
 def write(path: Path, content: Probabilities) -> None:
@@ -121,7 +144,7 @@ def _check(content: Probabilities) -> None:
       f'{len(labels)} images, {num_classes} classes and '
       f'{len(facts["label_names"])} names of classes'
     )
-  wrong = np.flatnonzero(~_are_distributions(probabilities))
+  wrong = np.flatnonzero(~are_distributions(probabilities))
   if len(wrong):
     raise ValueError(
       f'the probabilities of image {wrong[0]} do not add up to 1'
@@ -131,7 +154,15 @@ def _check(content: Probabilities) -> None:
     raise ValueError(f'image {wrong[0]} has the label {labels[wrong[0]]}')
 
 
-def _are_distributions(probabilities: np.ndarray) -> np.ndarray:
-  """Whether each row is finite, not negative, and adds up to 1."""
-  sums = probabilities.sum(1, dtype=np.float64)
+def are_distributions(probabilities: np.ndarray) -> np.ndarray:
+  """Returns whether each row is finite, not negative, and adds up to 1.
+
+  Args:
+    probabilities: float32 (images, classes).
+
+  Returns:
+    bool (images,).
+  """
+  with np.errstate(invalid='ignore'):  # Infinities may cancel.
+    sums = probabilities.sum(1, dtype=np.float64)
   return (probabilities >= 0).all(1) & (abs(sums - 1) <= _TOLERANCE)
