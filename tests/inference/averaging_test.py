@@ -51,6 +51,18 @@ def test_every_subset_against_a_plain_loop():
   assert len({scores.top1 for scores in averaging.score(members, subsets)}) > 4
 
 
+def test_one_network_has_the_metrics_of_its_evaluation():
+  member = content(*random(0))
+  (found,) = averaging.score([member], [[0]])
+  expected = {
+    'loss': pytest.approx(found.log_loss, rel=1e-6),
+    'accuracy': found.accuracy,
+    'top5_accuracy': found.top5_accuracy,
+    'num_examples': found.count,
+  }
+  assert member.metrics() == expected
+
+
 def score(values, labels):
   (found,) = averaging.score([content(np.float32(values), labels)], [[0]])
   return found
