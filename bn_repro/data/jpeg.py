@@ -194,6 +194,8 @@ def _decode_by_pillow(encoded: bytes, *, as_shown: bool) -> Image.Image:
     opened: Image.Image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
     _check_size(*opened.size)
     image = opened
+    if as_shown and image.mode == 'F':
+      raise UndecodableImage('its pixels are floating-point numbers')
     if image.mode.startswith('I'):
       # Pillow would clip 16-bit values to 255.
       levels = np.asarray(image, np.uint32) >> 8

@@ -1,4 +1,4 @@
-"""Training on a small ImageNet, in processes of their own."""
+"""Training on a small ImageNet, and on a folder, in processes of their own."""
 
 import os
 import signal
@@ -17,7 +17,8 @@ from bn_repro.runtime.workdir import read_metrics
 pytestmark = pytest.mark.xdist_group('imagenet_run')
 
 
-def arguments(data_dir, workdir, *overrides):
+def arguments(data, workdir, *overrides):
+  name, data_dir = data
   return (
     '--config=configs/bn_x5.py',
     f'--workdir={workdir}',
@@ -25,7 +26,7 @@ def arguments(data_dir, workdir, *overrides):
     '--config.model.name=mlp',
     '--config.data.distortion=none',
     f'--config.data.data_dir={data_dir}',
-    '--config.data.name=imagenet_stand_in',
+    f'--config.data.name={name}',
     '--config.data.num_shards=4',
     '--config.data.image_size=64',
     '--config.batch_size=8',
@@ -52,11 +53,34 @@ def stop(line, signal_number, *args):
   return support.finish(process)[0]
 
 
+def write(name, data_dir, splits):
+  """Writes a copy of ImageNet, or the same images as `folder`; names it."""
+  if name == 'imagenet_stand_in':
+    written_imagenet.write(data_dir, splits)
+  else:
+    for split, examples in splits.items():
+      for file_name, label, encoded in examples:
+        path = data_dir / split / str(label) / file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded)
+  return name, data_dir
+
+
+@pytest.fixture(
+  params=[
+    'imagenet_stand_in',
+    pytest.param('folder', marks=pytest.mark.slow),
+  ],
+  scope='module',
+)
+def name(request):
+  return request.param
+
+
 @pytest.fixture(scope='module')
-def copy(tmp_path_factory):
+def copy(name, tmp_path_factory):
   data_dir = tmp_path_factory.mktemp('data')
-  written_imagenet.write(data_dir, written_imagenet.examples())
-  return data_dir
+  return write(name, data_dir, written_imagenet.examples())
 
 
 @pytest.fixture(scope='module')
@@ -120,19 +144,19 @@ def test_resumed_with_another_number_of_workers(
 
 
 @pytest.fixture
-def damaged(tmp_path):
+def damaged(name, tmp_path):
   """Two truncated images: one of 40 for training, one of 10 for validation."""
   splits = written_imagenet.examples()
   for split, index in (('train', 7), ('validation', 1)):
-    name, label, encoded = splits[split][index]
-    splits[split][index] = (name, label, encoded[: len(encoded) // 3])
-  written_imagenet.write(tmp_path / 'data', splits)
-  return tmp_path / 'data', [splits['train'][7][0], splits['validation'][1][0]]
+    file_name, label, encoded = splits[split][index]
+    splits[split][index] = (file_name, label, encoded[: len(encoded) // 3])
+  names = [splits['train'][7][0], splits['validation'][1][0]]
+  return write(name, tmp_path / 'data', splits), names
 
 
 def test_damaged_images_are_counted_and_named(damaged, tmp_path):
-  data_dir, names = damaged
-  result = train(data_dir, tmp_path / 'run', '--config.data.max_replaced=0.2')
+  data, names = damaged
+  result = train(data, tmp_path / 'run', '--config.data.max_replaced=0.2')
   for name in names:
     assert result.stderr.count(f'{name}: left out') == 1
   lines = support.metrics(tmp_path / 'run')
@@ -192,7 +216,7 @@ def test_from_archives_to_a_trained_network(tmp_path):
     '--config.checkpoint_every=1',
     '--config.total_steps=3',
   )
-  run = (data_dir, workdir, *full)
+  run = (('imagenet_stand_in', data_dir), workdir, *full)
   result = stop('step 1/3', signal.SIGTERM, *run)
   assert result.returncode == 75
   stopped_at = support.status(workdir)['step']

@@ -211,6 +211,13 @@ def test_a_palette_with_a_transparent_color():
     np.testing.assert_array_equal(found, expected)
 
 
+def test_pixels_without_a_range_are_refused():
+  """Nothing says what is white."""
+  image = Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8))
+  with pytest.raises(UndecodableImage, match='floating-point'):
+    jpeg.decode_image(encode(image, 'TIFF'), 0)
+
+
 def test_colors_of_other_kinds_of_images():
   """16 bits, CMYK, one bit, and planes of gray, against NumPy."""
   rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from stand_ins import TIMEOUT
+import written_images
 
 from bn_repro import config as config_lib
 from bn_repro import parallel
@@ -154,20 +155,32 @@ def assert_equal_trees(found, expected):
     np.testing.assert_array_equal(a, b)
 
 
-def test_interrupted_at_every_place(tmp_path):
+@pytest.mark.parametrize(
+  'name, every', [('synthetic', 1), ('folder', 4), ('npz', 4)]
+)
+def test_interrupted_at_every_place(name, every, tmp_path):
   """In each step, evaluation batch and population batch in turn."""
+  data = (f'data.name={name}', 'data.binarize=false')
+  if name == 'folder':
+    written_images.write_folder(tmp_path / 'data', 256)
+    data += (f'data.data_dir={tmp_path / "data"}',)
+  elif name == 'npz':
+    written_images.write_npz(tmp_path / 'data.npz', 256)
+    data += (f'data.data_dir={tmp_path / "data.npz"}',)
   reference = tmp_path / 'reference'
-  _, checks = train_once(reference)
+  _, checks = train_once(reference, *data)
   expected = lines(reference)
-  assert checks > 20
-  for stop_at in range(1, checks + 1):
+  assert checks > 14
+  evaluated = [line for line in expected if line['split'] == 'validation']
+  assert all(line['num_examples'] == 64 for line in evaluated)
+  for stop_at in range(1, checks + 1, every):
     workdir = tmp_path / str(stop_at)
-    status, _ = train_once(workdir, stop_at=stop_at)
+    status, _ = train_once(workdir, *data, stop_at=stop_at)
     assert status == 'preempted'
     saved, _ = variables(workdir)
     ended = json.loads((workdir / 'status.json').read_text())
     assert saved == ended['step']
-    assert train_once(workdir)[0] == 'done'
+    assert train_once(workdir, *data)[0] == 'done'
     assert lines(workdir) == expected, stop_at
     assert_equal_trees(variables(workdir), variables(reference))
 
