@@ -27,6 +27,7 @@ ALLOWED = {
   'report': 'errors files paper config config_fields runtime cli',
   'sweep': 'errors files host paper config config_fields runtime cli report '
   'data',
+  'inference': f'{_CORE} cli',
   'tpu': _CORE,
   'main': f'{_CORE} cli',
   'evaluate': f'{_CORE} cli',

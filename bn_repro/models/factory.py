@@ -97,6 +97,23 @@ def compute_dtype(model: ConfigDict, platform: str | None = None) -> Any:
   return jnp.dtype('float32' if on_cpu else 'bfloat16')
 
 
+def variable_shapes(
+  model: nn.Module, image_shape: Sequence[int]
+) -> dict[str, Any]:
+  """Shapes and dtypes of `params` and `batch_stats`, without computing them.
+
+  Args:
+    model: a network from `create_model`.
+    image_shape: (height, width, channels).
+  """
+  images = jnp.zeros((1, *image_shape), jnp.float32)
+  shapes = jax.eval_shape(
+    lambda key: model.init({'params': key, 'dropout': key}, images, train=True),
+    jax.random.key(0),
+  )
+  return {name: shapes.get(name, {}) for name in ('params', 'batch_stats')}
+
+
 def initial_variables(
   model: nn.Module,
   image_shape: Sequence[int],
@@ -126,13 +143,9 @@ def initial_variables(
   Returns:
     A dict of `params` and `batch_stats`, NumPy arrays.
   """
-  images = jnp.zeros((1, *image_shape), jnp.float32)
-  shapes = jax.eval_shape(
-    lambda key: model.init({'params': key, 'dropout': key}, images, train=True),
-    jax.random.key(0),
+  leaves, structure = jax.tree_util.tree_flatten_with_path(
+    variable_shapes(model, image_shape)
   )
-  shapes = {name: shapes.get(name, {}) for name in ('params', 'batch_stats')}
-  leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
   num_weights = sum(
     leaf.size for path, leaf in leaves if path[-1].key == 'kernel'
   )
