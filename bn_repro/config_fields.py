@@ -117,7 +117,9 @@ FIELDS: Mapping[str, Field] = {
   'data.binarize': Field(bool),
   'data.distortion': Field(str, _one_of('none', 'reduced', 'full')),
   'data.evaluation_box': Field(str, _one_of('square', 'proportional')),
-  'data.normalization': Field(str, _one_of('symmetric', 'caffe')),
+  'data.normalization': Field(
+    str, _one_of('symmetric', 'caffe', 'torchvision')
+  ),
   'data.num_threads': Field(int, _at_least(0), changeable=True, per_host=True),
   'data.num_workers': Field(int, _at_least(0), changeable=True, per_host=True),
   'data.max_replaced': Field(float, _fraction, changeable=True),

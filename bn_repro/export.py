@@ -64,12 +64,14 @@ def _export(flags: argparse.Namespace) -> None:
     if path.exists():
       raise UserError(f'--out={flags.out}: {path} exists. Name another file.')
   backend.import_jax()
-  from bn_repro.inference import cards, export, model
+  import safetensors.numpy
+
+  from bn_repro.inference import cards, export, model, torch_export
   from bn_repro.training import model_file
 
   file = model_file.read(model.find(flags.model))
   cli.set_up_jax(file.config)
-  notes = []
+  notes: list[str] = []
   if flags.fold:
     error = export.folding_error(file)
     notes.append(
@@ -77,7 +79,11 @@ def _export(flags: argparse.Namespace) -> None:
       f'images no logit changes by more than {error:.1e} of the largest one.'
     )
     file = export.fold(file)
-  if flags.format == 'stablehlo':
+  content: bytes
+  if flags.format == 'torch':
+    content = safetensors.numpy.save(torch_export.to_torch(file))
+    notes.append(torch_export.card(file, flags.out.name))
+  elif flags.format == 'stablehlo':
     content = export.to_stablehlo(file)
     height, width, channels = file.image_shape
     notes.append(

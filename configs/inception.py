@@ -93,6 +93,7 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.data.evaluation_box = 'square'
   # Pixel values that the network sees. symmetric: RGB in [-1, 1], as in TF-Slim;
   # our choice. caffe: BGR in [0, 255] minus the mean, as in Caffe's BN-Inception.
+  # torchvision: RGB in [0, 1] minus the mean, over the standard deviation.
   config.data.normalization = 'symmetric'
   # Threads per process that decode images; 0 means one per core. Python's lock
   # makes more than about eight useless.

@@ -5,6 +5,7 @@ own: `reduced` is TF-Slim's fast mode, `full` its slow mode. Each example has a
 key, so that its distortion does not depend on the number of devices.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,10 @@ Array = jax.Array
 
 # Mean blue, green and red of Caffe's BN-Inception (Cadene's `bninception`).
 CAFFE_MEAN = (104, 117, 128)
+# Mean and standard deviation of red, green and blue in torchvision, of pixel
+# values in [0, 1]. The networks of pytorchcv take them too.
+TORCHVISION_MEAN = (0.485, 0.456, 0.406)
+TORCHVISION_STD = (0.229, 0.224, 0.225)
 
 
 def normalize(images: Array, dtype: Any, normalization: str) -> Array:
@@ -24,14 +29,25 @@ def normalize(images: Array, dtype: Any, normalization: str) -> Array:
     images: (..., channels) of any number type, with 1 or 3 channels.
     dtype: type to compute in and to return; float32 if it is less precise.
     normalization: `symmetric` for [-1, 1], as TF-Slim; `caffe` for blue, green
-      and red minus `CAFFE_MEAN`.
+      and red minus `CAFFE_MEAN`; `torchvision` for RGB in [0, 1] minus
+      `TORCHVISION_MEAN`, over `TORCHVISION_STD`.
   """
   images = images.astype(jnp.promote_types(dtype, jnp.float32))
   if normalization == 'symmetric':
     return images / 127.5 - 1
   colors = jnp.broadcast_to(images, (*images.shape[:-1], 3))
-  mean = jnp.array(CAFFE_MEAN, images.dtype)
-  return colors[..., ::-1] - jnp.broadcast_to(mean, colors.shape)
+  if normalization == 'caffe':
+    return colors[..., ::-1] - _of_channels(CAFFE_MEAN, colors)
+  mean, std = (
+    _of_channels(values, colors)
+    for values in (TORCHVISION_MEAN, TORCHVISION_STD)
+  )
+  return (colors / 255 - mean) / std
+
+
+def _of_channels(values: Sequence[float], like: Array) -> Array:
+  """A value for each channel, broadcast to the shape of `like`."""
+  return jnp.broadcast_to(jnp.array(values, like.dtype), like.shape)
 
 
 def distort(images: Array, keys: Array, strength: str) -> Array:

@@ -11,6 +11,8 @@ _BOXES = {
 _NORMALIZATIONS = {
   'symmetric': 'RGB in [-1, 1]',
   'caffe': 'BGR in [0, 255] minus (104, 117, 128)',
+  'torchvision': 'RGB in [0, 1] minus (0.485, 0.456, 0.406), divided by '
+  '(0.229, 0.224, 0.225)',
 }
 
 

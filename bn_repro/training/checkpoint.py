@@ -25,6 +25,7 @@ from bn_repro import files, parallel
 from bn_repro.errors import UserError
 from bn_repro.runtime import processes
 from bn_repro.runtime.workdir import Workdir, add_checksum, remove_checksum
+from bn_repro.training import model_file
 from bn_repro.training.experiment import Experiment
 from bn_repro.training.metrics import Sums
 from bn_repro.training.steps import TrainState
@@ -444,29 +445,31 @@ def restore_or_initialize(
 
 
 def warm_start(state: TrainState, init_from: str) -> TrainState:
-  """Takes parameters and statistics from the newest checkpoint of a run.
+  """Takes parameters and statistics from a run, or from imported weights.
 
   Args:
     state: a new state.
-    init_from: workdir of that run.
+    init_from: workdir of a run, whose newest checkpoint is taken; or one that
+      has no checkpoints and a model file, of `scripts/import_weights.py`.
 
   Raises:
-    UserError: if it has no checkpoint, or its network has other variables.
+    UserError: if it has neither, or its network has other variables.
   """
-  directory = Workdir(files.expand('config.init_from', init_from)).checkpoints
-  try:
-    with Checkpoints(directory, keep=None) as checkpoints:
-      loaded = checkpoints.restore_variables()
-  except DamagedCheckpoint as error:
-    raise UserError(
-      f'config.init_from={init_from}: its newest checkpoint {error}. Name the '
-      'workdir of a run that has one.'
-    ) from error
+  loaded = _trained_variables(init_from)
   own = {'params': state.params, 'batch_stats': state.batch_stats}
   expected, found = (
     {name: np.shape(x) for name, x in parallel.named_leaves(tree).items()}
     for tree in (own, loaded)
   )
+  classes = [
+    shapes.get('params/classifier/bias', (0,))[0]
+    for shapes in (found, expected)
+  ]
+  if classes[0] != classes[1]:
+    raise UserError(
+      f'config.init_from={init_from}: its network has {classes[0]:,} classes, '
+      f'and the data set {classes[1]:,}.'
+    )
   for name in sorted(expected.keys() | found.keys()):
     if expected.get(name) != found.get(name):
       raise UserError(
@@ -477,3 +480,19 @@ def warm_start(state: TrainState, init_from: str) -> TrainState:
   return state.replace(
     **jax.tree.map(lambda x, like: x.astype(like.dtype), loaded, own)
   )
+
+
+def _trained_variables(init_from: str) -> Mapping[str, Any]:
+  """Reads the `params` and `batch_stats` that `warm_start` takes."""
+  workdir = Workdir(files.expand('config.init_from', init_from))
+  model = workdir.path / model_file.NAME
+  try:
+    with Checkpoints(workdir.checkpoints, keep=None) as checkpoints:
+      if not checkpoints.steps() and model.exists():
+        return model_file.read(model).variables
+      return checkpoints.restore_variables()
+  except DamagedCheckpoint as error:
+    raise UserError(
+      f'config.init_from={init_from}: its newest checkpoint {error}. Name the '
+      'workdir of a run that has one.'
+    ) from error

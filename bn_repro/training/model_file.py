@@ -120,7 +120,7 @@ def read(path: Path) -> ModelFile:
     raise UserError(f'{path}: not a sound model file: {error}.') from error
   unpadded = header['unpadded_shape']
   return ModelFile(
-    variables=_nested(arrays),
+    variables=nested(arrays),
     config=config_lib.from_json(header['config'], str(path)),
     label_names=tuple(header['label_names']),
     image_shape=tuple(header['image_shape']),
@@ -166,7 +166,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   return arrays, metadata
 
 
-def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Returns nested dicts for names such as 'params/conv1/conv/kernel'."""
   tree: dict[str, Any] = {'params': {}, 'batch_stats': {}}
   for name, array in arrays.items():

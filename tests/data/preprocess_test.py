@@ -158,11 +158,25 @@ def test_normalize():
   np.testing.assert_allclose(found[0, 0, :, 0], [-1, -0.6, 1], rtol=1e-6)
 
 
-def test_normalize_as_caffe():
-  """Blue, green and red, minus Caffe's means; gray is all three."""
-  colors = np.array([[[[10, 20, 30]]]], np.uint8)
-  found = preprocess.normalize(colors, jnp.float32, 'caffe')
-  np.testing.assert_array_equal(found, [[[[30 - 104, 20 - 117, 10 - 128]]]])
-  gray = np.array([[[[7]]]], np.uint8)
-  found = preprocess.normalize(gray, jnp.float32, 'caffe')
-  np.testing.assert_array_equal(found, [[[[7 - 104, 7 - 117, 7 - 128]]]])
+def test_normalization_of_other_projects():
+  """By plain arithmetic, color by color; gray is three equal colors."""
+  red, green, blue = 10, 20, 200
+  image = jnp.array([red, green, blue], jnp.uint8).reshape(1, 1, 1, 3)
+  caffe = preprocess.normalize(image, jnp.float32, 'caffe')
+  np.testing.assert_array_equal(
+    caffe.ravel(), [blue - 104, green - 117, red - 128]
+  )
+  found = preprocess.normalize(image, jnp.float32, 'torchvision')
+  expected = [
+    (red / 255 - 0.485) / 0.229,
+    (green / 255 - 0.456) / 0.224,
+    (blue / 255 - 0.406) / 0.225,
+  ]
+  np.testing.assert_allclose(found.ravel(), expected, rtol=1e-6)
+  gray = jnp.full((1, 1, 1, 1), 50, jnp.uint8)
+  three = jnp.full((1, 1, 1, 3), 50, jnp.uint8)
+  for name in ('caffe', 'torchvision'):
+    np.testing.assert_array_equal(
+      preprocess.normalize(gray, jnp.float32, name),
+      preprocess.normalize(three, jnp.float32, name),
+    )
