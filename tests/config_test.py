@@ -199,7 +199,7 @@ CHOICES = {
   'data.shuffle': 'none within_shard global',
   'data.distortion': 'none reduced full',
   'data.evaluation_box': 'square proportional',
-  'data.normalization': 'symmetric caffe',
+  'data.normalization': 'symmetric caffe torchvision',
   'model.name': 'inception inception_tiny mlp',
   'model.reading': '576 608',
   'model.stem': 'separable plain',
