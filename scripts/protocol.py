@@ -59,8 +59,8 @@ WORKERS = CPUS_PER_HOST // THREADS
 # second (NVIDIA's data sheet, 2021).
 A100_FLOPS = 312e12
 A100_BYTES = 2_039e9
-# Images that one CPU decodes in a second, measured by `benchmark.py input`.
-IMAGES_PER_CPU = 800
+# Images that one CPU decodes in a second, rounded down to hundreds.
+IMAGES_PER_CPU = 100 * int(record.value(BENCHMARKS, 'input', 'ours') / 100)
 
 
 @dataclasses.dataclass(frozen=True)

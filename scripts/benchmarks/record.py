@@ -89,6 +89,13 @@ def add(
   temporary.replace(path)
 
 
+def value(path: Path, name: str, figure: str) -> float:
+  """Returns a figure of a benchmark in a file, measured on any machine."""
+  figures = json.loads(path.read_text())['benchmarks'][name]['figures']
+  (found,) = (each['value'] for each in figures if each['name'] == figure)
+  return found
+
+
 def table(contents: dict[str, Any], names: Sequence[str]) -> str:
   """Returns the figures of some benchmarks as a table in Markdown.
 
@@ -104,10 +111,13 @@ def table(contents: dict[str, Any], names: Sequence[str]) -> str:
     entry = contents['benchmarks'].get(name)
     for stored in entry['figures'] if entry else ():
       figure = measure.Figure(**stored)
+      digits = ',.0f' if figure.value >= 1000 else '.3g'
+      value = f'{figure.value:{digits}} {figure.unit}'.strip()
       spread = (
-        '' if figure.low is None else f'{figure.low:.3g} to {figure.high:.3g}'
+        ''
+        if figure.low is None
+        else f'{figure.low:{digits}} to {figure.high:{digits}}'
       )
-      value = f'{figure.value:.3g} {figure.unit}'.strip()
       if figure.doubt:
         value += ' (unreliable)'
       cells = (name, figure.name, value, spread, f'{entry["busy"]:.0%}')
