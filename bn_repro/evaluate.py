@@ -78,6 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     action='store_true',
     help='count the images that are training images of the network as well',
   )
+  files.add_path_argument(
+    parser,
+    '--real_labels',
+    metavar='FILE',
+    help='also score predictions by the ReaL labels in this file, real.json',
+  )
   cli.add_override_argument(parser)
   try:
     flags, _ = cli.parse_arguments(
@@ -99,9 +105,9 @@ def _uses_model(flags: argparse.Namespace) -> bool:
 
   Imported weights have no checkpoint.
   """
-  if flags.crops or flags.save_probabilities or flags.overlap:
+  if flags.crops or flags.save_probabilities or flags.overrides:
     return True
-  if flags.overrides:
+  if flags.overlap or flags.real_labels:
     return True
   workdir = Workdir(flags.workdir)
   return workdir.model.exists() and not workdir.checkpoints.exists()
@@ -135,6 +141,7 @@ def _evaluate_model(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     flags.save_probabilities,
     other_data=flags.other_data,
     count_overlap=flags.overlap,
+    real_labels=flags.real_labels,
   )
 
 

@@ -282,7 +282,7 @@ def hosts() -> str:
   return (
     f'**Input.** At its lower bound BN-x30 trains on {rate:,.0f} images a '
     f'second, {rate / SLICE.num_hosts:,.0f} per host. A host has '
-    f'{CPUS_PER_HOST} CPUs. One CPU of our machine decodes {IMAGES_PER_CPU} '
+    f'{CPUS_PER_HOST} CPUs. One CPU of our machine decodes {IMAGES_PER_CPU:,} '
     'images a second (`python scripts/benchmark.py input`), so the '
     f'{WORKERS} processes of {THREADS} threads in the commands below should '
     f'decode {CPUS_PER_HOST * IMAGES_PER_CPU:,}. Evaluation and Algorithm 2 '

@@ -14,7 +14,14 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_repro.data import folder, imagenet, imagenet_metadata, mnist, npz
+from bn_repro.data import (
+  folder,
+  imagenet,
+  imagenet_metadata,
+  imagenet_v2,
+  mnist,
+  npz,
+)
 from bn_repro.data.split import (
   ArraySplit,
   Dataset,
@@ -41,7 +48,8 @@ class Source:
 
   Attributes:
     load: function of the `data` sub-tree of a config; returns the data set with
-      `train` and at most one of the splits `validation` and `test`.
+      `train` and at most one of the splits `validation` and `test`, or with
+      `test` alone.
     channels: channels of its images; None if only its files tell.
     num_classes: number of its classes; None if only its files tell.
     installed: whether the required packages contain it, or the code makes it.
@@ -77,6 +85,8 @@ def load(data: ConfigDict, seed: int) -> Dataset:
     UserError: if the data are missing or damaged, or `data` does not fit them.
   """
   dataset = find(data.name).load(data)
+  if 'train' not in dataset.splits:
+    return dataset
   train = dataset.splits['train']
   if not isinstance(train, ArraySplit):
     _check_options(data)
@@ -151,6 +161,11 @@ def check(config: ConfigDict) -> Dataset:
       the shared memory are too small.
   """
   dataset = load(config.data, config.seed)
+  if 'train' not in dataset.splits:
+    raise UserError(
+      f'config.data.name={config.data.name}: has no training images. Evaluate '
+      'a trained network on it: python -m bn_repro.evaluate --help.'
+    )
   if config.eval_split not in dataset.splits:
     raise UserError(
       f'config.eval_split={config.eval_split}: {config.data.name} has no such '
@@ -364,6 +379,7 @@ SOURCES = {
   imagenet_metadata.STAND_IN: Source(
     imagenet.load, 3, imagenet_metadata.NUM_CLASSES
   ),
+  'imagenet_v2': Source(imagenet_v2.load, 3, imagenet_metadata.NUM_CLASSES),
   'folder': Source(folder.load),
   'npz': Source(npz.load),
   'synthetic': Source(_load_synthetic, 3, 10, installed=True),

@@ -91,26 +91,71 @@ def load(data: ConfigDict) -> Dataset:
     keys = {split: _keys(source) for split, source in sources.items()}
     _check_copies(sources, keys, holdout=data.holdout)
   except OSError as error:
-    raise UserError(
-      f'{error.filename or root}: cannot be read ({error.strerror}). Check the '
-      'folder, its permissions and the disk.'
-    ) from error
-  splits = {}
-  for split, source in sources.items():
-    # Mixes the classes, as preparing a data set in shards does.
-    order = shuffled_order(len(source))
-    splits[split] = EncodedSplit(
-      source=source,
-      indices=order,
-      labels=source.labels[order],
-      num_classes=len(classes),
-      image_size=data.image_size,
-      num_threads=data.num_threads,
-      evaluation_box=crops.EVALUATION_BOXES[data.evaluation_box],
-      as_shown=True,
-      identity=_identity(split, source, keys[split]),
-    )
-  return Dataset(classes, splits)
+    raise _unreadable(root, error) from error
+  return Dataset(
+    classes,
+    {
+      split: _split(split, source, keys[split], data, as_shown=True)
+      for split, source in sources.items()
+    },
+  )
+
+
+def open_split(
+  name: str,
+  folder: Path,
+  classes: Sequence[str],
+  data: ConfigDict,
+  *,
+  as_shown: bool,
+) -> EncodedSplit:
+  """Opens the images of one split.
+
+  Args:
+    name: of the split.
+    folder: folder of the classes.
+    classes: names of the folders in `folder`, by label.
+    data: the `data` sub-tree of a config.
+    as_shown: see `jpeg.decode_view`.
+
+  Raises:
+    UserError: if there are other folders, or one is empty.
+  """
+  try:
+    source = _list_files(folder, classes)
+    return _split(name, source, _keys(source), data, as_shown=as_shown)
+  except OSError as error:
+    raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> UserError:
+  return UserError(
+    f'{error.filename or folder}: cannot be read ({error.strerror}). Check the '
+    'folder, its permissions and the disk.'
+  )
+
+
+def _split(
+  name: str,
+  source: _Files,
+  keys: Sequence[tuple[int, int]],
+  data: ConfigDict,
+  *,
+  as_shown: bool,
+) -> EncodedSplit:
+  # Mixes the classes, as preparing a data set in shards does.
+  order = shuffled_order(len(source))
+  return EncodedSplit(
+    source=source,
+    indices=order,
+    labels=source.labels[order],
+    num_classes=int(source.labels.max()) + 1,
+    image_size=data.image_size,
+    num_threads=data.num_threads,
+    evaluation_box=crops.EVALUATION_BOXES[data.evaluation_box],
+    as_shown=as_shown,
+    identity=_identity(name, source, keys),
+  )
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -141,11 +186,11 @@ def _list_files(folder: Path, classes: Sequence[str]) -> _Files:
       f'{folder}: the number of folders is {len(classes)}, and at least two '
       'classes are needed. Put the images of each into a folder of its own.'
     )
-  if found != classes:
+  if set(found) != set(classes):
     name = sorted(set(found) ^ set(classes))[0]
-    where = 'only here' if name in found else 'not here'
+    where = 'is not one of the classes' if name in found else 'is missing'
     raise UserError(
-      f'{folder}: the folder {name} is {where}. Both splits need the same '
+      f'{folder}: the folder {name} {where}. Every split needs the same '
       'classes.'
     )
   names, labels = [], []

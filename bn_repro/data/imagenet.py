@@ -183,16 +183,10 @@ def _check_names(splits: Mapping[str, EncodedSplit], folder: Path) -> None:
   validation_synsets = imagenet_metadata.validation_synsets()
 
   def true_class(split: str, name: str) -> str | None:
-    stem = name.removesuffix('.JPEG')
     if split == 'train':
-      return stem.split('_')[0]
-    number = stem.removeprefix('ILSVRC2012_val_')
-    if number == stem or not number.isdecimal():
-      return None
-    index = int(number) - 1
-    if not 0 <= index < len(validation_synsets):
-      return None
-    return validation_synsets[index]
+      return name.removesuffix('.JPEG').split('_')[0]
+    number = imagenet_metadata.validation_number(name)
+    return None if number is None else validation_synsets[number - 1]
 
   for split, examples in splits.items():
     count = min(len(examples), _SAMPLES)

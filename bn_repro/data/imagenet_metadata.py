@@ -35,6 +35,20 @@ def validation_synsets() -> list[str]:
   return _lines('validation_labels.txt')
 
 
+def validation_number(name: str) -> int | None:
+  """The number of a validation image, from 1; None if it is not one.
+
+  Args:
+    name: file name, such as ILSVRC2012_val_00000001.JPEG.
+  """
+  stem = name.removesuffix('.JPEG')
+  number = stem.removeprefix('ILSVRC2012_val_')
+  if number == stem or not number.isdecimal():
+    return None
+  found = int(number)
+  return found if 1 <= found <= NUM_EXAMPLES['validation'] else None
+
+
 def class_names() -> list[str]:
   """The English name of each label, such as tench."""
   names = runpy.run_path(str(_package() / 'siscore' / 'labels.py'))

@@ -231,7 +231,7 @@ class Dataset:
 
   Attributes:
     label_names: name of each class, by label.
-    splits: `train`, and `validation`, `test` or both.
+    splits: `train`, and `validation`, `test` or both; or `test` alone.
     unpadded_shape: (height, width) of the images before they were padded to
       `image_shape`; None if they are cropped to it.
   """
@@ -248,7 +248,7 @@ class Dataset:
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """(height, width, channels)."""
-    return self.splits['train'].image_shape
+    return next(iter(self.splits.values())).image_shape
 
   @functools.cached_property
   def fingerprint(self) -> str:

@@ -14,6 +14,7 @@ from bn_repro.data.split import Dataset, Split, overlap
 from bn_repro.errors import UserError
 from bn_repro.inference import crops as crops_lib
 from bn_repro.inference import forward, multi_crop
+from bn_repro.inference import real_labels as real_labels_lib
 from bn_repro.runtime.workdir import Workdir
 from bn_repro.training import model_file
 from bn_repro.training.model_file import ModelFile
@@ -28,6 +29,7 @@ def evaluate_model(
   *,
   other_data: bool,
   count_overlap: bool,
+  real_labels: Path | None,
 ) -> dict[str, Any]:
   """Evaluates every image of a split once, and prints what it evaluates.
 
@@ -41,6 +43,8 @@ def evaluate_model(
       in the workdir, or with one crop none.
     other_data: accept data that differ from those of the training.
     count_overlap: count the images that are training images as well.
+    real_labels: file of the labels of `real_labels.read`, for a further line;
+      None for none.
 
   Returns:
     A line of metrics, with `crops`, and with the `step` of the model if it is
@@ -49,6 +53,7 @@ def evaluate_model(
   Raises:
     UserError: if the model or the data cannot be used.
   """
+  real = None if real_labels is None else real_labels_lib.read(real_labels)
   model = model_file.read(workdir.model)
   config = config_lib.override(model.config, overrides)
   dataset = datasets.load(config.data, config.seed)
@@ -96,6 +101,13 @@ def evaluate_model(
   )
   if path is not None:
     print(f'class probabilities: {path}', flush=True)
+  if real is not None:
+    predictions = found.probabilities.argmax(1)
+    correct, total = real_labels_lib.count_correct(predictions, images, real)
+    print(
+      f'ReaL labels: accuracy {correct / total:.4f} ({total:,} images, '
+      f'{len(images) - total:,} without a label left out)'
+    )
   return {**known, 'split': split, 'crops': crops, **found.metrics()}
 
 

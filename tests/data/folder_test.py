@@ -274,7 +274,7 @@ BAD_FOLDERS = {
   in_two_classes: 'zebra/0.png: the same image as',
   both_splits: 'the same image as',
   other_layout: 'train: contains the folder apple',
-  other_classes: 'validation: the folder zebra is not here',
+  other_classes: 'validation: the folder zebra is missing',
 }
 
 
