@@ -30,8 +30,6 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import record
-
 from bn_repro import cli, paper
 from bn_repro import config as config_lib
 from bn_repro.data import imagenet_metadata
@@ -59,8 +57,6 @@ WORKERS = CPUS_PER_HOST // THREADS
 # second (NVIDIA's data sheet, 2021).
 A100_FLOPS = 312e12
 A100_BYTES = 2_039e9
-# Images that one CPU decodes in a second, rounded down to hundreds.
-IMAGES_PER_CPU = 100 * int(record.value(BENCHMARKS, 'input', 'ours') / 100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,9 +233,16 @@ def _min_seconds(step: dict[str, Any], figures: dict[str, Any]) -> float:
   return cost.min_step_seconds(cost.Cost(**step), chip, figures['num_devices'])
 
 
+def images_per_cpu() -> int:
+  """Images that one CPU decodes in a second, rounded down to hundreds."""
+  figures = json.loads(BENCHMARKS.read_text())['benchmarks']['input']['figures']
+  (rate,) = (each['value'] for each in figures if each['name'] == 'ours')
+  return 100 * int(rate / 100)
+
+
 def _decoding_rate(cpus_per_host: int) -> int:
   """Returns the images that all hosts decode in a second."""
-  return SLICE.num_hosts * cpus_per_host * IMAGES_PER_CPU
+  return SLICE.num_hosts * cpus_per_host * images_per_cpu()
 
 
 def _hours(
@@ -282,12 +285,12 @@ def hosts() -> str:
   return (
     f'**Input.** At its lower bound BN-x30 trains on {rate:,.0f} images a '
     f'second, {rate / SLICE.num_hosts:,.0f} per host. A host has '
-    f'{CPUS_PER_HOST} CPUs. One CPU of our machine decodes {IMAGES_PER_CPU:,} '
-    'images a second (`python scripts/benchmark.py input`), so the '
-    f'{WORKERS} processes of {THREADS} threads in the commands below should '
-    f'decode {CPUS_PER_HOST * IMAGES_PER_CPU:,}. Evaluation and Algorithm 2 '
+    f'{CPUS_PER_HOST} CPUs. One CPU of our machine decodes '
+    f'{images_per_cpu():,} images a second (`python scripts/benchmark.py '
+    f'input`), so the {WORKERS} processes of {THREADS} threads in the commands below should '
+    f'decode {CPUS_PER_HOST * images_per_cpu():,}. Evaluation and Algorithm 2 '
     'decode in the training process alone, which cannot use more than '
-    f'{THREADS} threads: at {THREADS * IMAGES_PER_CPU:,} images a second per '
+    f'{THREADS} threads: at {THREADS * images_per_cpu():,} images a second per '
     f'host, each of {evaluations} evaluations takes at least '
     f'{evaluating / evaluations:.0f} seconds, {evaluating / 3600:.1f} hours in '
     'total.'
@@ -439,6 +442,8 @@ def last_rates() -> str:
 
 def benchmarks() -> str:
   """Returns the table of all benchmarks but `tpu`, and where they ran."""
+  from benchmarks import record  # Imports JAX.
+
   contents = json.loads(BENCHMARKS.read_text())
   machine = contents['machine']
   versions = ', '.join(f'{k} {v}' for k, v in machine['versions'].items())
@@ -453,6 +458,8 @@ def benchmarks() -> str:
 
 def bn_peers() -> str:
   """Returns the table of the benchmark `tpu`."""
+  from benchmarks import record  # Imports JAX.
+
   return record.matrix(json.loads(BENCHMARKS.read_text()), 'tpu')
 
 

@@ -89,13 +89,6 @@ def add(
   temporary.replace(path)
 
 
-def value(path: Path, name: str, figure: str) -> float:
-  """Returns a figure of a benchmark in a file, measured on any machine."""
-  figures = json.loads(path.read_text())['benchmarks'][name]['figures']
-  (found,) = (each['value'] for each in figures if each['name'] == figure)
-  return found
-
-
 def table(contents: dict[str, Any], names: Sequence[str]) -> str:
   """Returns the figures of some benchmarks as a table in Markdown.
 

@@ -299,7 +299,7 @@ def test_a_label_without_a_class_is_an_error(label):
 
 def test_whole_images():
   """At the scale that crops need; the next one in place of a damaged one."""
-  split = encoded_split(6, _3=b'damaged')
+  split = of_records(6, _3=b'damaged')
   for index, source in enumerate((0, 1, 2, 4, 4, 5)):
     image = Image.open(io.BytesIO(picture(source)))
     for shorter_side in (20, 1000):

@@ -215,7 +215,7 @@ def test_pixels_without_a_range_are_refused():
   """Nothing says what is white."""
   image = Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8))
   with pytest.raises(UndecodableImage, match='floating-point'):
-    jpeg.decode_image(encode(image, 'TIFF'), 0)
+    upright_image(encode(image, 'TIFF'), 0)
 
 
 def test_colors_of_other_kinds_of_images():

@@ -114,7 +114,7 @@ def test_the_checked_program_is_the_launched_one():
     assert {o for o in overrides if 'data_dir' not in o} == expected
 
 
-def test_decoding_bounds_the_expected_time():
+def test_decoding_bounds_the_expected_time(monkeypatch):
   """Computed by hand: 512 images per call, on four hosts."""
   figures = {
     'memory': 0,
@@ -132,6 +132,7 @@ def test_decoding_bounds_the_expected_time():
     'steps': {'train_steps': figures, 'eval_step': figures},
     'calls': {'train_steps': 1000, 'eval_step': 100, 'statistics_step': 0},
   }
+  monkeypatch.setattr(protocol, 'images_per_cpu', lambda: 800)
   hours = protocol._hours(check, 1000, 2, decoding=True)
   training = 1000 * 2e-3  # 512 / (4 * 112 * 800) is 1.4 ms.
   evaluation = 100 * 512 / (4 * 8 * 800)
