@@ -118,7 +118,7 @@ import safetensors.torch
 import torch_network
 
 weights = safetensors.torch.load_file('{file}')
-# images: (batch, {channels}, {height}, {width}), float32, of pixels in [0, 255]:
+# images: float32 (batch, {channels}, {height}, {width}), of pixels in 0-255:
 # {_INPUTS[model.config.data.normalization]}
 logits = torch_network.logits(weights, images, {arguments})
 ```
