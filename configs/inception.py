@@ -56,7 +56,7 @@ def get_config(mode: str = 'full') -> ConfigDict:
   # A loss above this ends the run as diverged. Our choice: 15 times ln(1000).
   config.divergence_loss = 100.0
   # Workdir of another run, whose newest checkpoint gives the initial parameters
-  # and statistics; '' initializes them.
+  # and statistics, or of `scripts/import_weights.py`; '' initializes them.
   config.init_from = ''
 
   config.data = ConfigDict()

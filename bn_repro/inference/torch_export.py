@@ -105,7 +105,7 @@ def card(model: ModelFile, file: str) -> str:
     model: the network.
     file: name of the file with its arrays.
   """
-  height, width, _ = model.image_shape
+  height, width, channels = model.image_shape
   arguments = ', '.join(
     f'{name}={value!r}' for name, value in settings(model.config).items()
   )
@@ -118,7 +118,7 @@ import safetensors.torch
 import torch_network
 
 weights = safetensors.torch.load_file('{file}')
-# images: float32 (batch, 3, {height}, {width}), from pixels in [0, 255]:
+# images: float32 (batch, {channels}, {height}, {width}), of pixels in 0-255:
 # {_INPUTS[model.config.data.normalization]}
 logits = torch_network.logits(weights, images, {arguments})
 ```

@@ -468,7 +468,7 @@ def warm_start(state: TrainState, init_from: str) -> TrainState:
   if classes[0] != classes[1]:
     raise UserError(
       f'config.init_from={init_from}: its network has {classes[0]:,} classes, '
-      f'and the data set {classes[1]:,}.'
+      f'and the data set {classes[1]:,}. Name one with the same classes.'
     )
   for name in sorted(expected.keys() | found.keys()):
     if expected.get(name) != found.get(name):
