@@ -15,12 +15,12 @@ import csv
 import io
 from pathlib import Path
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from bn_repro import cli, files
 from bn_repro.errors import UserError
-from bn_repro.runtime import backend, progress, streams, workdir
+from bn_repro.runtime import backend, streams, workdir
+from bn_repro.runtime.progress import ImageProgress
 
 if TYPE_CHECKING:
   from bn_repro.inference.model import Model, Prediction
@@ -94,7 +94,6 @@ def _predict(flags: argparse.Namespace) -> int:
   rows.writerow(('file', 'rank', 'class', 'label', 'probability'))
   drawn: list[Any] = []
   failed = 0
-  started = time.perf_counter()
   for prediction in _with_progress(model, flags.images):
     if prediction.error:
       failed += 1
@@ -108,15 +107,12 @@ def _predict(flags: argparse.Namespace) -> int:
     if len(drawn) < SHEET_IMAGES:
       shown = [(name, value) for _, name, value in classes]
       drawn.append((Path(prediction.name).name, prediction.pixels, shown))
-  seconds = time.perf_counter() - started
-  count = len(flags.images)
-  print(
-    f'{count - failed} of {count} images in {seconds:.1f} s; '
-    f'{model.waiting:.0%} of the time waiting for decoding'
-  )
   _write(flags, table.getvalue(), drawn)
   if failed:
-    print(f'error: {failed} of {count} images not classified', file=sys.stderr)
+    print(
+      f'error: {failed} of {len(flags.images)} images not classified',
+      file=sys.stderr,
+    )
   return 1 if failed else 0
 
 
@@ -152,11 +148,13 @@ def _largest(
 def _with_progress(
   model: 'Model', images: Sequence[Path]
 ) -> Iterator['Prediction']:
-  """Yields predictions; a bar on a terminal shows how many are left."""
-  with progress.bar('images', len(images)) as advance:
-    for prediction in model.predictions(images):
+  """Yields predictions, and shows how many images are left."""
+  shown = 0.0
+  with ImageProgress('images', 0, len(images)) as display:
+    for done, prediction in enumerate(model.predictions(images), start=1):
       yield prediction
-      advance()
+      display.show(done, model.waited - shown)
+      shown = model.waited
 
 
 def _write(flags: argparse.Namespace, table: str, drawn: list[Any]) -> None:

@@ -53,7 +53,7 @@ def test_table_csv_and_sheet(trained_workdir, digits, tmp_path, capsys):
     expected = [f'{label} {values[label]:.1%}' for label in labels]
     assert line.split('  ')[:1] == [str(path)]
     assert [part for part in line.split('  ')[1:] if part] == expected
-  assert '5 of 5 images' in said
+  assert 'images: 5 images in ' in said
   rows = list(csv.DictReader(table.read_text().splitlines()))
   assert len(rows) == 15
   for row, label in zip(rows, order.ravel(), strict=True):

@@ -61,8 +61,8 @@ class Model:
 
   Attributes:
     file: the variables, the config and the facts of the network.
-    waiting: share of the time of the last call in which the network waited for
-      images.
+    waited: seconds in which the network waited for images, in the last call of
+      `predictions`.
   """
 
   def __init__(self, file: model_file.ModelFile):
@@ -82,7 +82,7 @@ class Model:
         "jax.config.update('jax_enable_x64', True), before you load the model"
       )
     self.file = file
-    self.waiting = 0.0
+    self.waited = 0.0
     network = factory.create_model(
       file.config.model, file.config.bn, len(file.label_names)
     )
@@ -132,8 +132,7 @@ class Model:
       images: as for `predict`.
     """
     num_threads = host.num_cores()
-    started, self.waiting = time.perf_counter(), 0.0
-    waited = 0.0
+    self.waited = 0.0
     numbered = enumerate(_as_iterable(images))
     with ThreadPoolExecutor(num_threads, thread_name_prefix='decode') as pool:
 
@@ -146,9 +145,8 @@ class Model:
         ahead.append(start_batch())
         before = time.perf_counter()
         decoded = [future.result() for future in batch]
-        waited += time.perf_counter() - before
+        self.waited += time.perf_counter() - before
         yield from self._predict_batch(decoded)
-        self.waiting = waited / (time.perf_counter() - started)
 
   def _predict_batch(self, decoded: list[Prediction]) -> list[Prediction]:
     """Fills in probabilities; the batch is padded to one of two sizes."""

@@ -1,19 +1,13 @@
 """Shows the progress of a run on standard output."""
 
-from collections.abc import Callable, Iterator, Mapping
-import contextlib
+from collections.abc import Mapping
 import os
 import sys
 import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-  BarColumn,
-  Progress,
-  TextColumn,
-  TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn
 
 # Seconds between lines about the images of an evaluation. Our choice.
 _LINE_INTERVAL = 30.0
@@ -128,33 +122,6 @@ class ProgressDisplay:
       return '?'
     elapsed = time.monotonic() - self._start
     return duration(elapsed / done * (self._total_steps - step))
-
-
-@contextlib.contextmanager
-def bar(unit: str, total: int) -> Iterator[Callable[[], None]]:
-  """Shows a bar with the remaining time on a terminal, and nothing elsewhere.
-
-  Args:
-    unit: what is counted, such as 'images'.
-    total: number of them.
-
-  Yields:
-    A function that counts one.
-  """
-  console = terminal()
-  if console is None:
-    yield lambda: None
-    return
-  with Progress(
-    TextColumn(f'{{task.completed:.0f}}/{{task.total:.0f}} {unit}'),
-    BarColumn(),
-    TextColumn('ETA'),
-    TimeRemainingColumn(),
-    console=console,
-    transient=True,
-  ) as display:
-    task = display.add_task('', total=total)
-    yield lambda: display.advance(task)
 
 
 def duration(seconds: float) -> str:
