@@ -233,11 +233,14 @@ def _check_labels(split: ArraySplit, num_classes: int, name: str) -> None:
 
 def _check_options(data: ConfigDict) -> None:
   """Refuses options for images in memory where they are decoded on demand."""
-  for name in ('distorted_copies', 'binarize'):
-    if data[name]:
+  for name, value in (
+    ('distorted_copies', data.distorted_copies),
+    ('binarize', data.binarize),
+  ):
+    if value:
       raise UserError(
-        f'config.data.{name}={data[name]}: needs images in memory, and those '
-        f'of {data.name} are read from disk; turn it off.'
+        f'config.data.{name}={value}: needs images in memory, and those of '
+        f'{data.name} are read from disk; turn it off.'
       )
 
 
