@@ -61,13 +61,14 @@ def get_config(mode: str = 'full') -> ConfigDict:
 
   config.data = ConfigDict()
   # imagenet2012, mnist, fashion_mnist, mnist_5k (5,000 digits that come with
-  # pip), imagenet_stand_in (of `scripts/make_stand_in.py`) or synthetic.
+  # pip), imagenet_stand_in (of `scripts/make_stand_in.py`), folder, npz (see
+  # "Your own images" in README.md) or synthetic.
   config.data.name = 'imagenet2012'
-  # Folder of the data set; '' is its usual place. mnist_5k and synthetic have
-  # none.
+  # Folder of the data set, or the file of npz; '' is its usual place. mnist_5k
+  # and synthetic have none.
   config.data.data_dir = ''
-  # Height and width of the images, in pixels. ImageNet is cropped to it, digits
-  # are padded.
+  # Height and width of the images, in pixels. Those of ImageNet and of a folder
+  # are cropped to it, those in memory are padded.
   config.data.image_size = 224
   # Training images to set aside as the split `validation`, always the same ones.
   # With 0, `validation` is the data set's own split of that name, if it has one.

@@ -273,8 +273,8 @@ def _check_options(data: ConfigDict) -> None:
   ):
     if value:
       raise UserError(
-        f'config.data.{name}={value}: needs images in memory, and those '
-        f'of {data.name} are read from disk; turn it off.'
+        f'config.data.{name}={value}: needs images in memory, and those of '
+        f'{data.name} are read from disk; turn it off.'
       )
 
 

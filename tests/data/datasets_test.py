@@ -5,7 +5,7 @@ import pytest
 
 from bn_repro import config as config_lib
 from bn_repro.data import datasets
-from bn_repro.data.split import ArraySplit
+from bn_repro.data.split import ArraySplit, Dataset
 from bn_repro.errors import UserError
 
 
@@ -34,6 +34,35 @@ def test_input_size_is_that_of_the_data(name):
   dataset = datasets.load(config.data, seed=0)
   size = dataset.image_shape, dataset.num_classes
   assert datasets.input_size(config) == size
+
+
+def test_a_new_data_set_is_a_function(monkeypatch):
+  """Nothing else knows its name, its channels or its classes."""
+
+  def load(data):
+    images = np.random.default_rng(0).integers(0, 256, (60, 24, 30, 3))
+    labels = np.arange(60, dtype=np.int32) % 5
+    names = ['a', 'b', 'c', 'd', 'e']
+    split = ArraySplit(images.astype(np.uint8), labels)
+    return Dataset(names, {'train': split})
+
+  monkeypatch.setitem(datasets.SOURCES, 'new', datasets.Source(load))
+  overrides = ('data.name=new', 'data.holdout=10', 'data.num_shards=4')
+  dataset = check(*overrides)
+  assert dataset.num_classes == 5 and dataset.unpadded_shape == (24, 30)
+  assert {k: len(x) for k, x in dataset.splits.items()} == {
+    'train': 50,
+    'validation': 10,
+  }
+  config = config_lib.load('bn_x5:mini', overrides)
+  assert datasets.input_size(config) == ((32, 32, 3), 5)
+
+
+def test_an_unknown_data_set():
+  with pytest.raises(
+    UserError, match='data.name=nmist: must be one of mnist_5k'
+  ):
+    check('data.name=nmist')
 
 
 def test_distorted_copies(digits):
