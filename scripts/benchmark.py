@@ -62,6 +62,7 @@ from benchmarks import inputs, layers, measure, record, steps, training
 
 from bn_repro import cli, files
 from bn_repro.errors import UserError
+from bn_repro.runtime import backend
 
 # What `all` runs, in this order.
 BENCHMARKS: dict[str, Callable[[int], list[measure.Figure]]] = {
@@ -96,10 +97,11 @@ def share_in_use() -> float:
 
 def run_one(name: str, rounds: int, json: Path | None) -> None:
   """Runs a benchmark, prints its figures, and writes them."""
-  if json is not None:
-    record.read(json)
   busy = share_in_use()
   print(f'{name}: {busy:.0%} of the CPUs are in use', flush=True)
+  backend.import_jax()
+  if json is not None:
+    record.read(json)
   is_unreliable = busy > MAX_BUSY and name not in UNTIMED
   if is_unreliable:
     print('warning: the machine is busy: the figures are unreliable')

@@ -11,7 +11,6 @@ from typing import Any
 from benchmarks import measure
 from bn_repro import host
 from bn_repro.errors import UserError
-from bn_repro.training import run_info
 
 
 def _processor() -> str:
@@ -25,7 +24,9 @@ def _processor() -> str:
 
 
 def machine() -> dict[str, Any]:
-  """Returns what all figures of a file share."""
+  """Returns what all figures of a file share. Imports JAX."""
+  from bn_repro.training import run_info
+
   return {
     'processor': _processor(),
     'cores': host.num_cores(),
@@ -77,6 +78,8 @@ def add(
     rounds: value of --rounds.
     busy: share of the CPUs that was in use before the start.
   """
+  from bn_repro.training import run_info
+
   contents = read(path)
   contents['benchmarks'][name] = {
     'revision': run_info.git_revision(lambda _: None),
