@@ -98,6 +98,7 @@ def test_busy_machine(fake, capsys, monkeypatch):
 
 
 def test_missing_peer_is_named(capsys, monkeypatch):
+  monkeypatch.setattr(benchmark.backend, 'import_jax', lambda: None)
   monkeypatch.setitem(benchmark.sys.modules, 'torch', None)
   monkeypatch.setattr(benchmark, 'share_in_use', lambda: 0.0)
   for name in ('bn', 'torch'):
