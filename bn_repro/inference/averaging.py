@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bn_repro.errors import UserError
-from bn_repro.inference.probabilities import Probabilities
+from bn_repro.inference.probabilities import Probabilities, rank_of_labels
 
 # Bins of the calibration error, of equal width (those of Guo et al. 2017).
 CALIBRATION_BINS = 15
@@ -166,11 +166,7 @@ def _parts(
 
 def _score(probabilities: np.ndarray, labels: np.ndarray) -> Scores:
   """Scores of probabilities (images, classes)."""
-  of_label = np.take_along_axis(probabilities, labels[:, None], axis=1)
-  # Classes that come before the label in descending order.
-  is_lower = np.arange(probabilities.shape[1]) < labels[:, None]
-  before = (probabilities > of_label) | ((probabilities == of_label) & is_lower)
-  rank = before.sum(1)
+  of_label, rank = rank_of_labels(probabilities, labels)
   confidence = probabilities.max(1)
   place = np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1
   place = place.clip(0, CALIBRATION_BINS - 1)

@@ -18,7 +18,6 @@ import os
 from pathlib import Path
 import time
 
-import cv2
 import jax
 import numpy as np
 
@@ -26,6 +25,7 @@ from bn_repro import files, host
 from bn_repro.data import crops, datasets, jpeg
 from bn_repro.errors import UserError
 from bn_repro.inference import forward
+from bn_repro.inference.crops import convert_channels
 from bn_repro.models import factory
 from bn_repro.training import model_file
 
@@ -202,8 +202,7 @@ class Model:
       )
     choose_box = functools.partial(crops.largest_box, *unpadded)
     pixels = _resized_box(image, choose_box, unpadded)
-    if self.file.image_shape[-1] == 1:
-      pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+    pixels = convert_channels(pixels, self.file.image_shape[-1])
     return datasets.binarize_and_pad(pixels[None], data)[0]
 
 

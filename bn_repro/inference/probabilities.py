@@ -59,11 +59,7 @@ class Probabilities:
     a probability of 0 is that of the smallest float32.
     """
     count = len(self.labels)
-    labels = self.labels[:, None]
-    own = np.take_along_axis(self.probabilities, labels, 1)
-    is_before = np.arange(self.probabilities.shape[1]) < labels
-    rank = (self.probabilities > own).sum(1)
-    rank += ((self.probabilities == own) & is_before).sum(1)
+    own, rank = rank_of_labels(self.probabilities, self.labels)
     logs = np.log(own.clip(np.finfo(np.float32).tiny), dtype=np.float64)
     replaced = self.facts.get('replaced_examples')
     return {
@@ -73,6 +69,26 @@ class Probabilities:
       'num_examples': count,
       **({'replaced_examples': replaced} if replaced else {}),
     }
+
+
+def rank_of_labels(
+  probabilities: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the probability and the rank of each image's label.
+
+  Args:
+    probabilities: (images, classes).
+    labels: int (images,).
+
+  Returns:
+    The probability of the label, and the number of classes before it in
+    descending order, both (images,). Of equal probabilities the first class
+    comes first, as in `jax.lax.top_k`.
+  """
+  own = np.take_along_axis(probabilities, labels[:, None], 1)
+  is_lower = np.arange(probabilities.shape[1]) < labels[:, None]
+  before = (probabilities > own) | ((probabilities == own) & is_lower)
+  return own[:, 0], before.sum(1)
 
 
 def write(path: Path, content: Probabilities) -> None:
