@@ -35,6 +35,8 @@ def run(main: Callable[[], int]) -> int:
       sys.stdout.flush()
   except UserError as error:
     return report_errors(error.problems)
+  except KeyboardInterrupt:
+    return report_errors(['stopped'])
 
 
 def parse_arguments(

@@ -299,6 +299,12 @@ def check_divides(config: ConfigDict, num_devices: int) -> None:
       f'of {counts} devices.'
     )
   share, group = config.batch_size // num_devices, config.bn.virtual_batch_size
+  is_alone = config.bn.statistics == 'device' and share == 1
+  if is_alone and config.bn.per_activation:
+    raise UserError(
+      'config.bn.per_activation=True: needs two images on each device, or '
+      'bn.statistics=global.'
+    )
   if config.bn.statistics != 'group' or _groups_fit(share, group, num_devices):
     return
   sizes = [

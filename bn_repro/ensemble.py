@@ -77,14 +77,8 @@ def _run(paths: Sequence[Path], table: Path | None, plot: Path | None) -> None:
   if len(paths) < 2:
     raise UserError(f'{paths[0]}: one file. An ensemble needs two or more.')
   for flag, path in (('--csv', table), ('--plot', plot)):
-    if path is None:
-      continue
-    if not path.parent.is_dir():
-      raise UserError(f'{flag}={path}: no folder {path.parent}. Create it.')
-    if path.is_dir():
-      raise UserError(f'{flag}={path}: is a folder. Name a file.')
-    if path in paths:
-      raise UserError(f'{flag}={path}: is one of the files to read.')
+    if path is not None:
+      files.check_output(flag, path, paths)
   members = [probabilities.read(path) for path in paths]
   averaging.check_same_images(paths, members)
   subsets = _subsets(len(members))

@@ -1,9 +1,9 @@
-"""Evaluates the newest checkpoint of a run, every image once; writes nothing.
+"""Evaluates the newest checkpoint of a run, every image once.
 
 python -m bn_repro.evaluate --workdir=runs/bn_x5 --split=test
 
-Refuses a damaged checkpoint, and one that was trained with another config or on
-other data.
+Writes nothing. Refuses a damaged checkpoint, and one that was trained with
+another config or on other data.
 
 With --crops, --save_probabilities, --overlap or --config.data.KEY=VALUE it
 evaluates the network in model.safetensors, which is that of the last evaluation
@@ -27,7 +27,12 @@ from bn_repro.data import datasets
 from bn_repro.errors import UserError
 from bn_repro.inference import crops
 from bn_repro.runtime import backend
-from bn_repro.runtime.workdir import EXIT_CODES, Status, Workdir
+from bn_repro.runtime.workdir import (
+  EXIT_CODES,
+  Status,
+  Workdir,
+  read_json,
+)
 
 # Fields of `data` that belong to a trained network.
 _OF_NETWORK = ('data.image_size', 'data.normalization')
@@ -125,7 +130,8 @@ def _evaluate_model(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
   workdir = Workdir(flags.workdir)
   if not workdir.model.exists():
     raise UserError(
-      f'{workdir.model}: does not exist. A run writes it at each evaluation.'
+      f'{workdir.model}: does not exist. A run writes it at its first '
+      'evaluation; a run that is done, if you run its training command again.'
     )
   overrides = list(flags.overrides)
   if flags.data_dir is not None:
@@ -168,6 +174,14 @@ def _evaluate(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     config = config_lib.override(config, [f'data.data_dir={flags.data_dir}'])
   dataset = datasets.check(config)
   split = datasets.choose_split(dataset, config, flags.split)
+  facts = read_json(workdir.path / 'run.json') or {}
+  num_classes = facts.get('num_classes', dataset.num_classes)
+  if num_classes != dataset.num_classes:
+    raise UserError(
+      f'--workdir={workdir.path}: the network has {num_classes} classes, and '
+      f'the data have {dataset.num_classes}. Evaluate on data with the same '
+      'classes.'
+    )
 
   cli.set_up_jax(config)
   from bn_repro import parallel

@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog='python -m bn_repro.export',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
   )
   files.add_path_argument(
     parser,
@@ -63,6 +64,11 @@ def _export(flags: argparse.Namespace) -> None:
   for path in (flags.out, card):
     if path.exists():
       raise UserError(f'--out={flags.out}: {path} exists. Name another file.')
+  if flags.fold and flags.format == 'torch':
+    raise UserError(
+      "--fold: Cadene's layout of PyTorch weights has batch normalization. "
+      'Leave out --fold, or export another format.'
+    )
   backend.import_jax()
   import safetensors.numpy
 

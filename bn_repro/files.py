@@ -1,6 +1,7 @@
 """Paths that users give, locks on files, and errors of the system."""
 
 import argparse
+from collections.abc import Sequence
 import errno
 import fcntl
 import os
@@ -97,6 +98,25 @@ def add_path_argument(
   parser.add_argument(
     flag, type=lambda text: expand(flag, text), metavar=metavar, **options
   )
+
+
+def check_output(flag: str, path: Path, inputs: Sequence[Path]) -> None:
+  """Checks a file to write, before anything is computed for it.
+
+  Args:
+    flag: such as '--csv'.
+    path: value of the flag.
+    inputs: files that the command reads.
+
+  Raises:
+    UserError: if its folder does not exist, or it is a folder or an input.
+  """
+  if not path.parent.is_dir():
+    raise UserError(f'{flag}={path}: no folder {path.parent}. Create it.')
+  if path.is_dir():
+    raise UserError(f'{flag}={path}: is a folder. Name a file.')
+  if path in inputs:
+    raise UserError(f'{flag}={path}: is one of the files to read.')
 
 
 def lock(file: IO[Any], *, shared: bool = False) -> bool:

@@ -50,6 +50,7 @@ examples:
 
 writes into the workdir:
   config.json  run.json  metrics.jsonl  status.json  checkpoints/
+  model.safetensors, the network at the last evaluation
 
 exit code:
   0   done
@@ -206,9 +207,13 @@ def _exit_code_if_ended(
   def ended() -> tuple[int, str] | None:
     status = workdir.status()
     num_examples = len(dataset.splits['train'])
-    if status.get('status') == Status.DONE and status.get(
-      'step'
-    ) == config_lib.total_steps(config, num_examples):
+    total_steps = config_lib.total_steps(config, num_examples)
+    is_done = (
+      status.get('status') == Status.DONE and status.get('step') == total_steps
+    )
+    if is_done and not workdir.model.exists():
+      return None  # The last evaluation writes it again.
+    if is_done:
       message = f'this run is done, at step {status["step"]}.'
     elif status.get('status') == Status.DIVERGED:
       message = (

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog='python -m bn_repro.predict',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
   )
   files.add_path_argument(
     parser,
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser,
     '--csv',
     metavar='FILE',
-    help='file for a table of the N classes: file, rank, label, probability',
+    help='file for a table of the N classes: file, rank, label, name, '
+    'probability',
   )
   files.add_path_argument(
     parser,
@@ -77,6 +79,9 @@ def _path(text: str) -> Path:
 
 def _predict(flags: argparse.Namespace) -> int:
   """Classifies the images of the command line; returns the exit code."""
+  for flag, path in (('--csv', flags.csv), ('--sheet', flags.sheet)):
+    if path is not None:
+      files.check_output(flag, path, flags.images)
   backend.import_jax()
   from bn_repro.inference import model as model_lib
   from bn_repro.training import model_file
@@ -91,23 +96,25 @@ def _predict(flags: argparse.Namespace) -> int:
   width = max(len(str(image)) for image in flags.images)
   table = io.StringIO()
   rows = csv.writer(table, lineterminator='\n')
-  rows.writerow(('file', 'rank', 'class', 'label', 'probability'))
+  rows.writerow(('file', 'rank', 'label', 'name', 'probability'))
   drawn: list[Any] = []
   failed = 0
-  for prediction in _with_progress(model, flags.images):
-    if prediction.error:
-      failed += 1
-      print(f'error: {prediction.name}: {prediction.error}', file=sys.stderr)
-      continue
-    classes = _largest(model, prediction, top)
-    columns = [f'{name} {value:.1%}' for _, name, value in classes]
-    print('  '.join([f'{prediction.name:{width}}', *columns]))
-    for rank, (label, name, value) in enumerate(classes, start=1):
-      rows.writerow((prediction.name, rank, label, name, f'{value:.6g}'))
-    if len(drawn) < SHEET_IMAGES:
-      shown = [(name, value) for _, name, value in classes]
-      drawn.append((Path(prediction.name).name, prediction.pixels, shown))
-  _write(flags, table.getvalue(), drawn)
+  try:
+    for prediction in _with_progress(model, flags.images):
+      if prediction.error:
+        failed += 1
+        print(f'error: {prediction.name}: {prediction.error}', file=sys.stderr)
+        continue
+      classes = _largest(model, prediction, top)
+      columns = [f'{name} {value:.1%}' for _, name, value in classes]
+      print('  '.join([f'{prediction.name:{width}}', *columns]))
+      for rank, (label, name, value) in enumerate(classes, start=1):
+        rows.writerow((prediction.name, rank, label, name, f'{value:.6g}'))
+      if len(drawn) < SHEET_IMAGES:
+        shown = [(name, value) for _, name, value in classes]
+        drawn.append((Path(prediction.name).name, prediction.pixels, shown))
+  finally:  # Also what was done before Ctrl-C.
+    _write(flags, table.getvalue(), drawn)
   if failed:
     print(
       f'error: {failed} of {len(flags.images)} images not classified',
@@ -148,31 +155,37 @@ def _largest(
 def _with_progress(
   model: 'Model', images: Sequence[Path]
 ) -> Iterator['Prediction']:
-  """Yields predictions, and shows how many images are left."""
+  """Yields predictions, and shows after each batch how many images are left."""
+  from bn_repro.inference.model import BATCH_SIZE
+
   shown = 0.0
   with ImageProgress('images', 0, len(images)) as display:
     for done, prediction in enumerate(model.predictions(images), start=1):
       yield prediction
-      display.show(done, model.waited - shown)
-      shown = model.waited
+      if done % BATCH_SIZE == 0 or done == len(images):
+        display.show(done, model.waited - shown)
+        shown = model.waited
 
 
 def _write(flags: argparse.Namespace, table: str, drawn: list[Any]) -> None:
   """Writes the files that were asked for."""
+  if not drawn:
+    return  # No image could be classified.
+  outputs: list[tuple[Path, str | bytes]] = []
   if flags.csv:
-    try:
-      workdir.replace_file(flags.csv, table)
-    except OSError as error:
-      raise UserError(f'--csv={flags.csv}: {error.strerror}') from error
-    print(f'written: {flags.csv}')
-  if flags.sheet and drawn:
-    from bn_repro.report import figures
+    outputs.append((flags.csv, table))
+  if flags.sheet:
+    from bn_repro.report import figures  # Importing Matplotlib takes a second.
 
+    outputs.append((flags.sheet, figures.prediction_sheet(drawn)))
+  for path, content in outputs:
     try:
-      figures.prediction_sheet(drawn, flags.sheet)
-    except (OSError, ValueError) as error:
-      raise UserError(f'--sheet={flags.sheet}: {error}') from error
-    print(f'drawn: {flags.sheet}')
+      workdir.replace_file(path, content)
+    except OSError as error:
+      raise UserError(
+        f'{path}: cannot be written ({error.strerror}).'
+      ) from error
+    print(f'wrote {path}')
 
 
 if __name__ == '__main__':

@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
-import zipfile
 
 import numpy as np
 
@@ -222,7 +221,8 @@ def _read_npz(file: Path) -> dict[str, np.ndarray]:
   try:
     with file.open('rb') as content, np.load(content) as arrays:
       return {name: arrays[name] for name in arrays.files}
-  except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+  # Damaged archives raise errors of zipfile, of zlib and of NumPy.
+  except Exception as error:
     raise UserError(f'--file={file}: damaged: {error}.') from error
 
 

@@ -57,7 +57,7 @@ def test_table_csv_and_sheet(trained_workdir, digits, tmp_path, capsys):
   rows = list(csv.DictReader(table.read_text().splitlines()))
   assert len(rows) == 15
   for row, label in zip(rows, order.ravel(), strict=True):
-    assert int(row['class']) == label and row['label'] == str(label)
+    assert int(row['label']) == label and row['name'] == str(label)
     number = paths.index(type(paths[0])(row['file']))
     value = float(row['probability'])
     np.testing.assert_allclose(value, probabilities[number, label], rtol=1e-3)
@@ -90,8 +90,10 @@ def test_undecodable_images_are_named_and_the_others_classified(
     (['--model={run}'], 'IMAGE'),
     (['a.png'], '--model'),
     (['--model={run}', '--top=0', 'a.png'], 'at least 1'),
-    (['--model={run}', '--csv={tmp}/no/a', '{digit}'], 'No such file'),
-    (['--model={run}', '--sheet={tmp}/no/a.png', '{digit}'], 'No such file'),
+    (['--model={run}', '--csv={tmp}/no/a', '{digit}'], 'no folder'),
+    (['--model={run}', '--sheet={tmp}/no/a.png', '{digit}'], 'no folder'),
+    (['--model={run}', '--sheet={tmp}', '{digit}'], 'is a folder'),
+    (['--model={run}', '--csv={digit}', '{digit}'], 'one of the files to read'),
   ],
 )
 def test_mistakes_are_one_line(

@@ -201,7 +201,8 @@ def _list_files(folder: Path, classes: Sequence[str]) -> _Files:
       problem = f'contains the folder {inner[0]}' if inner else 'is empty'
       raise UserError(
         f'{folder / name}: {problem}. The folder of a class must contain its '
-        'images and nothing else.'
+        'images and nothing else; folders of splits are named train and '
+        'validation.'
       )
     if not name.isprintable():
       raise UserError(

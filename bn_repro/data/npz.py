@@ -68,9 +68,10 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
   # Damaged archives raise errors of zipfile, of zlib and of NumPy.
   except Exception as error:
     reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+    if 'pickle' in reason:  # NumPy would advise to allow it.
+      reason = 'no archive, or one with objects that need pickle'
     raise UserError(
-      f'{path}: not a sound file from numpy.savez ({reason}). Objects that '
-      'need pickle are not read.'
+      f'{path}: not a sound file from numpy.savez ({reason}).'
     ) from error
 
 

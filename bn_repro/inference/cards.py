@@ -9,7 +9,7 @@ _BOXES = {
   'proportional': 'the central 87.5 % of each side',
 }
 _NORMALIZATIONS = {
-  'symmetric': 'RGB in [-1, 1]',
+  'symmetric': 'values in [-1, 1]',
   'caffe': 'BGR in [0, 255] minus (104, 117, 128)',
   'torchvision': 'RGB in [0, 1] minus (0.485, 0.456, 0.406), divided by '
   '(0.229, 0.224, 0.225)',
@@ -44,10 +44,9 @@ def card(file: model_file.ModelFile, name: str, notes: Sequence[str]) -> str:
   config, facts = file.config, file.facts
   rows = {
     'network': f'{config.model.name}, width {config.model.width:g}, '
-    f'{config.model.nonlinearity}, '
-    + ('batch normalization' if config.bn.enabled else 'no BN layers'),
+    f'{config.model.nonlinearity}, ' + _norm(file),
     'config': facts.get('config_file', ''),
-    'source': facts.get('source', ''),
+    'source': _source(facts.get('source')),
     'trained on': f'{config.data.name}, fingerprint {facts["data_fingerprint"]}'
     if 'data_fingerprint' in facts
     else '',
@@ -62,6 +61,21 @@ def card(file: model_file.ModelFile, name: str, notes: Sequence[str]) -> str:
   return '\n'.join(
     [f'# {name}', '', '| | |', '|---|---|', *table, '']
     + [line for note in notes for line in (note, '')]
+  )
+
+
+def _norm(file: model_file.ModelFile) -> str:
+  if file.facts.get('folded'):
+    return 'batch normalization, folded into the layers'
+  return 'batch normalization' if file.config.bn.enabled else 'without BN'
+
+
+def _source(source: dict | None) -> str:
+  """Returns where imported weights come from."""
+  if not source:
+    return ''
+  return (
+    f'{source["file"]} of {source["project"]}, SHA-256 {source["sha256"][:16]}'
   )
 
 

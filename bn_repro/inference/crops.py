@@ -19,6 +19,9 @@ COUNTS = (1, 10, 144)
 # The shorter sides, for a network of images of `_SIZE`.
 _SIDES = (256, 288, 320, 352)
 _SIZE = 224
+# A longer image is cut to this ratio of its sides: resized as a whole, it would
+# fill the memory. Our choice.
+_MAX_RATIO = 16
 
 
 def shorter_sides(crops: int, size: int) -> list[int]:
@@ -46,6 +49,10 @@ def views(pixels: np.ndarray, crops: int, size: int) -> np.ndarray:
     uint8 (crops, size, size, channels).
   """
   found = []
+  height, width = pixels.shape[:2]
+  longest = _MAX_RATIO * min(height, width)
+  top, left = (max(length - longest, 0) // 2 for length in (height, width))
+  pixels = pixels[top : top + longest, left : left + longest]
   for side in shorter_sides(crops, size):
     # Most crops are windows of this image, which is resized once.
     squares = _squares(_resize(pixels, side))

@@ -63,6 +63,8 @@ def evaluate_model(
     x.partition('=')[0] not in config_fields.CHANGEABLE for x in overrides
   )
   _check_data(model, dataset, workdir.path, other_data=other_data)
+  if real is not None:
+    real_labels_lib.check_split(images)
   if path is None and crops > 1:
     path = workdir.path / 'probabilities' / f'{split}-{crops}.npz'
   known = {
@@ -77,7 +79,9 @@ def evaluate_model(
     own, wanted = (kinds[x.image_shape[2]] for x in (images, model))
     print(f'{own} images are converted to {wanted}', flush=True)
   if count_overlap:
-    print(_describe_overlap(model, config, images), flush=True)
+    is_own = dataset.fingerprint == model.facts.get('data_fingerprint')
+    training = config if is_own else model.config  # Own data may have moved.
+    print(_describe_overlap(training, images), flush=True)
   cli.set_up_jax(config)
   found = multi_crop.compute(
     forward.create_predict(model),
@@ -117,8 +121,8 @@ def _check_data(
   """Compares the data to evaluate with those of the training.
 
   Raises:
-    UserError: if the number of classes differs, or the data do and `other_data`
-      is False.
+    UserError: if the number or the order of classes differs, or the data do
+      and `other_data` is False.
   """
   trained = model.facts.get('data_fingerprint')  # Imported weights have none.
   if trained and trained != dataset.fingerprint and not other_data:
@@ -133,6 +137,13 @@ def _check_data(
       f'and the data have {dataset.num_classes}. Evaluate on data with the '
       'same classes.'
     )
+  names = list(model.label_names), list(dataset.label_names)
+  if names[0] != names[1] and sorted(names[0]) == sorted(names[1]):
+    raise UserError(
+      f'--workdir={path}: the data have the classes of the network in another '
+      f'order ({", ".join(names[1][:5])}, not {", ".join(names[0][:5])}). Give '
+      'them the labels of the network.'
+    )
   for label, (own, name) in enumerate(
     zip(model.label_names, dataset.label_names, strict=True)
   ):
@@ -145,30 +156,23 @@ def _check_data(
       break
 
 
-def _describe_overlap(
-  model: ModelFile, config: ConfigDict, images: Split
-) -> str:
+def _describe_overlap(training: ConfigDict, images: Split) -> str:
   """Counts the images that the network was trained on.
 
   Args:
-    model: the network, whose config names the training data.
-    config: the config of the data to evaluate.
+    training: a config of the training data.
     images: the split to evaluate.
 
   Raises:
     UserError: if the training data are missing, or stored in another form.
   """
-  overrides = ['data.distorted_copies=0']
-  if config.data.name == model.config.data.name:
-    overrides.append(f'data.data_dir={config.data.data_dir}')
-  training = config_lib.override(model.config, overrides).data
-  train = datasets.load(training, model.config.seed).splits['train']
+  training = config_lib.override(training, ['data.distorted_copies=0'])
+  train = datasets.load(training.data, training.seed).splits['train']
   forms = [(x.in_memory, x.image_shape) for x in (train, images)]
   if forms[0] != forms[1]:
     raise UserError(
-      f'--overlap: only equal files or equal pixels are found, and the images '
-      f'of {training.name} and {config.data.name} are stored in different '
-      'forms.'
+      '--overlap: only equal files or equal pixels are found, and the training '
+      f'images, of {training.data.name}, are stored in another form than these.'
     )
   count = overlap(train, images)
   return f'{count} of {len(images)} images are training images as well'

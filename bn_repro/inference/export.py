@@ -111,11 +111,15 @@ def to_stablehlo(file: model_file.ModelFile) -> bytes:
   with config.unlocked():
     config.model.dtype = 'float32'
   file = dataclasses.replace(file, config=config)
-  probabilities = forward.create_probabilities(file)
-  variables = jax.tree.map(jnp.asarray, file.variables)
+  # A network in float64 has set JAX up for it.
+  with jax.enable_x64(False):  # noqa: FBT003
+    probabilities = forward.create_probabilities(file)
+    variables = jax.tree.map(
+      lambda x: jnp.asarray(x, jnp.float32), file.variables
+    )
 
-  (batch,) = export.symbolic_shape('batch')
-  images = jax.ShapeDtypeStruct((batch, *file.image_shape), np.uint8)
-  program = jax.jit(lambda images: probabilities(variables, images))
-  exported = export.export(program, platforms=PLATFORMS)(images)
+    (batch,) = export.symbolic_shape('batch')
+    images = jax.ShapeDtypeStruct((batch, *file.image_shape), np.uint8)
+    program = jax.jit(lambda images: probabilities(variables, images))
+    exported = export.export(program, platforms=PLATFORMS)(images)
   return bytes(exported.serialize())

@@ -233,7 +233,8 @@ def find(path: str | os.PathLike[str]) -> Path:
     found = found / model_file.NAME
     if not found.is_file():
       raise UserError(
-        f'{found}: does not exist. A run writes it at its first evaluation.'
+        f'{found}: does not exist. A run writes it at its first evaluation; '
+        'a run that is done, if you run its training command again.'
       )
   return found
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import tempfile
 import time
 from typing import IO, Any
+import zlib
 
 import numpy as np
 
@@ -94,6 +95,7 @@ def compute(
         new = np.zeros(len(indices), records.dtype)
         new['probabilities'] = _averages(predict, views, facts['crops'])
         new['label'], new['replaced'] = labels, is_replaced
+        new['crc'] = _checksums(new)
         if not probabilities.are_distributions(new['probabilities']).all():
           raise UserError(
             f'{facts["model"]}: its probabilities of {name} image {done} or '
@@ -204,9 +206,9 @@ def _open_partial(
   """Opens the file of finished images for appending.
 
   The file begins with a line of JSON, the facts. Then each image has a record.
-  Records are flushed but not synchronized: after a power failure the last ones
-  may be cut or zero, and are computed again. So are those of a group that is
-  not complete, because a result may depend on its place in a batch.
+  Records are flushed but not synchronized: after a power failure parts of the
+  last ones may be missing, and they are computed again. So are those of a group
+  that is not complete, because a result may depend on its place in a batch.
 
   Args:
     path: the file to compute; None for a temporary one.
@@ -225,6 +227,7 @@ def _open_partial(
       ('probabilities', '<f4', (len(facts['label_names']),)),
       ('label', '<i4'),
       ('replaced', '<i4'),
+      ('crc', '<u4'),
     ]
   )
   header = json.dumps(facts).encode() + b'\n'
@@ -248,7 +251,7 @@ def _open_partial(
       _check_facts(partial, _parse(found), facts)
       header = found
     records = _read_records(file, dtype)
-    valid = probabilities.are_distributions(records['probabilities'])
+    valid = records['crc'] == _checksums(records)
     count = len(valid) if valid.all() else int(valid.argmin())
     if count < total:
       count -= count % group
@@ -271,6 +274,13 @@ def _read_records(file: IO[bytes], dtype: np.dtype) -> np.ndarray:
   file.readline()
   content = file.read()
   return np.frombuffer(content, dtype, len(content) // dtype.itemsize)
+
+
+def _checksums(records: np.ndarray) -> np.ndarray:
+  """The CRC-32 of each record without its own, uint32 (records,)."""
+  content = records.copy()
+  content['crc'] = 0
+  return np.array([zlib.crc32(x.tobytes()) for x in content], np.uint32)
 
 
 def _check_facts(

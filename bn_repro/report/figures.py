@@ -122,14 +122,15 @@ def contact_sheet(
 
 def prediction_sheet(
   predictions: Sequence[tuple[str, np.ndarray, Sequence[tuple[str, float]]]],
-  path: Path,
-) -> None:
-  """Writes a PNG of images, each beside bars of its largest probabilities.
+) -> bytes:
+  """Draws images, each beside bars of its largest probabilities.
 
   Args:
     predictions: for each image a caption, its pixels (uint8, (height, width, 1
       or 3)), and classes with their probabilities, the largest first.
-    path: path of the PNG.
+
+  Returns:
+    A PNG.
   """
   num_bars = len(predictions[0][2])
   rows = math.ceil(len(predictions) / _PREDICTION_COLUMNS)
@@ -156,8 +157,10 @@ def prediction_sheet(
     for position, (name, probability) in zip(positions, classes, strict=True):
       text = f'{textwrap.shorten(name, 28, placeholder="…")}  {probability:.1%}'
       bars.text(0.02, position, plain_text(text), va='center', fontsize=8)
-  figure.savefig(path, dpi=100)
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='png', dpi=100)
   plt.close(figure)
+  return buffer.getvalue()
 
 
 def curves(section: Section, out: Path, name: str) -> None:

@@ -28,6 +28,8 @@ NAME = workdir.MODEL
 
 # The entry of the header that holds `ModelFile.facts`.
 _ENTRY = 'bn_repro'
+# What JSON raises that is damaged or of another shape.
+_BAD_JSON = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 # Largest header that is read. That of Inception has 60 kB, and that of 1,000
 # class names 20 kB more. Our choice.
 _MAX_HEADER = 10_000_000
@@ -47,7 +49,8 @@ class ModelFile:
     facts: further facts, a JSON object: `statistics` (population, moving, or
       None without BN), `evaluation` (the line of metrics of these variables),
       `data_fingerprint` of the training data, `config_file` (the value of
-      --config) and `revision` of the code.
+      --config), `revision` of the code, `source` (of imported weights) and
+      `folded` (if BN was merged into the layers).
   """
 
   variables: Mapping[str, Any]
@@ -116,17 +119,17 @@ def read(path: Path) -> ModelFile:
     header = workdir.remove_checksum(json.loads(metadata[_ENTRY]))
     if header['digest'] != _digest(arrays):
       raise ValueError('the arrays do not match their checksum')
-  except (ValueError, LookupError, TypeError) as error:
+    config, unpadded = header['config'], header['unpadded_shape']
+    content: dict[str, Any] = {
+      'variables': nested(arrays),
+      'label_names': tuple(header['label_names']),
+      'image_shape': tuple(header['image_shape']),
+      'unpadded_shape': unpadded and tuple(unpadded),
+      'facts': dict(header['facts']),
+    }
+  except _BAD_JSON as error:
     raise UserError(f'{path}: not a sound model file: {error}.') from error
-  unpadded = header['unpadded_shape']
-  return ModelFile(
-    variables=nested(arrays),
-    config=config_lib.from_json(header['config'], str(path)),
-    label_names=tuple(header['label_names']),
-    image_shape=tuple(header['image_shape']),
-    unpadded_shape=unpadded and tuple(unpadded),
-    facts=header['facts'],
-  )
+  return ModelFile(config=config_lib.from_json(config, str(path)), **content)
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -138,30 +141,29 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
       claims and the file does not hold.
   """
   try:
-    size = path.stat().st_size
-    with path.open('rb') as file:
-      length = int.from_bytes(file.read(8), 'little')
-      if size < 8 or length > size - 8:
-        raise ValueError(f'truncated: {size:,} bytes')
-      if length > _MAX_HEADER:
-        raise ValueError(f'its header has {length:,} bytes')
-      text = file.read(length)
+    content = path.read_bytes()
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror}).') from error
+  length = int.from_bytes(content[:8], 'little')
+  if len(content) < 8 or length > len(content) - 8:
+    raise ValueError(
+      f'truncated, or no safetensors file: {len(content):,} bytes'
+    )
+  if length > _MAX_HEADER:
+    raise ValueError(f'its header has {length:,} bytes')
   try:
-    header = json.loads(text)
+    header = json.loads(content[8 : 8 + length])
     metadata = dict(header.pop('__metadata__', {}))
     total = sum(
       end - begin for begin, end in (x['data_offsets'] for x in header.values())
     )
-  except (ValueError, LookupError, TypeError, AttributeError) as error:
+  except _BAD_JSON as error:
     raise ValueError('its header is damaged') from error
+  if total != len(content) - 8 - length:
+    raise ValueError(f'its header claims {total:,} bytes of arrays')
   try:
-    if total != size - 8 - length:
-      raise ValueError(f'its header claims {total:,} bytes of arrays')
-    with safetensors.safe_open(path, 'numpy') as file:
-      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-  except (safetensors.SafetensorError, TypeError, AttributeError) as error:
+    arrays = safetensors.numpy.load(content)
+  except (safetensors.SafetensorError, LookupError, TypeError) as error:
     raise ValueError(' '.join(str(error).split())) from error
   return arrays, metadata
 

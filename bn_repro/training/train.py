@@ -387,7 +387,7 @@ class Trainer:
 
     Test images are evaluated after the last step only. The model is written
     before the line of its evaluation: a run that is stopped between them
-    evaluates, and writes the model, again.
+    evaluates, and writes the model, again. So does one whose model is missing.
 
     Raises:
       Diverged: if a loss is not finite.
@@ -404,9 +404,11 @@ class Trainer:
       ]
       for statistics in evaluation.statistics_modes(self.experiment)
     }
+    modes = list(missing)
+    if not self._workdir.model.exists():
+      missing[modes[-1]] = splits
     with self.clock.spending('evaluation'):
       self._fetch_pending_sums()
-      modes = list(missing)
       for line, inference in evaluation.evaluate(
         self.experiment, self._state, missing, self._check
       ):
@@ -418,7 +420,9 @@ class Trainer:
           )
         if line.get('statistics') == modes[-1]:
           self._write_model(inference, line)
-        self._writer.write(line)
+        statistics = line.get('statistics')
+        if not self._writer.has(line['step'], line['split'], statistics):
+          self._writer.write(line)
 
   def _write_model(self, inference: TrainState, line: dict[str, Any]) -> None:
     """Writes what `line` was computed with as the model of the workdir."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import dataclasses
 import json
-import os
 from pathlib import Path
 import platform
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from benchmarks import measure
 from bn_repro import host
 from bn_repro.errors import UserError
+from bn_repro.runtime import workdir
 
 
 def _processor() -> str:
@@ -87,9 +87,7 @@ def add(
     'busy': round(busy, 3),
     'figures': [dataclasses.asdict(figure) for figure in figures],
   }
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  temporary.write_text(json.dumps(contents, indent=1) + '\n')
-  temporary.replace(path)
+  workdir.replace_file(path, json.dumps(contents, indent=1) + '\n')
 
 
 def table(contents: dict[str, Any], names: Sequence[str]) -> str:

@@ -214,6 +214,13 @@ def relabel(monkeypatch, names):
   )
 
 
+def test_classes_in_another_order_are_refused(command, monkeypatch):
+  relabel(monkeypatch, [str(i) for i in reversed(range(10))])
+  code, said = command('--other_data', '--crops=1')
+  assert code == 1 and said.err.count('\n') == 1
+  assert 'classes of the network in another order (9, 8,' in said.err
+
+
 def test_data_that_differ_are_asked_for(command, monkeypatch):
   relabel(monkeypatch, [str(i) for i in range(10)])
   # A field that a resumed run may change as well does not ask for other data.
@@ -238,7 +245,7 @@ def test_overlap_with_the_training_images(command):
     assert f'\n{expected}images are training images as well\n' in said.out
   code, said = command('--overlap', '--config.data.name=synthetic')
   assert code == 1 and said.err.count('\n') == 2
-  assert 'mnist_5k and synthetic are stored in different forms' in said.err
+  assert 'of mnist_5k, are stored in another form' in said.err
 
 
 def test_mistakes(run, command, monkeypatch):

@@ -5,16 +5,19 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.export
 import numpy as np
 import pytest
 import safetensors.numpy
 from support import environment
+import torch
 
 import bn_repro
 from bn_repro import config as config_lib
 from bn_repro import export as command
 from bn_repro.errors import UserError
-from bn_repro.inference import export, forward
+from bn_repro.inference import export, forward, torch_network
 from bn_repro.models import factory
 from bn_repro.training import model_file
 
@@ -66,6 +69,52 @@ def test_stablehlo_runs_by_the_ten_lines_of_its_card(
     rtol=0,
     atol=1e-5,
   )
+
+
+def test_torch_has_the_names_and_logits_of_the_card(
+  trained_workdir, model, tmp_path, capsys
+):
+  out = tmp_path / 'net.safetensors'
+  code, *_ = run(
+    capsys, f'--model={trained_workdir}', '--format=torch', f'--out={out}'
+  )
+  assert code == 0
+  weights = {
+    name: torch.from_numpy(array)
+    for name, array in safetensors.numpy.load_file(out).items()
+  }
+  pixels = torch.from_numpy(images().transpose(0, 3, 1, 2)) / 127.5 - 1
+  card = (tmp_path / 'net.safetensors.md').read_text()
+  (call,) = re.findall(r'torch_network\.logits\(weights, images, (.*)\)', card)
+  logits = torch_network.logits(weights, pixels, **eval(f'dict({call})'))
+  np.testing.assert_allclose(
+    torch.softmax(logits, -1).numpy(),
+    forward.create_predict(model.file)(images()),
+    atol=1e-5,
+  )
+  code, _, errors = run(
+    capsys,
+    f'--model={trained_workdir}',
+    '--format=torch',
+    '--fold',
+    f'--out={tmp_path / "folded"}',
+  )
+  assert code == 1 and 'has batch normalization' in errors
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float64'])
+def test_stablehlo_computes_in_float32(model, dtype, x64):
+  config = model.file.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.model.dtype = dtype
+  variables = jax.tree.map(
+    lambda x: np.asarray(x, np.float64 if dtype == 'float64' else x.dtype),
+    dict(model.file.variables),
+  )
+  file = dataclasses.replace(model.file, config=config, variables=variables)
+  program = jax.export.deserialize(bytearray(export.to_stablehlo(file)))
+  text = program.mlir_module()
+  assert 'f32' in text and 'f64' not in text and 'bf16' not in text
 
 
 def test_safetensors_is_the_model_again(

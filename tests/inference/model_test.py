@@ -81,10 +81,20 @@ def test_preprocessing_of_a_network_of_whole_images(model):
   np.testing.assert_allclose(seen[2:-2, 2:-2], 76, atol=1)
 
 
-def test_preprocessing_of_a_network_of_crops(model, tmp_path):
-  """What evaluation sees of the same file."""
+@pytest.mark.parametrize(
+  'name, box',
+  [('square', crops.central_box), ('proportional', crops.proportional_box)],
+)
+def test_preprocessing_of_a_network_of_crops(model, tmp_path, name, box):
+  """What evaluation sees of the same file, and of its pixels."""
+  config = model.file.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.data.evaluation_box = name
   file = dataclasses.replace(
-    model.file, unpadded_shape=None, image_shape=(32, 32, 3)
+    model.file,
+    config=config,
+    unpadded_shape=None,
+    image_shape=(32, 32, 3),
   )
   cropped = model_lib.Model(file)
   rng = np.random.default_rng(0)
@@ -92,10 +102,24 @@ def test_preprocessing_of_a_network_of_crops(model, tmp_path):
   path = tmp_path / 'a.jpg'
   Image.fromarray(small).resize((300, 200)).save(path)
   expected = np.empty((32, 32, 3), np.uint8)
-  jpeg.decode_view(
-    path.read_bytes(), crops.central_box, expected, as_shown=True
-  )
+  jpeg.decode_view(path.read_bytes(), box, expected, as_shown=True)
   np.testing.assert_array_equal(cropped.preprocess(path), expected)
+  # A file is decoded at half of its size.
+  pixels = np.asarray(Image.open(path))
+  errors = cropped.preprocess(pixels).astype(int) - expected
+  assert abs(errors).mean() < 4
+
+
+def test_probabilities_of_a_network_in_bfloat16(model):
+  """The softmax is computed in float32."""
+  config = model.file.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.model.dtype = 'bfloat16'
+  rounded = model_lib.Model(dataclasses.replace(model.file, config=config))
+  digits = datasets.load(config.data, 0).splits['test'].images[:32, 2:-2, 2:-2]
+  probabilities = rounded.predict(digits)
+  np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-6)
+  np.testing.assert_allclose(probabilities, model.predict(digits), atol=0.1)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,9 @@ def test_one_crop_is_the_view_of_evaluation():
   assert [len(batch) for batch in network.batches] == [48, 48, 48]
 
 
-@pytest.mark.parametrize('damage', ['none', 'cut', 'zeros', 'cut header'])
+@pytest.mark.parametrize(
+  'damage', ['none', 'cut', 'zeros', 'zero label', 'cut header']
+)
 @pytest.mark.parametrize('num_crops', [1, 10, 144])
 def test_an_interrupted_file_is_resumed(num_crops, damage, tmp_path):
   """No batch is computed twice, and the file is equal to the byte."""
@@ -115,13 +117,17 @@ def test_an_interrupted_file_is_resumed(num_crops, damage, tmp_path):
     content = content[:-5]
   elif damage == 'zeros':
     content = content + bytes(300)
+  elif damage == 'zero label' and done:
+    # Of the last image: its probabilities still add up to 1.
+    content = content[:-12] + bytes(12)
   elif damage == 'cut header':
     content = content[:20]
   partial.write_bytes(content)
   second = Network()
   compute(second, num_crops, path, split)
-  lost = {'none': 0, 'zeros': 0, 'cut': 1 if done else 0, 'cut header': done}
-  assert len(second.batches) == len(network.batches) - done + lost[damage]
+  last = 1 if done else 0
+  lost = {'cut': last, 'zero label': last, 'cut header': done}.get(damage, 0)
+  assert len(second.batches) == len(network.batches) - done + lost
   assert path.read_bytes() == whole.read_bytes()
   assert not partial.exists()
 

@@ -23,6 +23,8 @@ from support import (
   wait_for_line,
 )
 
+from bn_repro.training import model_file
+
 # In one worker, so that the runs which others are compared with train once.
 pytestmark = pytest.mark.xdist_group('resume')
 
@@ -204,6 +206,15 @@ def test_finished_run_is_left_alone(references):
   assert result.code == 0
   assert 'done' in result.out
   assert snapshot() == before
+
+
+def test_finished_run_without_a_model_evaluates_once_more(references, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(references('bn_mnist'), workdir)
+  (workdir / model_file.NAME).unlink()
+  result = run('bn_mnist', workdir)
+  assert result.returncode == 0, result.stderr
+  assert_same_run(workdir, references('bn_mnist'))
 
 
 def test_longer_run_has_had_the_same_past(references, tmp_path):

@@ -25,7 +25,13 @@ from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Preempted
 from bn_repro.runtime.profiling import Profile
 from bn_repro.runtime.workdir import check_metrics, read_json
-from bn_repro.training import checkpoint, evaluation, run_info, train
+from bn_repro.training import (
+  checkpoint,
+  evaluation,
+  model_file,
+  run_info,
+  train,
+)
 from bn_repro.training import experiment as experiment_lib
 from bn_repro.training import timing as timing_lib
 from bn_repro.training.metrics import Sums
@@ -591,6 +597,23 @@ def test_polyak_averages_are_evaluated_with_their_own_statistics(tmp_path):
   assert_equal_trees(variables(tmp_path)[1], variables(plain)[1])
   averaged = evaluated[-1]['loss']
   assert averaged != lines(plain)[-1]['loss']
+  # The model holds the averages, and not the parameters of the checkpoint.
+  model = model_file.read(tmp_path / model_file.NAME).variables['params']
+  trained = variables(tmp_path)[1]['params']
+  assert not np.array_equal(
+    model['classifier']['kernel'], trained['classifier']['kernel']
+  )
+
+
+def test_a_run_whose_model_is_lost_writes_it_again(tmp_path):
+  """Also after its last step; its lines stay as they are."""
+  train_once(tmp_path)
+  path = tmp_path / model_file.NAME
+  digest, written = model_file.read(path).digest, lines(tmp_path)
+  path.unlink()
+  train_once(tmp_path)
+  assert model_file.read(path).digest == digest
+  assert lines(tmp_path) == written
 
 
 def test_evaluation_does_not_change_training(tmp_path):
