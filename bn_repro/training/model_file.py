@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -141,31 +142,36 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
       claims and the file does not hold.
   """
   try:
-    content = path.read_bytes()
+    # Opened once: a run may replace the file meanwhile.
+    with path.open('rb') as file:
+      size = os.fstat(file.fileno()).st_size
+      prefix = file.read(8)
+      length = int.from_bytes(prefix, 'little')
+      if size < 8 or length > size - 8:
+        raise ValueError(f'truncated, or no safetensors file: {size:,} bytes')
+      if length > _MAX_HEADER:
+        raise ValueError(f'its header has {length:,} bytes')
+      text = file.read(length)
+      metadata, total = _parse_header(text)
+      if total != size - 8 - length:
+        raise ValueError(f'its header claims {total:,} bytes of arrays')
+      arrays = safetensors.numpy.load(prefix + text + file.read())
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror}).') from error
-  length = int.from_bytes(content[:8], 'little')
-  if len(content) < 8 or length > len(content) - 8:
-    raise ValueError(
-      f'truncated, or no safetensors file: {len(content):,} bytes'
-    )
-  if length > _MAX_HEADER:
-    raise ValueError(f'its header has {length:,} bytes')
-  try:
-    header = json.loads(content[8 : 8 + length])
-    metadata = dict(header.pop('__metadata__', {}))
-    total = sum(
-      end - begin for begin, end in (x['data_offsets'] for x in header.values())
-    )
-  except _BAD_JSON as error:
-    raise ValueError('its header is damaged') from error
-  if total != len(content) - 8 - length:
-    raise ValueError(f'its header claims {total:,} bytes of arrays')
-  try:
-    arrays = safetensors.numpy.load(content)
   except (safetensors.SafetensorError, LookupError, TypeError) as error:
     raise ValueError(' '.join(str(error).split())) from error
   return arrays, metadata
+
+
+def _parse_header(text: bytes) -> tuple[dict[str, str], int]:
+  """Returns the metadata of a header, and the bytes of its arrays."""
+  try:
+    header = json.loads(text)
+    metadata = dict(header.pop('__metadata__', {}))
+    offsets = [entry['data_offsets'] for entry in header.values()]
+    return metadata, sum(end - begin for begin, end in offsets)
+  except _BAD_JSON as error:
+    raise ValueError('its header is damaged') from error
 
 
 def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
