@@ -159,9 +159,21 @@ def result_of_run(workdir: Path) -> Any:
   return (
     lines,
     json.loads(meta.read_text())['checksums'],
-    (workdir / 'model.safetensors').read_bytes(),
+    result_of_model(workdir / 'model.safetensors'),
     {name: status[name] for name in ('status', 'step', 'reason')},
   )
+
+
+def result_of_model(path: Path) -> Any:
+  """The digest and the facts of a model file, without its config.
+
+  A config can name another workdir, which differs between trials.
+  """
+  content = path.read_bytes()
+  length = int.from_bytes(content[:8], 'little')
+  header = json.loads(content[8 : 8 + length])['__metadata__']
+  found = json.loads(header['bn_repro'])
+  return found['digest'], found['facts']
 
 
 def result_of_sweep(workdir: Path) -> Any:
