@@ -182,6 +182,29 @@ def add_sweep_arguments(
   )
 
 
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds `--model`, a trained network."""
+  files.add_path_argument(
+    parser,
+    '--model',
+    required=True,
+    metavar='MODEL',
+    help='workdir of a run, or a model file',
+  )
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+  """Writes a file that the user asked for, atomically.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  try:
+    workdir.replace_file(path, content)
+  except OSError as error:
+    raise UserError(f'{path}: cannot be written ({error.strerror}).') from error
+
+
 def read_config(workdir_path: Path) -> ConfigDict:
   """Reads the config of a run.
 

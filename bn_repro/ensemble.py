@@ -28,7 +28,7 @@ from bn_repro.errors import UserError
 from bn_repro.inference import averaging, probabilities
 from bn_repro.inference.averaging import Scores
 from bn_repro.inference.probabilities import Probabilities
-from bn_repro.runtime import streams, workdir
+from bn_repro.runtime import streams
 
 # Most networks whose subsets are all scored, 1,023 of them. Our choice.
 MAX_NETWORKS = 10
@@ -92,12 +92,7 @@ def _run(paths: Sequence[Path], table: Path | None, plot: Path | None) -> None:
   if outputs:
     streams.make_output_optional()
   for path, content in outputs:
-    try:
-      workdir.replace_file(path, content)
-    except OSError as error:
-      raise UserError(
-        f'{path}: cannot be written ({error.strerror}).'
-      ) from error
+    cli.write_output(path, content)
   print('\n'.join(_summary(members[0], names, scores)))
   for path, _ in outputs:
     print(f'wrote {path}')

@@ -128,11 +128,7 @@ def _evaluate_model(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
         f'data can be changed, except {" and ".join(_OF_NETWORK)}.'
       )
   workdir = Workdir(flags.workdir)
-  if not workdir.model.exists():
-    raise UserError(
-      f'{workdir.model}: does not exist. A run writes it at its first '
-      'evaluation; a run that is done, if you run its training command again.'
-    )
+  workdir.require_model()
   overrides = list(flags.overrides)
   if flags.data_dir is not None:
     overrides.append(f'data.data_dir={flags.data_dir}')
@@ -176,12 +172,7 @@ def _evaluate(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
   split = datasets.choose_split(dataset, config, flags.split)
   facts = read_json(workdir.path / 'run.json') or {}
   num_classes = facts.get('num_classes', dataset.num_classes)
-  if num_classes != dataset.num_classes:
-    raise UserError(
-      f'--workdir={workdir.path}: the network has {num_classes} classes, and '
-      f'the data have {dataset.num_classes}. Evaluate on data with the same '
-      'classes.'
-    )
+  datasets.check_num_classes(dataset, num_classes, workdir.path)
 
   cli.set_up_jax(config)
   from bn_repro import parallel

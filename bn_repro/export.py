@@ -20,7 +20,7 @@ import sys
 
 from bn_repro import cli, files
 from bn_repro.errors import UserError
-from bn_repro.runtime import backend, workdir
+from bn_repro.runtime import backend
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,13 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  files.add_path_argument(
-    parser,
-    '--model',
-    required=True,
-    metavar='MODEL',
-    help='workdir of a run, or a model file',
-  )
+  cli.add_model_argument(parser)
   parser.add_argument(
     '--format', required=True, choices=('safetensors', 'stablehlo', 'torch')
   )
@@ -100,11 +94,8 @@ def _export(flags: argparse.Namespace) -> None:
   else:
     content = model_file.to_bytes(file)
     notes.append(f"To run it: `bn_repro.load('{flags.out.name}')`.")
-  try:
-    workdir.replace_file(flags.out, content)
-    workdir.replace_file(card, cards.card(file, flags.out.name, notes))
-  except OSError as error:
-    raise UserError(f'--out={flags.out}: {error.strerror}') from error
+  cli.write_output(flags.out, content)
+  cli.write_output(card, cards.card(file, flags.out.name, notes))
   print(f'written: {flags.out} ({len(content):,} bytes) and {card}')
 
 

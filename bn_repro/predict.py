@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from bn_repro import cli, files
 from bn_repro.errors import UserError
-from bn_repro.runtime import backend, streams, workdir
+from bn_repro.runtime import backend, streams
 from bn_repro.runtime.progress import ImageProgress
 
 if TYPE_CHECKING:
@@ -37,13 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  files.add_path_argument(
-    parser,
-    '--model',
-    required=True,
-    metavar='MODEL',
-    help='workdir of a run, or a model file',
-  )
+  cli.add_model_argument(parser)
   parser.add_argument(
     'images', nargs='+', type=_path, metavar='IMAGE', help='JPEG, PNG, ...'
   )
@@ -179,12 +173,7 @@ def _write(flags: argparse.Namespace, table: str, drawn: list[Any]) -> None:
 
     outputs.append((flags.sheet, figures.prediction_sheet(drawn)))
   for path, content in outputs:
-    try:
-      workdir.replace_file(path, content)
-    except OSError as error:
-      raise UserError(
-        f'{path}: cannot be written ({error.strerror}).'
-      ) from error
+    cli.write_output(path, content)
     print(f'wrote {path}')
 
 

@@ -205,6 +205,24 @@ def choose_split(dataset: Dataset, config: ConfigDict, name: str) -> str:
   return name
 
 
+def check_num_classes(dataset: Dataset, expected: int, workdir: Path) -> None:
+  """Checks that data have as many classes as a trained network.
+
+  Args:
+    dataset: the data to evaluate.
+    expected: number of classes of the network.
+    workdir: value of --workdir, for the message.
+
+  Raises:
+    UserError: if they have not.
+  """
+  if dataset.num_classes != expected:
+    raise UserError(
+      f'--workdir={workdir}: the network has {expected} classes, and the data '
+      f'have {dataset.num_classes}. Evaluate on data with the same classes.'
+    )
+
+
 def load_sizes(config: ConfigDict) -> Dataset:
   """Returns a data set of which only the sizes and classes may be used.
 

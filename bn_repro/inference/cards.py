@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from bn_repro.data import preprocess
 from bn_repro.training import model_file
 
 _BOXES = {
@@ -10,9 +11,9 @@ _BOXES = {
 }
 _NORMALIZATIONS = {
   'symmetric': 'values in [-1, 1]',
-  'caffe': 'BGR in [0, 255] minus (104, 117, 128)',
-  'torchvision': 'RGB in [0, 1] minus (0.485, 0.456, 0.406), divided by '
-  '(0.229, 0.224, 0.225)',
+  'caffe': f'BGR in [0, 255] minus {preprocess.CAFFE_MEAN}',
+  'torchvision': f'RGB in [0, 1] minus {preprocess.TORCHVISION_MEAN}, divided '
+  f'by {preprocess.TORCHVISION_STD}',
 }
 
 

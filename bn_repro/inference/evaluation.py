@@ -131,12 +131,7 @@ def _check_data(
       f'these data have {dataset.fingerprint}. Name the folder of the data '
       'with --data_dir, or pass --other_data to evaluate on these.'
     )
-  if dataset.num_classes != len(model.label_names):
-    raise UserError(
-      f'--workdir={path}: the network has {len(model.label_names)} classes, '
-      f'and the data have {dataset.num_classes}. Evaluate on data with the '
-      'same classes.'
-    )
+  datasets.check_num_classes(dataset, len(model.label_names), path)
   names = list(model.label_names), list(dataset.label_names)
   if names[0] != names[1] and sorted(names[0]) == sorted(names[1]):
     raise UserError(

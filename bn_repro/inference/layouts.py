@@ -221,7 +221,7 @@ def without_background(arrays: Arrays) -> dict[str, np.ndarray]:
   """Drops class 0 of 1,001 classes in TF-Slim's layout, the background.
 
   The other classes then have the labels of ImageNet. A classifier of another
-  size, of a network that was trained further, is left as it is.
+  size belongs to a network that was trained further, and stays as it is.
   """
   layout = LAYOUTS['slim']
   if num_classes(layout, arrays) != 1001:

@@ -27,6 +27,7 @@ from bn_repro.errors import UserError
 from bn_repro.inference import forward
 from bn_repro.inference.crops import convert_channels
 from bn_repro.models import factory
+from bn_repro.runtime.workdir import Workdir
 from bn_repro.training import model_file
 
 # A path of an image, or uint8 (height, width[, 1 or 3]).
@@ -229,14 +230,7 @@ def find(path: str | os.PathLike[str]) -> Path:
     UserError: if there is none.
   """
   found = files.expand('--model', os.fspath(path))
-  if found.is_dir():
-    found = found / model_file.NAME
-    if not found.is_file():
-      raise UserError(
-        f'{found}: does not exist. A run writes it at its first evaluation; '
-        'a run that is done, if you run its training command again.'
-      )
-  return found
+  return Workdir(found).require_model() if found.is_dir() else found
 
 
 def _as_iterable(images: Image | Iterable[Image]) -> Iterable[Image]:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_repro import parallel
+from bn_repro.data import preprocess
 from bn_repro.errors import UserError
 from bn_repro.inference import layouts
 from bn_repro.training.model_file import ModelFile
@@ -18,8 +19,9 @@ from bn_repro.training.model_file import ModelFile
 # The steps from pixels in [0, 255] to the input, by `data.normalization`.
 _INPUTS = {
   'symmetric': 'RGB / 127.5 - 1',
-  'caffe': 'BGR - (104, 117, 128)',
-  'torchvision': '(RGB / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)',
+  'caffe': f'BGR - {preprocess.CAFFE_MEAN}',
+  'torchvision': f'(RGB / 255 - {preprocess.TORCHVISION_MEAN}) / '
+  f'{preprocess.TORCHVISION_STD}',
 }
 
 

@@ -235,6 +235,19 @@ class Workdir:
     """The path of the trained network."""
     return self.path / MODEL
 
+  def require_model(self) -> Path:
+    """Returns the path of the trained network.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if not self.model.is_file():
+      raise UserError(
+        f'{self.model}: does not exist. A run writes it at its first '
+        'evaluation; a run that is done, if you run its training command again.'
+      )
+    return self.model
+
   def check(self, config: ConfigDict) -> None:
     """Checks, without writing, that a run of `config` can use the directory.
 
