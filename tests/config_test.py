@@ -653,3 +653,10 @@ def test_json_of_another_version(change, expected):
     config_lib.from_json(saved, 'w/config.json')
   assert all(p.startswith('w/config.json: ') for p in caught.value.problems)
   assert any(expected in problem for problem in caught.value.problems)
+
+
+def test_statistics_of_activations_need_two_images_on_a_device():
+  config = load('bn.per_activation=1', 'bn.statistics=device', 'batch_size=8')
+  config_lib.check_divides(config, 4)
+  with pytest.raises(UserError, match='two images on each device'):
+    config_lib.check_divides(config, 8)

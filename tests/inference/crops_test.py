@@ -128,3 +128,14 @@ def test_gray_is_that_of_pillow():
   color = crops.convert_channels(found[0], 3)
   assert color.shape == (20, 30, 3)
   np.testing.assert_array_equal(crops.convert_channels(color, 1), found[0])
+
+
+def test_a_very_long_image_is_cut_before_it_is_enlarged():
+  """At 16 times its shorter side, around its center."""
+  rng = np.random.default_rng(0)
+  strip = rng.integers(0, 256, (2, 1000, 3), np.uint8)
+  for pixels in (strip, strip.swapaxes(0, 1)):
+    cut = pixels[484:516] if len(pixels) > 2 else pixels[:, 484:516]
+    np.testing.assert_array_equal(
+      crops.views(pixels, 144, 32), crops.views(cut, 144, 32)
+    )
