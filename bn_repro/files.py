@@ -80,6 +80,21 @@ def expand(name: str, text: str) -> Path:
   return path
 
 
+def expand_data_dir(data_dir: str, need: str) -> Path:
+  """Returns the path of data that have no usual place.
+
+  Args:
+    data_dir: value of `config.data.data_dir`.
+    need: what the data set needs, and what to pass.
+
+  Raises:
+    UserError: as `expand`; if the path is empty, with `need`.
+  """
+  if not data_dir:
+    raise UserError(f'config.data.data_dir: {need}')
+  return expand('config.data.data_dir', data_dir)
+
+
 def add_path_argument(
   parser: argparse.ArgumentParser,
   flag: str,

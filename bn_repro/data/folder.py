@@ -73,12 +73,11 @@ def load(data: ConfigDict) -> Dataset:
       image is in two classes or in both splits.
   """
   jpeg.load_turbojpeg()
-  if not data.data_dir:
-    raise UserError(
-      'config.data.data_dir: data.name=folder needs the folder of the images. '
-      'Pass --config.data.data_dir=FOLDER.'
-    )
-  root = files.expand('config.data.data_dir', data.data_dir)
+  root = files.expand_data_dir(
+    data.data_dir,
+    'data.name=folder needs the folder of the images. Pass '
+    '--config.data.data_dir=FOLDER.',
+  )
   try:
     found = _folders(root)
     folders = {'train': root}

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from bn_repro import files
 from bn_repro.data import folder, imagenet_metadata, jpeg
 from bn_repro.data.split import Dataset
-from bn_repro.errors import UserError
 
 
 def load(data: ConfigDict) -> Dataset:
@@ -23,12 +22,11 @@ def load(data: ConfigDict) -> Dataset:
     UserError: if a folder is missing or empty, or there are others.
   """
   jpeg.load_turbojpeg()
-  if not data.data_dir:
-    raise UserError(
-      'config.data.data_dir: data.name=imagenet_v2 needs the folder of an '
-      'extracted archive. Pass --config.data.data_dir=FOLDER.'
-    )
-  root = files.expand('config.data.data_dir', data.data_dir)
+  root = files.expand_data_dir(
+    data.data_dir,
+    'data.name=imagenet_v2 needs the folder of an extracted archive. Pass '
+    '--config.data.data_dir=FOLDER.',
+  )
   labels = [str(label) for label in range(imagenet_metadata.NUM_CLASSES)]
   # Like ImageNet's own images, these are decoded as they are stored.
   split = folder.open_split('test', root, labels, data, as_shown=False)

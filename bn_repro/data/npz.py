@@ -28,12 +28,10 @@ def load(data: ConfigDict) -> Dataset:
     UserError: if the file is missing, damaged or needs pickle; if its arrays
       have other names, types, shapes or values.
   """
-  if not data.data_dir:
-    raise UserError(
-      'config.data.data_dir: data.name=npz needs a file. Pass '
-      '--config.data.data_dir=FILE.npz.'
-    )
-  path = files.expand('config.data.data_dir', data.data_dir)
+  path = files.expand_data_dir(
+    data.data_dir,
+    'data.name=npz needs a file. Pass --config.data.data_dir=FILE.npz.',
+  )
   arrays = _read(path)
   try:
     splits = {'train': _split(arrays, 'images', 'labels')}
