@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from bn_repro import files
 from bn_repro.config_fields import (
+  BEFORE_FOLDS,
   CHANGEABLE,
   TYPE_NAMES,
   flatten,
@@ -43,6 +44,7 @@ MODES = ('full', 'mini')
 # Fields that were added after revision 3a68ec7, and the values that runs had
 # before: see `upgrade` and `digest`.
 ADDED_FIELDS = {
+  'data.fold': 0,
   'data.normalization': 'symmetric',
   'data.evaluation_box': 'square',
   'bn.per_activation': False,
@@ -337,11 +339,11 @@ def upgrade(saved: Mapping[str, Any]) -> ConfigDict:
   Up to revision 3a68ec7, imagenet2012 with `data.stand_in=true` was what is now
   the data set imagenet_stand_in. `digest` still includes the old field, and
   leaves out `ADDED_FIELDS` with their old values, so that runs of that revision
-  resume.
+  resume, except those on mnist_5k.
   """
   config = ConfigDict(saved)
   fields = flatten(config)
-  for name, value in ADDED_FIELDS.items():
+  for name, value in _added_fields(fields).items():
     tree, _, field = name.rpartition('.')
     if name not in fields and tree in config:
       config[tree][field] = value
@@ -350,6 +352,13 @@ def upgrade(saved: Mapping[str, Any]) -> ConfigDict:
       config.data.name = 'imagenet_stand_in'
     del config.data.stand_in
   return config
+
+
+def _added_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+  """`ADDED_FIELDS` of a config, given its fields by dotted name."""
+  if fields.get('data.name') == 'mnist_5k':
+    return ADDED_FIELDS | {'data.fold': BEFORE_FOLDS}
+  return ADDED_FIELDS
 
 
 def from_json(saved: Mapping[str, Any], path: str) -> ConfigDict:
@@ -371,11 +380,12 @@ def from_json(saved: Mapping[str, Any], path: str) -> ConfigDict:
 
 def digest(config: ConfigDict) -> str:
   """Returns 16 hexadecimal digits that identify what results depend on."""
+  fields = flatten(config)
+  added = _added_fields(fields)
   identity = {
     name: value
-    for name, value in flatten(config).items()
-    if name not in CHANGEABLE
-    and not (name in ADDED_FIELDS and value == ADDED_FIELDS[name])
+    for name, value in fields.items()
+    if name not in CHANGEABLE and not (name in added and value == added[name])
   }
   # The fields of revision 3a68ec7: see `upgrade`.
   identity['data.stand_in'] = identity['data.name'] == 'imagenet_stand_in'

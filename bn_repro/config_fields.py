@@ -13,6 +13,10 @@ from ml_collections import ConfigDict
 from bn_repro import files
 from bn_repro.models import inception_table
 
+# `data.fold` of runs on mnist_5k from before there were folds. They had 500
+# test digits. Their networks can be used, but their split is no longer made.
+BEFORE_FOLDS = -1
+
 # Takes a value; returns the requirement that it violates, or None.
 Rule = Callable[[Any], str | None]
 
@@ -48,6 +52,10 @@ def _seed(value: int) -> str | None:
 
 def _path(value: str) -> str | None:
   return files.path_problem(value) if value else None
+
+
+def _fold(value: int) -> str | None:
+  return None if BEFORE_FOLDS <= value < 5 else 'must be 0 to 4'
 
 
 def _odd(value: int) -> str | None:
@@ -110,6 +118,7 @@ FIELDS: Mapping[str, Field] = {
   'data.name': Field(str),
   'data.data_dir': Field(str, _path, changeable=True, per_host=True),
   'data.image_size': Field(int, _at_least(1)),
+  'data.fold': Field(int, _fold),
   'data.holdout': Field(int, _at_least(0)),
   'data.shuffle': Field(str, _one_of('none', 'within_shard', 'global')),
   'data.num_shards': Field(int, _at_least(1)),
@@ -202,6 +211,7 @@ def value_errors(config: ConfigDict) -> list[str]:
   """
   return _range_errors(config) or [
     *_duration_errors(config),
+    *_data_errors(config),
     *_network_errors(config),
     *_bn_errors(config),
   ]
@@ -236,6 +246,16 @@ def _duration_errors(config: ConfigDict) -> list[str]:
     for name in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every')
     if config[name] % config.steps_per_call
   ]
+
+
+def _data_errors(config: ConfigDict) -> list[str]:
+  """Checks that only the data set of several folds has one selected."""
+  if config.data.fold and config.data.name != 'mnist_5k':
+    return [
+      f'data.fold={config.data.fold}: only mnist_5k has folds; with '
+      f'config.data.name={config.data.name} it must be 0.'
+    ]
+  return []
 
 
 def _network_errors(config: ConfigDict) -> list[str]:

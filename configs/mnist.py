@@ -6,7 +6,7 @@ less accurate than with BN, and the inputs of its sigmoids drift.
   python -m bn_repro.main --config=mnist --workdir=runs/mnist
 
 `full` (the default) trains on MNIST; `mini` on 60,000 images made by small
-affine distortions from the 4,500 training digits of mnist_5k. "Our choice"
+affine distortions from the 4,000 training digits of mnist_5k. "Our choice"
 marks a value that the paper does not give.
 """
 

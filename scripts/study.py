@@ -86,7 +86,7 @@ def _fashion(base: Base, variant: str, rate: float, seed: int) -> ConfigDict:
   """
   config = base(variant)
   longer = FASHION_STEPS / config.total_steps
-  larger = (60_000 - FASHION_HOLDOUT) / 4_000
+  larger = (60_000 - FASHION_HOLDOUT) / 3_500
   multiple = config.optim.learning_rate / base('inception').optim.learning_rate
   config.seed = seed
   config.data.name = 'fashion_mnist'

@@ -32,15 +32,15 @@ def stream(config, step):
 def test_lists_what_a_step_takes(capsys):
   config = config_lib.load(MINI)
   train = datasets.check(config).splits['train']
-  # An epoch of 4,000 images is 125 steps of 32.
-  for step in (0, 124, 125, 10**9):
+  # An epoch of 3,500 images ends in the step that begins at 3,488.
+  for step in (0, 108, 109, 110, 10**9):
     code, (header, *lines), _ = run(
       capsys, f'--config={MINI}', f'--step={step}'
     )
     assert code == 0
     assert header.split()[:4] == ['epoch', 'position', 'example', 'label']
     rows = np.array([[int(x) for x in line.split()[:4]] for line in lines])
-    position = 4000 * rows[:, 0] + rows[:, 1]
+    position = 3500 * rows[:, 0] + rows[:, 1]
     np.testing.assert_array_equal(
       position, np.arange(32 * step, 32 * step + 32)
     )

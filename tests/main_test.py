@@ -32,13 +32,13 @@ def test_mistakes_in_a_config(tmp_path):
     'batch_size=many': "'many' is not a whole number",
     'optim.momentum=1.5': 'must be at least 0 and below 1',
     'model.stem=wide': 'must be one of separable, plain',
-    'batch_size=5000': 'larger than the 4000 training images',
+    'batch_size=5000': 'larger than the 3500 training images',
     'model.width=0.01': 'without channels',
     'data.image_size=16': 'too small',
     'data.name=mnist': 'data.data_dir=FOLDER',
     'eval_split=validation --config.data.holdout=0': 'config.data.holdout',
     'total_epochs=3': 'set one of them',
-    'data.num_shards=9000': 'num_shards=9000: larger than the 4000',
+    'data.num_shards=9000': 'num_shards=9000: larger than the 3500',
     'optim.learning_rate=nan': 'must be a finite number',
   }
   workdir = f'--workdir={tmp_path / "run"}'

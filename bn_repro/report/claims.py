@@ -13,7 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_repro import paper
-from bn_repro.report.runs import SPREAD_NOTE, WINDOW, Run, Section, Spread
+from bn_repro.report.runs import (
+  SPREAD_NOTE,
+  WINDOW,
+  Repetition,
+  Run,
+  Section,
+  Spread,
+)
 from bn_repro.runtime import workdir
 
 # Verdicts.
@@ -110,7 +117,7 @@ class Claim:
     verdict: str,
     ours: str = '',
     section: str = '',
-    seeds: Sequence[int] = (),
+    seeds: Sequence[Repetition] = (),
   ) -> Row:
     """The claim's row in the ledger."""
     names = ', '.join(map(str, seeds))

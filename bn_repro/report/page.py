@@ -129,13 +129,14 @@ def _status(run: Run) -> str:
 
 
 def _plain_run(section: Section, run: Run) -> Run | None:
-  """The run of Inception, without BN, with the same seed.
+  """The run of Inception, without BN, with the same seed and fold.
 
   None if there is no such run, or if Inception has several settings.
   """
   groups = section.settings_of('inception')
   runs = groups[0].runs if len(groups) == 1 else []
-  return next((plain for plain in runs if plain.seed == run.seed), None)
+  same = (plain for plain in runs if plain.repetition == run.repetition)
+  return next(same, None)
 
 
 def _fig_3_row(section: Section, group: Group) -> dict[str, str]:

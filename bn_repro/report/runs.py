@@ -1,7 +1,8 @@
 """Runs read from their workdirs, and grouped for comparison.
 
-A `Group` holds the runs of one variant and setting, one for each seed. A
-`Section` holds the groups that can be compared with each other.
+A `Group` holds the runs of one variant and setting, one for each repetition: a
+seed and a fold of the data. A `Section` holds the groups that can be compared
+with each other.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ import dataclasses
 import math
 from pathlib import Path
 import statistics
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -36,7 +37,7 @@ SPREAD_NOTE = (
 
 # Fields in which runs of one setting may differ. Best accuracies depend on the
 # length of a run and on how often it is evaluated, so these are not among them.
-INCIDENTAL = {'seed', *config_fields.CHANGEABLE} - {
+INCIDENTAL = {'seed', 'data.fold', *config_fields.CHANGEABLE} - {
   'total_steps',
   'total_epochs',
   'eval_every',
@@ -49,6 +50,22 @@ Point = tuple[float, float]
 
 # The files of a workdir that the report reads.
 _FILES = ('config.json', 'run.json', 'status.json', 'metrics.jsonl')
+
+
+class Repetition(NamedTuple):
+  """What distinguishes the runs of one variant and setting.
+
+  Attributes:
+    seed: `seed` of the config.
+    fold: `data.fold` of the config.
+  """
+
+  seed: int
+  fold: int
+
+  def __str__(self) -> str:
+    fold = f' (fold {self.fold})' if self.fold > 0 else ''
+    return f'{self.seed}{fold}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +107,9 @@ class Run:
     return self.status.get('status') in workdir_lib.ENDED
 
   @property
-  def seed(self) -> int:
-    """Seed of the config."""
-    return self.config['seed']
+  def repetition(self) -> Repetition:
+    """Seed and fold of the config."""
+    return Repetition(self.config['seed'], self.config['data']['fold'])
 
   @property
   def learning_rate(self) -> float:
@@ -115,10 +132,16 @@ class Run:
     return 1 / self.num_classes
 
   def setting(self) -> dict[str, Any]:
-    """Config fields by dotted name, without the `INCIDENTAL` ones."""
+    """Config fields by dotted name, without the `INCIDENTAL` ones.
+
+    A run from before there were folds has the field `data.fold`: its number of
+    test digits is another.
+    """
     fields = config_fields.flatten(ConfigDict(self.config))
     return {
-      name: value for name, value in fields.items() if name not in INCIDENTAL
+      name: value
+      for name, value in fields.items()
+      if name not in INCIDENTAL or value == config_fields.BEFORE_FOLDS
     }
 
   def curve(
@@ -329,7 +352,7 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Runs of one variant and setting, one for each seed."""
+  """Runs of one variant and setting, one for each repetition."""
 
   variant: str
   runs: Sequence[Run]
@@ -380,16 +403,16 @@ class Section:
     """The groups of a variant."""
     return [group for group in self.groups if group.variant == variant]
 
-  def by_seed(self, *variants: str) -> dict[int, list[list[Run]]]:
-    """For each seed, a list of runs for each of some variants."""
+  def by_seed(self, *variants: str) -> dict[Repetition, list[list[Run]]]:
+    """For each seed and fold, a list of runs for each of some variants."""
     runs = [
       [run for group in self.settings_of(variant) for run in group.runs]
       for variant in variants
     ]
-    seeds = {run.seed for of_variant in runs for run in of_variant}
+    repetitions = {run.repetition for of_variant in runs for run in of_variant}
     return {
-      seed: [[run for run in rs if run.seed == seed] for rs in runs]
-      for seed in sorted(seeds)
+      one: [[run for run in rs if run.repetition == one] for rs in runs]
+      for one in sorted(repetitions)
     }
 
   @property
@@ -436,28 +459,29 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
   """Groups runs into sections.
 
   Returns:
-    The sections, and a message for each run that repeats the config and seed
-    of another run and is therefore left out.
+    The sections, and a message for each run that repeats the config, seed and
+    fold of another run and is therefore left out.
   """
-  # Runs by section, by variant and setting, by seed.
-  found: dict[tuple[Path, str, str], dict[str, dict[int, Run]]] = {}
+  # Runs by section, by variant and setting, by repetition.
+  found: dict[tuple[Path, str, str], dict[str, dict[Repetition, Run]]] = {}
   problems = []
   for run in runs:
     config = run.config
     key = (run.folder, config['data']['name'], config['model']['name'])
     setting = f'{run.variant} {sorted(run.setting().items())}'
-    by_seed = found.setdefault(key, {}).setdefault(setting, {})
-    first = by_seed.setdefault(run.seed, run)
+    repetitions = found.setdefault(key, {}).setdefault(setting, {})
+    first = repetitions.setdefault(run.repetition, run)
     if first is not run:
       problems.append(
         f'{run.folder / run.name}: left out, because '
-        f'{first.folder / first.name} has the same config and seed.'
+        f'{first.folder / first.name} has the same config, seed and '
+        'fold.'
       )
   result = []
   for key, by_setting in found.items():
     groups = []
-    for by_seed in by_setting.values():
-      group = [by_seed[seed] for seed in sorted(by_seed)]
+    for repetitions in by_setting.values():
+      group = [repetitions[one] for one in sorted(repetitions)]
       groups.append(Group(group[0].variant, group))
     result.append(Section(*key, sorted(groups, key=_place)))
   return result, problems

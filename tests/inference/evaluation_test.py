@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from bn_repro import cli, evaluate, parallel
+from bn_repro import cli, config_fields, evaluate, parallel
 from bn_repro import config as config_lib
 from bn_repro.data import datasets, preprocess
 from bn_repro.data.split import ArraySplit
@@ -94,7 +94,7 @@ def command(run, tmp_path, monkeypatch, capsys):
   return call
 
 
-@pytest.mark.parametrize('split, count', [('validation', 100), ('test', 500)])
+@pytest.mark.parametrize('split, count', [('validation', 100), ('test', 1000)])
 def test_one_crop_reproduces_the_evaluation_of_the_run(
   split, count, run, command
 ):
@@ -230,15 +230,22 @@ def test_data_that_differ_are_asked_for(command, monkeypatch):
     assert 'fingerprint' in said.err and '--other_data' in said.err
   for flag in ('--other_data', '--config.data.holdout=90'):
     code, said = command('--split=test', flag)
-    assert code == 0 and '(500 images)' in said.out
+    assert code == 0 and '(1000 images)' in said.out
 
 
-def test_overlap_with_the_training_images(command):
+def test_overlap_with_the_training_images(run, command):
   """100 of the images are held out of the training."""
+  config = config_lib.override(run[1].config, ['data.fold=1'])
+  held_out = datasets.check(run[1].config).splits['validation'].images
+  unseen = sum(
+    (held_out == image).all((1, 2, 3)).any()
+    for image in datasets.check(config).splits['test'].images
+  )
   for flags, expected in (
-    (['--split=test'], '0 of 500 '),
-    (['--split=train'], '4400 of 4400 '),
+    (['--split=test'], '0 of 1000 '),
+    (['--split=train'], '3900 of 3900 '),
     (['--config.data.holdout=500'], '400 of 500 '),
+    (['--config.data.fold=1', '--split=test'], f'{1000 - unseen} of 1000 '),
   ):
     code, said = command('--overlap', *flags)
     assert code == 0
@@ -246,6 +253,21 @@ def test_overlap_with_the_training_images(command):
   code, said = command('--overlap', '--config.data.name=synthetic')
   assert code == 1 and said.err.count('\n') == 2
   assert 'of mnist_5k, are stored in another form' in said.err
+
+
+def test_a_model_from_before_there_were_folds(run, command):
+  """Its test digits are unknown; those of a fold are other data."""
+  config = run[1].config.copy_and_resolve_references()
+  config.data.fold = config_fields.BEFORE_FOLDS
+  facts = {**run[1].facts, 'data_fingerprint': 'e687b321'}
+  model = dataclasses.replace(run[1], config=config, facts=facts)
+  model_file.write(command.path / 'model.safetensors', model)
+  for flags in (['--crops=1'], ['--config.data.fold=0', '--overlap']):
+    code, said = command('--split=test', *flags)
+    assert code == 1 and said.err.count('\n') == 1
+    assert 'data.fold=-1: the split of a run from before' in said.err
+  code, said = command('--split=test', '--config.data.fold=0')
+  assert code == 0 and '(1000 images)' in said.out
 
 
 def test_mistakes(run, command, monkeypatch):

@@ -35,8 +35,8 @@ def test_reproduces_the_last_population_line(trained_workdir, model):
   )
   probabilities = model.predict(raw.images[:, 2:-2, 2:-2])
   correct = (probabilities.argmax(-1) == raw.labels).sum()
-  assert correct == round(line['accuracy'] * 500)
-  losses = -np.log(probabilities[np.arange(500), raw.labels])
+  assert correct == round(line['accuracy'] * 1000)
+  losses = -np.log(probabilities[np.arange(1000), raw.labels])
   np.testing.assert_allclose(losses.mean(), line['loss'], rtol=1e-5)
 
 

@@ -106,7 +106,7 @@ def test_initial_weights_have_the_std_of_the_config():
 
 @pytest.mark.parametrize('num_devices', [1, 4])
 def test_percentiles_are_those_of_every_example_once(num_devices):
-  """500 images in batches of 60: the last is padded with 40 copies."""
+  """1,000 images in batches of 60: the last is padded with 20 copies."""
   config = load('mnist', 'data.distorted_copies=0', 'data.holdout=0')
   mesh = parallel.create_mesh(jax.devices()[:num_devices])
   program = create_experiment(config, datasets.check(config), mesh)
@@ -114,8 +114,8 @@ def test_percentiles_are_those_of_every_example_once(num_devices):
   sums, percentiles = evaluation.evaluate_split(
     program, parallel.replicate(mesh, state), 'test', lambda: None
   )
-  assert sums.count == 500
-  x = program.dataset.splits['test'].images.reshape(500, -1) / 255.0
+  assert sums.count == 1000
+  x = program.dataset.splits['test'].images.reshape(1000, -1) / 255.0
   for number in (1, 2):
     layer = state.params[f'hidden{number}']
     x = sigmoid(x @ np.float64(layer['kernel']) + layer['bias'])

@@ -97,6 +97,57 @@ def test_runs_of_other_settings_are_not_other_seeds(tmp_path):
   }
 
 
+def test_runs_repeat_a_setting_by_seed_and_fold(tmp_path):
+  """Networks are compared on the same seed and the same fold."""
+  for variant in ('inception', 'bn_x5'):
+    for seed, fold in ((0, 0), (1, 1), (0, 2)):
+      write_run(
+        tmp_path / f'{variant}_{seed}_{fold}',
+        variant,
+        [0.1 * seed + 0.2 * fold],
+        f'seed={seed}',
+        f'data.fold={fold}',
+      )
+  (section,) = read_sections(tmp_path)
+  assert not section.is_sweep and section.mismatches() == []
+  found = section.by_seed('bn_x5', 'inception')
+  assert list(found) == [(0, 0), (0, 2), (1, 1)]
+  assert [str(one) for one in found] == ['0', '0 (fold 2)', '1 (fold 1)']
+  names = [[run.name for (run,) in runs] for runs in found.values()]
+  assert names == [
+    ['bn_x5_0_0', 'inception_0_0'],
+    ['bn_x5_0_2', 'inception_0_2'],
+    ['bn_x5_1_1', 'inception_1_1'],
+  ]
+  write_run(tmp_path / 'twice', 'bn_x5', [0.5], 'seed=1', 'data.fold=1')
+  runs, _ = runs_lib.read_runs([str(tmp_path)])
+  _, (problem,) = runs_lib.sections(runs)
+  assert problem == (
+    f'{tmp_path}/twice: left out, because {tmp_path}/bn_x5_1_1 has the same '
+    'config, seed and fold.'
+  )
+
+
+@pytest.mark.parametrize('data_name', ['mnist_5k', 'fashion_mnist'])
+def test_runs_from_before_there_were_folds(data_name, tmp_path):
+  """On mnist_5k they were tested on other digits, and form another group."""
+  for name in ('old', 'new'):
+    write_run(tmp_path / name, 'bn_x5', [0.5], f'data.name={data_name}')
+  path = tmp_path / 'old' / 'config.json'
+  saved = json.loads(path.read_text())
+  del saved['data']['fold']
+  path.write_text(json.dumps(saved))
+  runs, _ = runs_lib.read_runs([str(tmp_path)])
+  (section,), problems = runs_lib.sections(runs)
+  if data_name == 'mnist_5k':
+    labels = [section.label(group) for group in section.groups]
+    assert sorted(labels) == ['BN-x5', 'BN-x5, data.fold=-1']
+    assert section.mismatches() == ['data.fold (None, -1)']
+    assert problems == []
+  else:
+    assert len(section.groups) == len(problems) == 1
+
+
 def test_sections_are_by_folder_network_and_data(tmp_path):
   write_run(tmp_path / 'one' / 'a', 'bn_x5', [0.5])
   write_run(tmp_path / 'one' / 'b', 'inception', [0.5])

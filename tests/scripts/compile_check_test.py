@@ -413,8 +413,8 @@ def test_output(platform, tmp_path, capsys):
     f'--json={path}',
   ]
   assert compile_check.main(arguments) == 0
-  # An epoch is 4,500 digits.
-  expected = '50,000 steps of 64: 3,200,000 images, 711.1 epochs'
+  # An epoch is 4,000 digits.
+  expected = '50,000 steps of 64: 3,200,000 images, 800.0 epochs'
   assert f'\n{expected}\n' in capsys.readouterr().out
   facts = json.loads(path.read_text())
   assert facts['command'] == shlex.join(

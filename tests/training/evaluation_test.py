@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -158,7 +159,12 @@ def test_statistics_of_each_device_are_evaluated_on_as_many(saved_run):
 
 @pytest.mark.parametrize(
   'key, value',
-  [('bn.epsilon', 0.5), ('seed', 1), ('optim.learning_rate', 1.0)],
+  [
+    ('bn.epsilon', 0.5),
+    ('seed', 1),
+    ('data.fold', 1),
+    ('optim.learning_rate', 1.0),
+  ],
 )
 def test_an_edited_config_is_not_evaluated(key, value, saved_run, tmp_path):
   path = tmp_path / 'config.json'
@@ -171,6 +177,19 @@ def test_an_edited_config_is_not_evaluated(key, value, saved_run, tmp_path):
     f'error: {path}: not the config that the checkpoint of step 0 was trained '
     'with. Restore the file from a copy.\n'
   )
+
+
+def test_a_run_from_before_there_were_folds_is_not_evaluated(
+  saved_run, tmp_path
+):
+  path = tmp_path / 'config.json'
+  config = workdir.read_json(path)
+  del config['data']['fold']
+  path.write_text(json.dumps(config))
+  for flags in ([], ['--split=test', '--other_data']):
+    code, said = saved_run(*flags)
+    assert code == 1 and said.err.count('\n') == 1
+    assert said.err.startswith('error: config.data.fold=-1: the split of a run')
 
 
 def test_other_data_are_asked_for_by_name(saved_run, monkeypatch):

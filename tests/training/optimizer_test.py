@@ -138,7 +138,7 @@ def test_what_is_left_at_the_end(decay_rate, decay_epochs, epoch, factor):
 
 @pytest.mark.parametrize('decay_epochs', [1.2, 1.2 / 6])
 def test_staircase_falls_at_whole_intervals(decay_epochs):
-  """The intervals of `mini`, whose floating-point lengths are not whole."""
+  """Of 150 and 25 steps; their floating-point lengths are not whole."""
   config = settings(decay_rate=0.85, decay_epochs=decay_epochs)
   schedule = optimizer_lib.create_schedule(config, 4000 / 32)
   found = [float(schedule(np.int32(step))) for step in range(500)]
