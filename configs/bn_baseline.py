@@ -15,6 +15,6 @@ def get_config(mode: str = 'full') -> ConfigDict:
   """Inception with batch normalization; nothing else changes."""
   config = inception.get_config(mode)
   config.bn.enabled = True
-  if mode == 'full':
-    config.total_steps = 15_000_000  # Our choice: beyond the paper's 13.3M.
+  # Our choice: beyond the paper's 13.3M, and less than half of Inception's.
+  config.total_steps = 15_000_000 if mode == 'full' else 500
   return config

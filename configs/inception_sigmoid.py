@@ -14,4 +14,6 @@ def get_config(mode: str = 'full') -> ConfigDict:
   """Inception with the logistic sigmoid as the nonlinearity."""
   config = inception.get_config(mode)
   config.model.nonlinearity = 'sigmoid'
+  if mode == 'mini':
+    config.total_steps = 500  # As many as BN-x5.
   return config

@@ -15,4 +15,6 @@ def get_config(mode: str = 'full') -> ConfigDict:
   """Inception with 5 times the learning rate."""
   config = inception.get_config(mode)
   config.optim.learning_rate *= 5
+  if mode == 'mini':
+    config.total_steps = 500  # As many as BN-x5.
   return config

@@ -610,7 +610,7 @@ def test_differences_of_other_versions():
 
 @pytest.mark.parametrize('name', OLD_RUNS)
 def test_runs_of_3a68ec7_resume(name):
-  """Those on mnist_5k can be read, and are none of a fold."""
+  """Those of `mini` can be read, but are none of a fold."""
   old = OLD_RUNS[name]
   spec, _, stand_in = name.partition(', ')
   overrides = ['data.name=imagenet_stand_in'] if stand_in else []
@@ -622,9 +622,9 @@ def test_runs_of_3a68ec7_resume(name):
     assert config_lib.differences(old['config'], config) == []
     return
   for fold in range(5):
-    config.data.fold = fold
-    assert config_lib.digest(config) != old['digest']
-    assert config_lib.differences(old['config'], config) == [
+    saved.data.fold = fold
+    assert config_lib.digest(saved) != old['digest']
+    assert config_lib.differences(old['config'], saved) == [
       f'data.fold: -1 -> {fold}'
     ]
 
