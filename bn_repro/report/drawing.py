@@ -33,7 +33,6 @@ mpl.rcParams.update(
     'font.size': 11,
     'axes.labelsize': 11,
     'axes.titlesize': 11,
-    'axes.titlelocation': 'left',
     'axes.grid': True,
     'grid.alpha': 0.3,
     'legend.frameon': False,
@@ -216,7 +215,7 @@ def draw_legend(
   Args:
     figure: the figure.
     axes: axes with all of its lines.
-    spread: what lines and bands are, such as 'median and range of 5 runs'.
+    spread: what lines and bands are, such as 'median of 5 and range'.
     any_diverged: whether a run has diverged.
   """
   handles, _ = axes.get_legend_handles_labels()
@@ -302,7 +301,7 @@ def draw_best(
   shares.set_yticks(
     range(len(lines)), [plain_text(line.label) for line in lines]
   )
-  shares.set_title('runs that learn: at least twice chance', fontsize=10.5)
+  shares.set_title('runs that learn: at least twice chance', loc='left')
 
 
 def draw_share(

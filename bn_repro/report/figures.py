@@ -206,9 +206,7 @@ def _draw_accuracies(
       for lines in [run.evaluations()]
     ]
     draw_curves(axes, evaluations, style, plain_text(section.label(group)))
-    for run in filter(_diverged, group.runs):
-      last = run.accuracies()[-1] if run.accuracies() else None
-      draw_diverged(axes, run.step * run.equivalent, last, style['color'])
+    _mark_diverged(axes, group, style)
     steps = [
       run.steps_to(targets[run.seed]) or math.inf
       for run in group.runs
@@ -221,6 +219,20 @@ def _draw_accuracies(
   if middle is not None:
     axes.axhline(middle, label="Inception's best", **REFERENCE)
     axes.plot([], [], color='white', label='steps to match Inception', **MATCH)
+
+
+def _mark_diverged(
+  axes: Any,
+  group: Group,
+  style: Mapping[str, Any],
+  *,
+  in_own_steps: bool = False,
+) -> None:
+  """Marks the ends of runs that diverged, at their last accuracies."""
+  for run in filter(_diverged, group.runs):
+    last = next(reversed(run.accuracies()), None)
+    step = run.step * (1 if in_own_steps else run.equivalent)
+    draw_diverged(axes, step, last, style['color'])
 
 
 def _zoom(axes: Any, target: float) -> None:
@@ -280,7 +292,8 @@ def moving_averages(section: Section, out: Path, name: str) -> bool:
     for form, line_style in (('population', '-'), ('moving', ':')):
       line = {**style, 'linestyle': line_style, 'marker': ''}
       draw_curves(axes, accuracies(group, form), line, None)
-    axes.set_title(plain_text(section.label(group)), fontsize=10.5)
+    _mark_diverged(axes, group, style)
+    axes.set_title(plain_text(section.label(group)), loc='left')
   for axes in all_axes.flat[len(shown) :]:
     axes.set_axis_off()
   figure.supylabel(_accuracy_label(section.runs), fontsize=11)
@@ -292,8 +305,14 @@ def moving_averages(section: Section, out: Path, name: str) -> bool:
     ('moving averages', ':'),
   ):
     all_axes[0, 0].plot([], [], color='#555', ls=line_style, label=label)
-  spread = spread_text(len(group.runs) for group, _ in shown)
-  draw_legend(figure, all_axes[0, 0], spread)
+  draw_legend(
+    figure,
+    all_axes[0, 0],
+    spread_text(len(group.runs) for group, _ in shown),
+    any_diverged=any(
+      _diverged(run) for group, _ in shown for run in group.runs
+    ),
+  )
   save(figure, out, name)
   return True
 
@@ -318,16 +337,15 @@ def fig_1(section: Section, out: Path, name: str) -> None:
       for run in group.runs
     ]
     draw_curves(parts['a'], accuracies, style, plain_text(section.label(group)))
-    for run in filter(_diverged, group.runs):
-      last = run.accuracies()[-1] if run.accuracies() else None
-      draw_diverged(parts['a'], run.step, last, style['color'])
+    _mark_diverged(parts['a'], group, style, in_own_steps=True)
   parts['a'].set_ylim(0.7, 1)
   parts['a'].set_ylabel(_accuracy_label(section.runs))
-  parts['a'].set_title('(a)')
+  parts['a'].set_title('(a)', loc='left')
   for letter, (group, style) in zip(below, shown, strict=True):
     unit = _draw_unit(parts[letter], group.runs[0], style['color'])
     label = plain_text(section.label(group))
-    parts[letter].set_title(f'({letter}) {label}, unit {unit}')
+    title = f'({letter}) {label}, unit {unit}'
+    parts[letter].set_title(title, loc='left')
     parts[letter].set_ylabel('input to a typical sigmoid')
   limits = [parts[letter].get_ylim() for letter in below]
   for letter in below:
@@ -426,13 +444,14 @@ def _outcome(run: Run) -> Outcome:
 
 def _best_rate(groups: Sequence[Group]) -> float | None:
   """Learning rate with the highest median of best accuracies, or None."""
-  medians = {}
+  medians = []
   for group in groups:
     best = [run.best() for run in group.runs]
     known = [value for value in best if value is not None]
     if len(known) == len(best):
-      medians[group.runs[0].learning_rate] = statistics.median(known)
-  return max(medians, key=lambda rate: medians[rate], default=None)
+      rate = group.runs[0].learning_rate
+      medians.append((statistics.median(known), rate))
+  return max(medians)[1] if medians else None
 
 
 def ensemble(panels: Mapping[str, Mapping[int, Sequence[float]]]) -> bytes:
