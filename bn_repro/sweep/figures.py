@@ -102,16 +102,17 @@ def draw_names(comparison: Comparison) -> Any:
         steps.plot(0.9, y, color=color, transform=transform, **_MISSED)
   first = next(iter(comparison.lines.values()))[0]
   if first.best >= 0:
-    label = f'median of {_name(first.x)}'
-    best.axvline(first.best, label=label, **drawing.REFERENCE)
+    best.axvline(first.best, label=_name(first.x), **drawing.REFERENCE)
   best.plot([], [], label='one run', color='#555', **drawing.ONE_RUN)
   best.set_ylim(len(names) - 0.5, -0.5)
   best.set_yticks(range(len(names)), [_name(name) for name in names])
   best.set_xlabel(f'best accuracy,\n{comparison.eval_split} images')
   shares.grid(visible=False)
+  shares.tick_params(length=0)
   shares.set_xlim(-1, 1)
   shares.set_xticks([])
   shares.set_xlabel('learn')
+  steps.margins(x=0.12)
   steps.set_xlim(left=0)
   steps.set_xlabel(_STEPS_LABEL)
   _draw_legend(figure, best, comparison)

@@ -314,7 +314,7 @@ def test_named_settings_have_no_ranges(tmp_path):
   assert [line.get_xdata() for line in points] == [[pytest.approx(0.8)]] * 3
   assert points[0].get_color() == drawing.color_of('bn_baseline')
   assert [text.get_text() for text in shares.texts] == ['1/1'] * 3
-  (line,) = [ln for ln in best.lines if ln.get_label().startswith('median')]
+  (line,) = [ln for ln in best.lines if ln.get_label() == 'BN-Baseline']
   assert line.get_xdata() == pytest.approx([0.8, 0.8])
   figures.plt.close(figure)
 
@@ -334,16 +334,10 @@ def test_marks_of_the_picture(usual):
   states = Counter(result.outcome for result in usual.results)
   crosses = [line for line in best.lines if line.get_marker() == 'x']
   assert len(crosses) == states['diverged'] == 2
-  # Neither has an evaluation: both are on the axis.
-  assert [line.get_ydata() for line in crosses] == [[0], [0]]
+  assert [line.get_ydata() for line in crosses] == [[pytest.approx(0.1)]] * 2
   missed = [line for line in steps.lines if 'infty' in str(line.get_marker())]
-  assert [line.get_xdata() for line in missed] == [
-    [2],
-    [5],
-    [10],
-    [15],
-    [30],
-  ] + [[30]]
+  # Four of Inception, and one of BN-Baseline.
+  assert [line.get_xdata() for line in missed] == [[5], [10], [15], [30], [30]]
   written = {
     (text.get_position()[0], text.get_position()[1]): text.get_text()
     for text in shares.texts
