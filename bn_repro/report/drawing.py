@@ -201,10 +201,12 @@ def draw_diverged(
     transform = axes.get_yaxis_transform()
   elif y is None:
     transform = axes.get_xaxis_transform()
-  transform = offset_copy(transform, axes.figure, shift, units='points')
-  axes.plot(
+  (mark,) = axes.plot(
     x or 0, y or 0, color=color, clip_on=False, transform=transform, **_DIVERGED
   )
+  # Not before, as the limits of the axes are to include the place.
+  shifted = offset_copy(transform, axes.figure, shift, units='points')
+  mark.set_transform(shifted)
 
 
 def draw_legend(
