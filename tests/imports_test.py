@@ -45,7 +45,7 @@ ALLOWED = {
 # The only parts that may import these packages.
 CONFINED = {
   'orbax': 'training.checkpoint',
-  'matplotlib': 'report.figures sweep.figures',
+  'matplotlib': 'report.drawing report.figures sweep.figures',
   'tensorflow_datasets': 'data',
   'array_record': 'data',
   **dict.fromkeys(

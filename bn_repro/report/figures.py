@@ -1,93 +1,65 @@
-"""The figures of the report, and the drawing that other figures share."""
+"""The figures of the report, and sheets of images."""
 
 from collections.abc import Mapping, Sequence
 import io
 import math
 from pathlib import Path
+import statistics
 import textwrap
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use('Agg')
-
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator
 import numpy as np
 
 from bn_repro import paper
 from bn_repro.report import claims, runs
-from bn_repro.report.runs import Run, Section
-
-# The palette of Okabe and Ito, distinguishable with color blindness.
-COLORS = (
-  '#000000',
-  '#0072b2',
-  '#d55e00',
-  '#009e73',
-  '#cc79a7',
-  '#999999',
-  '#e69f00',
-  '#56b4e9',
+from bn_repro.report.drawing import (
+  MATCH,
+  REFERENCE,
+  WIDTH,
+  Line,
+  Outcome,
+  draw_best,
+  draw_curves,
+  draw_diverged,
+  draw_legend,
+  plain_text,
+  save,
+  spread_text,
+  styles,
+  to_png,
 )
-LINE_STYLES = ('-', '--', '-', '-.', '--', '-.', ':', '-')
+from bn_repro.report.runs import Group, Run, Section
+from bn_repro.runtime.workdir import Status
 
 # Images in a row of a contact sheet.
 _SHEET_COLUMNS = 8
 # Images in a row of a sheet of predictions.
 _PREDICTION_COLUMNS = 4
-# Most points of a training loss to draw.
-_MAX_POINTS = 60
+# Most points of a training loss, which are means: single losses are noisy.
+_MAX_MEANS = 60
 
 
-def style(index: int) -> dict[str, Any]:
-  """Color and line style of the line number `index`."""
-  return {
-    'color': COLORS[index % len(COLORS)],
-    'linestyle': LINE_STYLES[index % len(LINE_STYLES)],
-  }
+def _diverged(run: Run) -> bool:
+  return run.status.get('status') == Status.DIVERGED
 
 
-def plain_text(text: str) -> str:
-  """Escapes dollar signs, so that Matplotlib does not parse mathematics."""
-  return text.replace('$', r'\$')
+def _accuracy_label(shown: Sequence[Run]) -> str:
+  """Label of an axis: the evaluated images and their number."""
+  images = dict.fromkeys(
+    f'{count:,} {split}' if count else split
+    for run in shown
+    for split in [run.config['eval_split']]
+    for count in [run.facts.get('num_examples', {}).get(split)]
+  )
+  return f'accuracy, {" and ".join(images)} images'
 
 
-def save(figure: Any, out: Path, name: str) -> None:
-  """Writes a figure as SVG and PNG into the folder `out`, and closes it."""
-  for suffix in ('svg', 'png'):
-    figure.savefig(out / f'{name}.{suffix}', dpi=150)
-  plt.close(figure)
-
-
-def draw_spread(
-  axes: Any,
-  x: Sequence[float],
-  values: Sequence[Sequence[float]],
-  style: Mapping[str, Any],
-  label: str,
-  *,
-  joined: bool = True,
-) -> None:
-  """Draws medians and ranges of several values at each place.
-
-  Args:
-    axes: axes to draw on.
-    x: places.
-    values: values at each place; a place with a NaN is left out.
-    style: from `style`.
-    label: entry of the legend.
-    joined: whether to join the places, by a line in a band, or to draw points
-      on bars, for places without an order.
-  """
-  low, high = [np.min(v) for v in values], [np.max(v) for v in values]
-  medians = [np.median(v) for v in values]
-  color = style['color']
-  if joined:
-    axes.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
-    axes.plot(x, medians, marker='o', ms=4, label=label, **style)
-  else:
-    axes.vlines(x, low, high, color=color, lw=2, alpha=0.4)
-    axes.plot(x, medians, 'o', ms=5, color=color, label=label)
+def _in_thousands(axes: Any, batch_size: object) -> None:
+  """Labels an x-axis of steps."""
+  axes.set_xlabel(f'thousand steps of {batch_size} images')
+  axes.xaxis.set_major_formatter(lambda step, _: f'{step / 1000:g}')
 
 
 def contact_sheet(
@@ -164,85 +136,232 @@ def prediction_sheet(
 
 
 def curves(section: Section, out: Path, name: str) -> None:
-  """Draws Fig. 2: accuracy over steps, and below it the training loss."""
-  figure, (above, below) = plt.subplots(
-    2, 1, figsize=(9, 9), layout='constrained', sharex=True
+  """Draws Fig. 2: accuracy over steps, near Inception's and in full, and loss.
+
+  Without a run of Inception that learns there is no first part.
+  """
+  targets = _targets(section)
+  figure, (*accuracies, loss) = plt.subplots(
+    3 if targets else 2,
+    1,
+    figsize=(WIDTH, 10.5 if targets else 7),
+    height_ratios=[4, 3, 3] if targets else [1, 1],
+    layout='constrained',
+    sharex=True,
   )
-  for index, group in enumerate(section.groups):
-    label = plain_text(section.label(group))
-    for number, run in enumerate(group.runs):
-      is_first = number == 0
-      line_style = {**style(index), 'alpha': 1.0 if is_first else 0.45}
-      accuracy = [
-        (line['step'] * run.equivalent, line['accuracy'])
-        for line in run.evaluations()
-      ]
-      if accuracy:
-        # The legend names the group once, not once for each seed.
-        named = {'label': label} if is_first else {}
-        above.plot(*zip(*accuracy, strict=True), lw=1.6, **line_style, **named)
-      moving = run.curve(run.config['eval_split'], 'accuracy', 'moving')
-      if moving and is_first:
-        faint = {**line_style, 'linestyle': ':', 'alpha': 0.6}
-        above.plot(*zip(*moving, strict=True), lw=0.8, **faint)
-      loss = run.curve('train', 'loss', None)
-      if loss:
-        below.plot(*zip(*_smoothed(loss), strict=True), lw=1.2, **line_style)
-  above.set_title('Accuracy on the evaluation split', loc='left')
-  below.set_title(
-    f'Training loss, as means over at most {_MAX_POINTS} parts', loc='left'
+  for axes in accuracies:
+    _draw_accuracies(axes, section, targets)
+    axes.set_ylabel(_accuracy_label(section.runs))
+  if targets:
+    _zoom(accuracies[0], float(np.median(list(targets.values()))))
+    accuracies[1].set_ylabel('the same, in full')
+  for group, style in _styled(section):
+    draw_curves(loss, _smoothed(group), style, None)
+  loss.set_yscale('log')
+  loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  loss.yaxis.set_major_formatter('{x:g}')
+  loss.minorticks_off()
+  loss.set_ylabel('training loss, smoothed')
+  _in_thousands(loss, paper.BATCH_SIZE)
+  draw_legend(
+    figure,
+    accuracies[0],
+    spread_text(len(group.runs) for group in section.groups),
+    any_diverged=any(map(_diverged, section.runs)),
   )
-  below.set_yscale('log')
-  below.set_xlabel('steps of 32 images')
-  for axes in (above, below):
-    axes.grid(alpha=0.3)
-  if above.get_legend_handles_labels()[0]:
-    figure.legend(loc='outside lower center', ncols=3, frameon=False)
   save(figure, out, name)
 
 
-def _smoothed(points: Sequence[runs.Point]) -> list[runs.Point]:
-  """Means of neighboring points, at most `_MAX_POINTS` of them."""
-  width = math.ceil(len(points) / _MAX_POINTS)
-  chunks = [points[i : i + width] for i in range(0, len(points), width)]
-  return [tuple(np.mean(chunk, axis=0)) for chunk in chunks]
+def _styled(section: Section) -> list[tuple[Group, dict[str, Any]]]:
+  groups = section.groups
+  return list(zip(groups, styles(g.variant for g in groups), strict=True))
+
+
+def _targets(section: Section) -> dict[int, float]:
+  """Best accuracy of Inception by seed, for seeds with which it learns.
+
+  Empty if Inception has several settings.
+  """
+  groups = section.settings_of('inception')
+  plain = groups[0].runs if len(groups) == 1 else ()
+  return {
+    run.seed: best
+    for run in plain
+    if (best := run.best()) is not None and claims.learns(run)
+  }
+
+
+def _draw_accuracies(
+  axes: Any, section: Section, targets: Mapping[int, float]
+) -> None:
+  """Draws accuracies, and the median steps to match Inception.
+
+  Each run is to match the best accuracy of Inception with the same seed.
+  """
+  middle = float(np.median(list(targets.values()))) if targets else None
+  for row, (group, style) in enumerate(_styled(section)):
+    evaluations = [
+      [(line['step'] * run.equivalent, line['accuracy']) for line in lines]
+      for run in group.runs
+      for lines in [run.evaluations()]
+    ]
+    draw_curves(axes, evaluations, style, plain_text(section.label(group)))
+    _mark_diverged(axes, group, style)
+    steps = [
+      run.steps_to(targets[run.seed]) or math.inf
+      for run in group.runs
+      if run.seed in targets
+    ]
+    if steps and math.isfinite(np.median(steps)):
+      # Of diamonds at one place, all are seen.
+      size = {**MATCH, 'ms': max(12 - 1.5 * row, 4)}
+      axes.plot(np.median(steps), middle, color=style['color'], **size)
+  if middle is not None:
+    axes.axhline(middle, label="Inception's best", **REFERENCE)
+    axes.plot([], [], color='white', label='steps to match Inception', **MATCH)
+
+
+def _mark_diverged(
+  axes: Any,
+  group: Group,
+  style: Mapping[str, Any],
+  *,
+  in_own_steps: bool = False,
+) -> None:
+  """Marks the ends of runs that diverged, at their last accuracies."""
+  for run in filter(_diverged, group.runs):
+    last = next(reversed(run.accuracies()), None)
+    step = run.step * (1 if in_own_steps else run.equivalent)
+    draw_diverged(axes, step, last, style['color'])
+
+
+def _zoom(axes: Any, target: float) -> None:
+  """Limits y to accuracies about a target; the range is our choice."""
+  highest = max(np.nanmax(line.get_ydata(), initial=0) for line in axes.lines)
+  above = max(highest - target, 0.01)
+  axes.set_ylim(target - 3 * above, target + 1.2 * above)
+
+
+def _smoothed(group: Group) -> list[list[runs.Point]]:
+  """Training losses as means of neighbors, at most `_MAX_MEANS` of them.
+
+  All means of a group are of equally many losses, so that seeds compare.
+  """
+  losses = [run.curve('train', 'loss', None) for run in group.runs]
+  width = max(1, math.ceil(max(map(len, losses)) / _MAX_MEANS))
+  return [
+    [
+      tuple(np.mean(points[start : start + width], axis=0))
+      for start in range(0, len(points) - width + 1, width)
+    ]
+    for points in losses
+  ]
+
+
+def moving_averages(section: Section, out: Path, name: str) -> bool:
+  """Draws accuracies with population statistics against moving averages.
+
+  Returns:
+    Whether a network has BN; otherwise nothing is drawn.
+  """
+
+  def accuracies(group: Group, form: str) -> list[list[runs.Point]]:
+    return [
+      run.curve(run.config['eval_split'], 'accuracy', form)
+      for run in group.runs
+    ]
+
+  shown = [
+    (group, style)
+    for group, style in _styled(section)
+    if any(accuracies(group, 'moving'))
+  ]
+  if not shown:
+    return False
+  rows = math.ceil(len(shown) / 2)
+  figure, all_axes = plt.subplots(
+    rows,
+    2,
+    squeeze=False,
+    sharex=True,
+    sharey=True,
+    figsize=(WIDTH, 2.4 * rows + 1.2),
+    layout='constrained',
+  )
+  for axes, (group, style) in zip(all_axes.flat, shown, strict=False):
+    for form, line_style in (('population', '-'), ('moving', ':')):
+      line = {**style, 'linestyle': line_style, 'marker': ''}
+      draw_curves(axes, accuracies(group, form), line, None)
+    _mark_diverged(axes, group, style)
+    axes.set_title(plain_text(section.label(group)), loc='left')
+  for axes in all_axes.flat[len(shown) :]:
+    axes.set_axis_off()
+  figure.supylabel(_accuracy_label(section.runs), fontsize=11)
+  for axes in all_axes.flat[: len(shown)][-2:]:  # The lowest of each column.
+    axes.tick_params(labelbottom=True)
+    _in_thousands(axes, paper.BATCH_SIZE)
+  for label, line_style in (
+    ('population statistics', '-'),
+    ('moving averages', ':'),
+  ):
+    all_axes[0, 0].plot([], [], color='#555', ls=line_style, label=label)
+  draw_legend(
+    figure,
+    all_axes[0, 0],
+    spread_text(len(group.runs) for group, _ in shown),
+    any_diverged=any(
+      _diverged(run) for group, _ in shown for run in group.runs
+    ),
+  )
+  save(figure, out, name)
+  return True
 
 
 def fig_1(section: Section, out: Path, name: str) -> None:
   """Draws Fig. 1: accuracy, and the inputs of a typical last sigmoid."""
-  figure, all_axes = plt.subplots(1, 3, figsize=(12, 4.2), layout='constrained')
-  first = all_axes[0]
-  for index, group in enumerate(section.groups):
-    for number, run in enumerate(group.runs):
-      lines = run.evaluations()
-      first.plot(
-        [line['step'] for line in lines],
-        [line['accuracy'] for line in lines],
-        lw=1.4 if number == 0 else 0.9,
-        alpha=1.0 if number == 0 else 0.4,
-        label=section.label(group) if number == 0 else None,
-        **style(index),
-      )
-  first.set_ylim(0.7, 1)
-  splits = dict.fromkeys(run.config['eval_split'] for run in section.runs)
-  first.set_title(f'(a) {", ".join(splits)} accuracy', loc='left')
-  first.legend(frameon=False, loc='lower right')
   shown = [
-    group
-    for group in section.groups
+    (group, style)
+    for group, style in _styled(section)
     if group.runs[0].percentiles(claims.FIG_1_PROBE) is not None
   ][:2]
-  for axes, letter, group in zip(all_axes[1:], 'bc', shown, strict=False):
-    _draw_unit(axes, group.runs[0])
-    axes.set_title(f'({letter}) {section.label(group)}', loc='left')
-  limits = [axes.get_ylim() for axes in all_axes[1 : 1 + len(shown)]]
-  for axes in all_axes[1:]:
-    if limits:
-      lowest, highest = zip(*limits, strict=True)
-      axes.set_ylim(min(lowest), max(highest))
-  for axes in all_axes:
-    axes.grid(alpha=0.3)
-    axes.set_xlabel('steps')
+  below = 'bc'[: len(shown)]
+  figure = plt.figure(
+    figsize=(WIDTH, 7.2 if below else 4), layout='constrained'
+  )
+  parts = figure.subplot_mosaic(
+    [['a'] * max(1, len(below)), *([list(below)] if below else [])]
+  )
+  for group, style in _styled(section):
+    accuracies = [
+      [(line['step'], line['accuracy']) for line in run.evaluations()]
+      for run in group.runs
+    ]
+    draw_curves(parts['a'], accuracies, style, plain_text(section.label(group)))
+    _mark_diverged(parts['a'], group, style, in_own_steps=True)
+  parts['a'].set_ylim(0.7, 1)
+  parts['a'].set_ylabel(_accuracy_label(section.runs))
+  parts['a'].set_title('(a)', loc='left')
+  for letter, (group, style) in zip(below, shown, strict=True):
+    unit = _draw_unit(parts[letter], group.runs[0], style['color'])
+    label = plain_text(section.label(group))
+    title = f'({letter}) {label}, unit {unit}'
+    parts[letter].set_title(title, loc='left')
+    parts[letter].set_ylabel('input to a typical sigmoid')
+  limits = [parts[letter].get_ylim() for letter in below]
+  for letter in below:
+    parts[letter].set_ylim(min(limits)[0], max(high for _, high in limits))
+  batch_sizes = dict.fromkeys(run.config['batch_size'] for run in section.runs)
+  for axes in parts.values():
+    _in_thousands(axes, ' or '.join(map(str, batch_sizes)))
+  if below:
+    for label, width in _PERCENTILES.items():
+      parts['a'].plot([], [], color='#555', lw=width, label=f'(b, c) {label}')
+  draw_legend(
+    figure,
+    parts['a'],
+    '(a) ' * bool(below) + spread_text(len(g.runs) for g in section.groups),
+    any_diverged=any(map(_diverged, section.runs)),
+  )
   save(figure, out, name)
 
 
@@ -258,87 +377,111 @@ def typical_unit(run: Run) -> int:
   return int(np.argsort(drifts, kind='stable')[(len(drifts) - 1) // 2])
 
 
-def _draw_unit(axes: Any, run: Run) -> None:
+# Lines of (b) and (c) in Fig. 1, by the width of the line.
+_PERCENTILES = {'50th percentile': 1.8, '15th and 85th percentile': 0.9}
+
+
+def _draw_unit(axes: Any, run: Run, color: str) -> int:
+  """Draws percentiles of the input of the typical unit; returns the unit."""
   percentiles = run.percentiles(claims.FIG_1_PROBE)
   assert percentiles is not None
   unit = typical_unit(run)
   steps = [line['step'] for line in run.evaluations()]
   low, middle, high = percentiles[:, :, unit].T
-  axes.fill_between(steps, low, high, color='#0072b2', alpha=0.15, lw=0)
-  for values, width in ((low, 0.9), (middle, 1.6), (high, 0.9)):
-    axes.plot(steps, values, color='#0072b2', lw=width)
-  axes.text(
-    0.02,
-    0.02,
-    f'15th, 50th, 85th percentile; unit {unit}',
-    transform=axes.transAxes,
-    fontsize=8,
-  )
+  axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
+  wide, thin = _PERCENTILES.values()
+  for values, width in ((low, thin), (middle, wide), (high, thin)):
+    axes.plot(steps, values, color=color, lw=width)
+  return unit
 
 
 def rates(section: Section, out: Path, name: str) -> None:
-  """Draws the best accuracy over the learning rate, with ranges over seeds.
-
-  A run that diverges before it has one is drawn at 0.
-  """
-  figure, axes = plt.subplots(figsize=(9, 4.8), layout='constrained')
-  for index, variant in enumerate(section.variants):
-    groups = section.settings_of(variant)
-    x = [group.runs[0].learning_rate for group in groups]
-    best = [[_best_or_zero(run) for run in group.runs] for group in groups]
-    label = plain_text(paper.label(variant))
-    draw_spread(axes, x, best, style(index), label)
-  axes.axhline(section.runs[0].chance, color='#999', lw=0.8, ls=':')
-  axes.set_xscale('log')
+  """Draws the best accuracy over the learning rate, and shares that learn."""
+  # Outcomes by the variant, the label of the line and the rate.
+  found: dict[tuple[str, str], dict[float, list[Outcome]]] = {}
+  for group in section.groups:
+    label = section.label(group, without='optim.learning_rate')
+    by_rate = found.setdefault((group.variant, label), {})
+    outcomes = [_outcome(run) for run in group.runs]
+    by_rate[group.runs[0].learning_rate] = outcomes
+  lines = [
+    Line(label, style, by_rate)
+    for ((_, label), by_rate), style in zip(
+      found.items(), styles(variant for variant, _ in found), strict=True
+    )
+  ]
+  figure, (axes, shares) = plt.subplots(
+    2,
+    1,
+    sharex=True,
+    figsize=(WIDTH, 5 + 0.3 * len(lines)),
+    height_ratios=[4, 0.3 * len(lines)],
+    layout='constrained',
+  )
+  draw_best(axes, shares, lines, section.runs[0].chance)
+  base = _best_rate(section.settings_of('inception'))
+  if base is not None:
+    axes.axvline(base, color='#555', lw=1, label='best rate of Inception')
+  shares.set_xscale('log')
   ticks = sorted({run.learning_rate for run in section.runs})
-  axes.set_xticks(ticks, [f'{rate:g}' for rate in ticks])
-  axes.minorticks_off()
-  axes.set_xlabel('initial learning rate, for batch size 32')
-  over = dict.fromkeys(
-    f'{runs.statistic(len(group.runs))} and range, '
-    for group in section.groups
-    if len(group.runs) > 1
+  shares.set_xticks(ticks, [f'{rate:g}' for rate in ticks])
+  shares.minorticks_off()
+  shares.set_xlabel('initial learning rate, for batch size 32')
+  axes.set_ylabel(f'best {_accuracy_label(section.runs)}')
+  draw_legend(
+    figure,
+    axes,
+    spread_text(len(group.runs) for group in section.groups),
+    any_diverged=any(map(_diverged, section.runs)),
   )
-  axes.set_title(
-    f'Best accuracy (highest mean of {runs.WINDOW} evaluations, 0: diverged '
-    f'before), {"".join(over)}dotted: chance',
-    loc='left',
-    fontsize=10,
-  )
-  axes.grid(alpha=0.3)
-  axes.legend(frameon=False)
   save(figure, out, name)
 
 
-def _best_or_zero(run: Run) -> float:
-  """The best accuracy; 0 if the run diverged before, NaN if it has none yet."""
-  return run.best() or 0.0 if run.is_comparable else np.nan
+def _outcome(run: Run) -> Outcome:
+  learns = claims.learns(run) if run.is_comparable else None
+  return Outcome(run.best(), learns, _diverged(run))
+
+
+def _best_rate(groups: Sequence[Group]) -> float | None:
+  """Learning rate with the highest median of best accuracies, or None."""
+  medians = []
+  for group in groups:
+    best = [run.best() for run in group.runs]
+    known = [value for value in best if value is not None]
+    if len(known) == len(best):
+      rate = group.runs[0].learning_rate
+      medians.append((statistics.median(known), rate))
+  return max(medians)[1] if medians else None
 
 
 def ensemble(panels: Mapping[str, Mapping[int, Sequence[float]]]) -> bytes:
   """Draws accuracies over the number of networks that are averaged.
 
   Args:
-    panels: accuracies of the subsets of each size, by title.
+    panels: accuracies of the subsets of each size, by the name of the measure.
 
   Returns:
     The figure, as PNG.
   """
   figure, all_axes = plt.subplots(
-    1, len(panels), figsize=(5 * len(panels), 4.2), layout='constrained'
+    len(panels),
+    1,
+    sharex=True,
+    figsize=(WIDTH, 3 * len(panels) + 1),
+    layout='constrained',
   )
+  (style,) = styles([None])
   for axes, (title, by_size) in zip(all_axes, panels.items(), strict=True):
     sizes, values = list(by_size), list(by_size.values())
     low, high = [min(v) for v in values], [max(v) for v in values]
-    axes.fill_between(sizes, low, high, color=COLORS[1], alpha=0.15, lw=0)
-    for size, of_size in by_size.items():
-      axes.plot([size] * len(of_size), of_size, '.', color='#999', ms=4)
-    axes.plot(sizes, [np.mean(v) for v in values], 'o-', ms=5, color=COLORS[1])
-    axes.set_title(f'{title}: mean and range over subsets', loc='left')
-    axes.set_xlabel('networks')
+    axes.fill_between(sizes, low, high, color=style['color'], alpha=0.15, lw=0)
+    places = [size for size, v in by_size.items() for _ in v]
+    subsets = [value for v in values for value in v]
+    axes.plot(places, subsets, '.', color='#777', ms=5, label='one subset')
+    means = [np.mean(v) for v in values]
+    axes.plot(sizes, means, label='mean of subsets', **style)
+    axes.set_ylabel(title)
     axes.set_xticks(sizes)
-    axes.grid(alpha=0.3)
-  content = io.BytesIO()
-  figure.savefig(content, format='png', dpi=150)
-  plt.close(figure)
-  return content.getvalue()
+  all_axes[-1].set_xlabel('networks averaged')
+  draw_legend(figure, all_axes[0], 'range of subsets')
+  return to_png(figure)

@@ -30,7 +30,7 @@ _PAGE = """<!doctype html>
 :root {{ color-scheme: light dark; }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 76rem;
   margin: 2rem auto; padding: 0 1rem; }}
-img {{ width: 100%; background: #fff; border-radius: 6px; }}
+img {{ width: 100%; max-width: 45rem; background: #fff; border-radius: 6px; }}
 .scroll {{ overflow-x: auto; margin: 1rem 0; }}
 table {{ border-collapse: collapse; font-size: .9rem; min-width: 46rem; }}
 th, td {{ padding: .35rem .6rem; text-align: left; vertical-align: top;
@@ -59,10 +59,15 @@ _FIG_1_GRID_NOTE = (
   f'Fig. 1 depends on both. {SPREAD_NOTE}'
 )
 _CURVES_NOTE = (
-  "The paper's Fig. 2, on this data set. Thick lines are accuracies with "
-  'population statistics (Algorithm 2), thin dotted lines with moving '
-  'averages. Compare the shapes of the curves, not their levels: the paper '
-  'trains on ImageNet at full width.'
+  "The paper's Fig. 2, on this data set: accuracies with population statistics "
+  '(Algorithm 2), and the training loss, in means of neighboring steps. Each '
+  'run is to match the best accuracy of Inception with the same seed, and a '
+  'diamond is at the median number of steps. Compare the shapes of the curves, '
+  'not their levels: the paper trains on ImageNet at full width.'
+)
+_MOVING_NOTE = (
+  'The same networks, evaluated with population statistics (Algorithm 2) and '
+  'with the moving averages of training.'
 )
 _FIG_3_NOTE = (
   f'The best accuracy is the highest mean of {WINDOW} consecutive evaluations; '
@@ -352,7 +357,7 @@ def _facts(section: Section) -> str:
 
 
 def _image(name: str, description: str) -> str:
-  return f'<img src="{name}.svg" alt="{html.escape(description)}">'
+  return f'<img src="{name}.png" alt="{html.escape(description)}">'
 
 
 def _section(
@@ -389,9 +394,14 @@ def _section(
     ]
   else:
     figures.curves(section, out, name)
+    moving = []
+    if figures.moving_averages(section, out, f'{name}_moving'):
+      moving.append(_image(f'{name}_moving', _MOVING_NOTE))
+      moving.append(_paragraph(_MOVING_NOTE))
     parts += [
       _image(name, 'Accuracy and training loss over steps'),
       _paragraph(_CURVES_NOTE),
+      *moving,
       fig_3(section),
       _paragraph(_FIG_3_NOTE),
     ]

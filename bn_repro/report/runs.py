@@ -430,13 +430,21 @@ class Section:
       if any(other.get(name) != mine[name] for other in others)
     ]
 
-  def label(self, group: Group) -> str:
+  def label(self, group: Group, *, without: str = '') -> str:
     """Name of a group, such as 'BN-x5, optim.learning_rate=0.1'.
 
     The fields are those that vary between the groups of the variant.
+
+    Args:
+      group: the group.
+      without: name of a field to leave out.
     """
     setting = group.runs[0].setting()
-    fields = [f'{n}={_show(setting[n])}' for n in self.varying(group)]
+    fields = [
+      f'{name}={_show(setting[name])}'
+      for name in self.varying(group)
+      if name != without
+    ]
     return ', '.join([paper.label(group.variant), *fields])
 
   def mismatches(self) -> list[str]:

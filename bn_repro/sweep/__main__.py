@@ -51,7 +51,7 @@ examples:
 
 writes into the workdir:
   one directory per trial, named by its values, and its output in a .log file;
-  trials.csv, summary.md, sweep.png and .svg; sweep.json
+  trials.csv, summary.md, sweep.png; sweep.json
 
 exit code:
   0 all trials are done or diverged; 75 stopped by SIGTERM, Ctrl-C or a closed

@@ -1,146 +1,186 @@
 """The figure of a sweep."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
 import numpy as np
 
-from bn_repro.report.figures import draw_spread, plain_text, save, style
-from bn_repro.report.runs import statistic
+from bn_repro import paper
+from bn_repro.report import drawing
+from bn_repro.report.drawing import Line, Outcome, plain_text
 from bn_repro.runtime.workdir import Status
-from bn_repro.sweep.comparison import Comparison
-from bn_repro.sweep.sweep import TrialStatus, to_text
+from bn_repro.sweep.comparison import Comparison, Result, Setting
+from bn_repro.sweep.sweep import Value, to_text
 
-# Markers of trials that diverged or did not learn.
-_MARKERS: Mapping[str, Mapping[str, Any]] = {
-  Status.DIVERGED: {'marker': 'x', 'ms': 10, 'mew': 2},
-  TrialStatus.BELOW: {'marker': 's', 'ms': 10, 'mfc': 'none'},
-}
+# Marks a target that not all runs of a setting reach.
+_MISSED = {'marker': r'$\infty$', 'ms': 11, 'ls': 'none'}
+_STEPS_LABEL = 'steps of 32\nto the target'
 
 
 def sweep(comparison: Comparison, out: Path, name: str) -> None:
   """Draws accuracy, and steps to the target, over x: a line for each net."""
-  figure, (above, below) = plt.subplots(
-    2, 1, figsize=(9, 9), layout='constrained', sharex=True
+  draw = draw_numbers if comparison.sweep.is_numeric else draw_names
+  drawing.save(draw(comparison), out, name)
+
+
+def draw_numbers(comparison: Comparison) -> Any:
+  """Draws the figure of a sweep over numbers."""
+  lines = _lines(comparison)
+  figure, (best, shares, steps) = plt.subplots(
+    3,
+    1,
+    sharex=True,
+    figsize=(drawing.WIDTH, 7.6 + 0.3 * len(lines)),
+    height_ratios=[4, 0.3 * len(lines), 2.4],
+    layout='constrained',
   )
-  is_numeric = comparison.sweep.is_numeric
-  places = {
-    value: float(value if is_numeric else place)
-    for place, value in enumerate(comparison.sweep.axes[comparison.sweep.x])
-  }
-  draw_accuracies(above, comparison, places)
-  _draw_steps(below, comparison, places)
-  below.set_xlabel(comparison.sweep.x)
-  if is_numeric:
-    below.set_xscale('log')
-  below.set_xticks(
-    list(places.values()),
-    [to_text(value) for value in places],
-    rotation=0 if is_numeric else 60,
-  )
-  below.minorticks_off()
-  for axes in (above, below):
-    axes.grid(alpha=0.3)
-  if comparison.sweep.lines:
-    figure.legend(
-      *above.get_legend_handles_labels(),
-      loc='outside lower center',
-      ncols=3,
-      frameon=False,
-    )
-  save(figure, out, name)
-
-
-def draw_accuracies(
-  axes: Any, comparison: Comparison, places: Mapping[Any, float]
-) -> None:
-  """Draws the best accuracies of all settings, and markers of failed trials.
-
-  Args:
-    axes: axes to draw on.
-    comparison: the results.
-    places: position of each value of x.
-  """
-  for index, (line, settings) in enumerate(comparison.lines.items()):
-    # NaN interrupts the line where a trial has not ended or has no evaluation.
-    draw_spread(
-      axes,
-      [places[setting.x] for setting in settings],
-      [
-        [
-          r.best if r.best is not None and r.ended else np.nan
-          for r in setting.results
-        ]
-        for setting in settings
-      ],
-      style(index),
-      plain_text(comparison.label(line)),
-      joined=comparison.sweep.is_numeric,
+  x = comparison.sweep.x
+  base = comparison.sweep.axes[x][0]
+  drawing.draw_best(best, shares, lines, comparison.chance)
+  best.axvline(base, color='#555', lw=1, label=f'first {x}: {to_text(base)}')
+  best.set_ylabel(f'best accuracy, {comparison.eval_split} images')
+  for row, (line, settings) in enumerate(
+    zip(lines, comparison.lines.values(), strict=True)
+  ):
+    # A None becomes a NaN, which interrupts the line.
+    drawing.draw_spread(
+      steps,
+      list(line.outcomes),
+      [np.array(setting.steps_to_target, float) for setting in settings],
+      line.style,
+      None,
     )
     for setting in settings:
-      for result in setting.results:
-        if result.outcome in _MARKERS:
-          axes.plot(
-            places[setting.x],
-            result.best or 0.0,
-            color=style(index)['color'],
-            clip_on=False,
-            **_MARKERS[result.outcome],
-          )
-  if comparison.sweep.is_numeric:
-    axes.axhline(comparison.chance, color='#999', lw=0.8, ls=':')
-    axes.set_ylim(0, 1)
-  axes.set_title(
-    f'Best accuracy on {comparison.eval_split} images{_over(comparison)}; '
-    + ('dotted: chance; ' if comparison.sweep.is_numeric else '')
-    + f'x: diverged; square: {TrialStatus.BELOW}',
-    loc='left',
-    fontsize=10,
+      if _is_never(comparison, setting):
+        # One below the other, for different lines.
+        y, transform = 0.93 - 0.1 * row, steps.get_xaxis_transform()
+        color = line.style['color']
+        steps.plot(setting.x, y, color=color, transform=transform, **_MISSED)
+  steps.set_ylim(bottom=0)
+  steps.set_ylabel(_STEPS_LABEL)
+  steps.set_xscale('log')
+  ticks = sorted(comparison.sweep.axes[x])
+  steps.set_xticks(ticks, [to_text(value) for value in ticks])
+  steps.minorticks_off()
+  steps.set_xlabel(x)
+  _draw_legend(figure, best, comparison)
+  return figure
+
+
+def draw_names(comparison: Comparison) -> Any:
+  """Draws the figure of a sweep over names, which are below each other."""
+  names = comparison.sweep.axes[comparison.sweep.x]
+  lines = _lines(comparison)
+  figure, (best, shares, steps) = plt.subplots(
+    1,
+    3,
+    sharey=True,
+    figsize=(drawing.WIDTH, 0.3 * len(names) * len(lines) + 2.6),
+    width_ratios=[4, 1, 3],
+    layout='constrained',
   )
+  for row, (line, settings) in enumerate(
+    zip(lines, comparison.lines.values(), strict=True)
+  ):
+    for place, setting in enumerate(settings):
+      y = place + (row + 0.5) / len(lines) - 0.5
+      color = line.style['color']
+      if not comparison.sweep.lines:
+        color = drawing.color_of(setting.x) or '#555'
+      label = line.label if place == 0 else ''
+      outcomes = [_outcome(result) for result in setting.results]
+      _draw_bar(best, y, [one.best for one in outcomes], color, label)
+      for one in outcomes:
+        if one.diverged:
+          drawing.draw_diverged(best, one.best, y, color)
+      drawing.draw_share(shares, 0, y, outcomes)
+      _draw_bar(steps, y, setting.steps_to_target, color)
+      if _is_never(comparison, setting):
+        transform = steps.get_yaxis_transform()
+        steps.plot(0.9, y, color=color, transform=transform, **_MISSED)
+  first = next(iter(comparison.lines.values()))[0]
+  if first.best >= 0:
+    best.axvline(first.best, label=_name(first.x), **drawing.REFERENCE)
+  best.plot([], [], label='one run', color='#555', **drawing.ONE_RUN)
+  best.set_ylim(len(names) - 0.5, -0.5)
+  best.set_yticks(range(len(names)), [_name(name) for name in names])
+  best.set_xlabel(f'best accuracy,\n{comparison.eval_split} images')
+  shares.grid(visible=False)
+  shares.tick_params(length=0)
+  shares.set_xlim(-1, 1)
+  shares.set_xticks([])
+  shares.set_xlabel('learn')
+  steps.margins(x=0.12)
+  steps.set_xlim(left=0)
+  steps.set_xlabel(_STEPS_LABEL)
+  _draw_legend(figure, best, comparison)
+  return figure
 
 
-def _over(comparison: Comparison) -> str:
-  """Name of the statistic over the repeated axis, if it has several values."""
-  over = statistic(len(comparison.sweep.axes[comparison.sweep.repeat]))
-  return f', {over} and range' if over else ''
-
-
-def _draw_steps(
-  axes: Any, comparison: Comparison, places: Mapping[Any, float]
-) -> None:
-  for index, (line, settings) in enumerate(comparison.lines.items()):
-    reached = {
-      places[setting.x]: [s for s in setting.steps_to_target if s is not None]
-      for setting in settings
-      if None not in setting.steps_to_target
-    }
-    draw_spread(
-      axes,
-      list(reached),
-      list(reached.values()),
-      style(index),
-      plain_text(comparison.label(line)),
-      joined=comparison.sweep.is_numeric,
+def _lines(comparison: Comparison) -> list[Line]:
+  """The lines, those of known variants in their colors."""
+  variants = [
+    next((value for value in line if isinstance(value, str)), None)
+    for line in comparison.lines
+  ]
+  return [
+    Line(
+      comparison.label(line),
+      style,
+      {s.x: [_outcome(result) for result in s.results] for s in settings},
     )
-    for setting in settings:
-      ended = all(result.ended for result in setting.results)
-      has_missed = None in setting.steps_to_target and comparison.has_targets
-      if ended and has_missed:
-        axes.plot(
-          places[setting.x],
-          # One below the other, for different lines.
-          0.97 - 0.04 * index,
-          marker='^',
-          mfc='none',
-          color=style(index)['color'],
-          transform=axes.get_xaxis_transform(),
-        )
-  axes.set_ylim(bottom=0)
-  axes.set_title(
-    f'Steps of 32 images to the best accuracy of the first setting'
-    f'{_over(comparison)}; triangle: not all trials reach it',
-    loc='left',
-    fontsize=10,
+    for (line, settings), style in zip(
+      comparison.lines.items(), drawing.styles(variants), strict=True
+    )
+  ]
+
+
+def _outcome(result: Result) -> Outcome:
+  """What is drawn of a result; nothing of a trial that has not ended."""
+  if not result.ended:
+    return Outcome(None, None, diverged=False)
+  is_diverged = result.status == Status.DIVERGED
+  return Outcome(result.best, result.learns, is_diverged)
+
+
+def _is_never(comparison: Comparison, setting: Setting) -> bool:
+  """Whether there is a target that a trial has ended without reaching."""
+  ended = all(result.ended for result in setting.results)
+  return comparison.has_targets and ended and None in setting.steps_to_target
+
+
+def _draw_bar(
+  axes: Any,
+  y: float,
+  values: Sequence[float | None],
+  color: str,
+  label: str = '',
+) -> None:
+  """Draws values, and their median and range if all of them are known."""
+  known = [value for value in values if value is not None]
+  axes.plot(known, [y] * len(known), color=color, **drawing.ONE_RUN)
+  if known and len(known) == len(values):
+    axes.hlines(y, min(known), max(known), color=color, lw=3, alpha=0.4)
+    axes.plot(np.median(known), y, 'o', color=color, ms=6, label=label or None)
+
+
+def _draw_legend(figure: Any, axes: Any, comparison: Comparison) -> None:
+  settings = [s for line in comparison.lines.values() for s in line]
+  if any(_is_never(comparison, setting) for setting in settings):
+    label = 'target not reached by all'
+    axes.plot([], [], color='#555', label=label, **_MISSED)
+  drawing.draw_legend(
+    figure,
+    axes,
+    drawing.spread_text(len(setting.results) for setting in settings),
+    any_diverged=any(r.status == Status.DIVERGED for r in comparison.results),
   )
+
+
+def _name(value: Value) -> str:
+  """A name on the axis, without the underscores of file names."""
+  text = to_text(value)
+  label = paper.ENSEMBLE.get(text) or paper.label(text).replace('_', ' ')
+  return plain_text(label)

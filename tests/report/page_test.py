@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+from matplotlib import image
 from page_elements import Elements
 import pytest
 from written_runs import add_percentiles, read_one, read_sections, write_run
@@ -135,8 +136,9 @@ def test_page(tmp_path, capsys):
     assert text in page
   assert '<b>own' not in page
   assert 'metrics.jsonl:1' in capsys.readouterr().err
-  for picture in ('runs.svg', 'runs.png'):
-    assert (out / picture).stat().st_size > 1000
+  for picture in ('runs', 'runs_moving'):
+    assert f'<img src="{picture}.png"' in page
+    assert image.imread(out / f'{picture}.png').shape[1] == 1200
   assert 'BN-x30 reaches the highest' in (out / 'ledger.md').read_text()
 
 
@@ -147,7 +149,7 @@ def test_page_of_fig_1(tmp_path):
       write_run(folder, variant, [0.5] + [end] * 19, f'seed={seed}')
       add_percentiles(folder, [[[-1, -1], [0, 0], [1, 1]]] * 20)
   page, out = write_report(tmp_path)
-  assert (out / 'runs.svg').stat().st_size > 1000
+  assert (out / 'runs.png').stat().st_size > 1000
   # Steps of 60 images, as in the paper's Fig. 1.
   assert '<td>20 (20 to 20)</td>' in page
   assert '92.8 (92.8 to 92.8)' in page
@@ -230,7 +232,7 @@ def test_mismatches_are_named(tmp_path):
   page, out = write_report(tmp_path)
   assert 'not comparable: they differ in total_steps (500, 900).' in page
   assert 'runs (mnist)' in page
-  assert (out / 'runs_2.svg').exists()
+  assert (out / 'runs_2.png').exists()
 
 
 def test_typical_unit_is_that_of_median_drift(tmp_path):
@@ -254,7 +256,7 @@ def test_fig_1_with_another_setting_is_still_drawn(tmp_path):
   write_run(tmp_path / 'runs' / 'b', 'mnist', [0.6], 'optim.momentum=0.9')
   page, out = write_report(tmp_path)
   assert 'Without BN, optim.momentum=0.9' in page
-  assert (out / 'runs.svg').exists()
+  assert (out / 'runs.png').exists()
 
 
 def test_report_imports_no_jax(tmp_path):

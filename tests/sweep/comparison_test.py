@@ -3,13 +3,16 @@
 from collections import Counter
 import csv
 import json
+import math
 from pathlib import Path
 import shutil
 
+from matplotlib import image
 import pytest
 from written_runs import write_run
 
 from bn_repro.errors import UserError
+from bn_repro.report import drawing
 from bn_repro.sweep import comparison, figures, grid
 
 # Accuracies of ten evaluations; the best mean of five of the first is .6, which
@@ -302,8 +305,18 @@ def test_named_settings_have_no_ranges(tmp_path):
   found = comparison.read(sweep, tmp_path, ())
   (best,) = comparison.conclusions(found)
   assert 'net bn_baseline, 80.00 %. It was not' in best
-  comparison.write(found)
-  assert (tmp_path / 'sweep.png').stat().st_size > 10_000
+  figure = figures.draw_names(found)
+  best, shares, _ = figure.axes
+  names = [label.get_text() for label in best.get_yticklabels()]
+  assert names == ['BN-Baseline', 'with lrn', 'without lrn']
+  points = [line for line in best.lines if line.get_marker() == 'o']
+  assert [line.get_ydata() for line in points] == [[0], [1], [2]]
+  assert [line.get_xdata() for line in points] == [[pytest.approx(0.8)]] * 3
+  assert points[0].get_color() == drawing.color_of('bn_baseline')
+  assert [text.get_text() for text in shares.texts] == ['1/1'] * 3
+  (line,) = [ln for ln in best.lines if ln.get_label() == 'BN-Baseline']
+  assert line.get_xdata() == pytest.approx([0.8, 0.8])
+  figures.plt.close(figure)
 
 
 def test_what_is_quoted_is_what_was_found():
@@ -315,15 +328,49 @@ def test_what_is_quoted_is_what_was_found():
 
 
 def test_marks_of_the_picture(usual):
-  """A mark for each trial that came to nothing; the lines leave those out."""
-  _, axes = figures.plt.subplots()
-  values = usual.sweep.axes['multiplier']
-  figures.draw_accuracies(axes, usual, dict(zip(values, values, strict=True)))
-  marks = Counter(line.get_marker() for line in axes.lines)
+  """A mark for each trial that diverged, and for each target missed."""
+  figure = figures.draw_numbers(usual)
+  best, shares, steps = figure.axes
   states = Counter(result.outcome for result in usual.results)
-  assert marks['x'] == states['diverged'] == 2
-  assert marks['s'] == states['below twice chance'] == 8
-  figures.plt.close()
+  crosses = [line for line in best.lines if line.get_marker() == 'x']
+  assert len(crosses) == states['diverged'] == 2
+  assert [line.get_ydata() for line in crosses] == [[pytest.approx(0.1)]] * 2
+  missed = [line for line in steps.lines if 'infty' in str(line.get_marker())]
+  # Four of Inception, and one of BN-Baseline.
+  assert [line.get_xdata() for line in missed] == [[5], [10], [15], [30], [30]]
+  written = {
+    (text.get_position()[0], text.get_position()[1]): text.get_text()
+    for text in shares.texts
+  }
+  assert [written[x, 0] for x in (1, 2, 5, 30)] == ['2/2', '2/2', '0/2', '0/2']
+  assert [written[x, 1] for x in (1, 15, 30)] == ['2/2', '2/2', '0/2']
+  figures.plt.close(figure)
+
+
+def test_lines_of_the_picture(tmp_path):
+  """Median and band; nothing where a trial has no best accuracy."""
+  sweep = load('multiplier=1,2,5', 'seed=0,1,2')
+  curves = {('inception', 1): PLAIN, ('inception', 2): [0.5] * 5}
+  write(
+    tmp_path,
+    sweep,
+    curves,
+    seeds_lower=0.1,
+    inception_multiplier5_seed1={'status': 'running'},
+  )
+  figure = figures.draw_numbers(comparison.read(sweep, tmp_path, ()))
+  best, _, steps = figure.axes
+  lines = {line.get_label(): line for line in best.lines}
+  median = lines['Inception']
+  assert list(median.get_ydata())[:2] == pytest.approx([0.5, 0.4])
+  assert math.isnan(median.get_ydata()[2])
+  assert median.get_color() == drawing.color_of('inception')
+  assert lines['BN-Baseline'].get_color() == drawing.color_of('bn_baseline')
+  edges = best.collections[0].get_paths()[0].vertices
+  at_first = [y for x, y in edges if x == 1]
+  assert (min(at_first), max(at_first)) == pytest.approx((0.4, 0.6))
+  assert steps.lines[0].get_ydata()[0] == 60
+  figures.plt.close(figure)
 
 
 def test_what_is_written(usual):
@@ -331,6 +378,4 @@ def test_what_is_written(usual):
   folder = usual.folder
   assert (folder / 'trials.csv').read_text() == comparison.table(usual)
   assert (folder / 'summary.md').read_text() == comparison.summary(usual)
-  picture = (folder / 'sweep.svg').read_text()
-  for text in ('Inception', 'BN-Baseline', 'multiplier', 'diverged'):
-    assert f'<!-- {text}' in picture or text in picture
+  assert image.imread(folder / 'sweep.png').shape[1] == 1200
