@@ -6,14 +6,15 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / 'bn_repro'
 
 _CORE = (
-  'errors files host config config_fields parallel paper models data runtime '
-  'training'
+  'errors files host numerics config config_fields parallel paper models data '
+  'runtime training'
 )
 # A part is a folder of the package or a module; it may import itself and these.
 ALLOWED = {
   'errors': '',
   'files': 'errors',
   'host': '',
+  'numerics': '',
   'paper': '',
   'parallel': '',
   'models.inception_table': '',
@@ -26,7 +27,7 @@ ALLOWED = {
   'inference.probabilities': 'errors runtime',
   'inference.averaging': 'errors inference.probabilities',
   'cli': 'errors files config config_fields runtime',
-  'report': 'errors files paper config config_fields runtime cli '
+  'report': 'errors files numerics paper config config_fields runtime cli '
   'inference.probabilities inference.averaging',
   'sweep': 'errors files host paper config config_fields runtime cli report '
   'data',

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from bn_repro import numerics
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -55,6 +57,12 @@ def test_every_module_is_installed_and_nothing_beside_the_package(site):
   assert {path.relative_to(site) for path in site.rglob('*.py')} == modules
   top = {path.name for path in site.iterdir() if path.suffix != '.dist-info'}
   assert top == {'bn_repro'}
+
+
+def test_the_digest_is_that_of_the_checkout(site, tmp_path):
+  code = 'from bn_repro import numerics; print(numerics.digest())'
+  result = run(site, tmp_path, '-c', code)
+  assert result.stdout.strip() == numerics.digest(), result.stderr
 
 
 LOAD = """

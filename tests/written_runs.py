@@ -3,6 +3,7 @@
 import json
 
 from bn_repro import config as config_lib
+from bn_repro import numerics
 from bn_repro.report import runs as runs_lib
 
 
@@ -18,6 +19,7 @@ def write_run(folder, variant, accuracies, *overrides, **status):
   facts = {
     'config_file': f'configs/{variant}.py:mini',
     'num_classes': 10,
+    'numerics': numerics.digest(),
     'applied_learning_rate': (
       config.optim.learning_rate * config.batch_size / 32
     ),
@@ -38,6 +40,13 @@ def write_run(folder, variant, accuracies, *overrides, **status):
     for statistics, value in (('moving', 0.1), ('population', accuracy))
   ]
   write_lines(folder, lines)
+
+
+def edit_facts(folder, **facts):
+  """Changes entries of `run.json`; None removes one."""
+  path = folder / 'run.json'
+  facts = {**json.loads(path.read_text()), **facts}
+  path.write_text(json.dumps({k: x for k, x in facts.items() if x is not None}))
 
 
 def write_lines(folder, lines):

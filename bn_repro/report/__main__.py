@@ -8,6 +8,9 @@ page, or several sections if its runs differ in network or data set. Runs that
 differ only in their seeds share a row, with the median (of two seeds the mean)
 and the range. A section of runs with probabilities that `evaluate` has written
 into their workdirs, WORKDIR/probabilities/SPLIT-CROPS.npz, has Fig. 4.
+
+A warning names the runs that were made by other numerics than those of this
+code: by code that computes other results, see bn_repro/numerics.py.
 """
 
 import argparse

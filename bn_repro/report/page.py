@@ -428,14 +428,14 @@ def write_report(folders: Sequence[str], out: Path) -> list[str]:
     out: folder to write into.
 
   Returns:
-    A message for each run that is left out.
+    A message for each run that is left out, and for runs of other numerics.
 
   Raises:
     UserError: if there is no readable run, or `out` cannot be written.
   """
   runs, problems = runs_lib.read_runs(folders)
   sections, repeated = runs_lib.sections(runs)
-  problems += repeated
+  problems += [*repeated, *runs_lib.other_numerics(sections)]
   rows = claims.ledger(sections)
   results = []
   for section in sections:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_repro import config as config_lib
-from bn_repro import config_fields, paper
+from bn_repro import config_fields, numerics, paper
 from bn_repro.errors import UserError
 from bn_repro.runtime import workdir as workdir_lib
 
@@ -110,6 +110,22 @@ class Run:
   def repetition(self) -> Repetition:
     """Seed and fold of the config."""
     return Repetition(self.config['seed'], self.config['data']['fold'])
+
+  @property
+  def numerics(self) -> str | None:
+    """Digest of the results of the code that made the run.
+
+    None if `run.json` is older than `bn_repro/numerics.py`. All digests, if
+    code of other results has resumed the run.
+    """
+    starts = [*self.facts.get('earlier_starts', ()), self.facts]
+    # A start from step 0 leaves nothing of those before.
+    fresh = [i for i, start in enumerate(starts) if not start.get('start_step')]
+    starts = starts[max(fresh, default=0) :]
+    digests = dict.fromkeys(start.get('numerics') for start in starts)
+    if None in digests and len(digests) == 1:
+      return None
+    return ', then '.join(digest or 'unknown' for digest in digests)
 
   @property
   def learning_rate(self) -> float:
@@ -493,6 +509,35 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
       groups.append(Group(group[0].variant, group))
     result.append(Section(*key, sorted(groups, key=_place)))
   return result, problems
+
+
+# Runs that a message names; it counts the others. Our choice.
+_NAMED = 3
+
+
+def other_numerics(sections: Iterable[Section]) -> list[str]:
+  """A message for the runs of a section that other code made.
+
+  That is code whose results differ from those of this code, see
+  `bn_repro/numerics.py`. The message names the first few runs.
+  """
+  expected = numerics.digest()
+  messages = []
+  for section in sections:
+    others: dict[str | None, list[str]] = {}
+    for run in section.runs:
+      if run.numerics != expected:
+        others.setdefault(run.numerics, []).append(run.name)
+    for digest, names in others.items():
+      more = len(names) - _NAMED
+      named = ', '.join(names[:_NAMED]) + (f' and {more} more' * (more > 0))
+      messages.append(
+        f'{section.title}: {len(names)} of {len(section.runs)} runs were made '
+        f'by other numerics ({digest or "not recorded"}) than those of this '
+        f'code ({expected}), which may give other results: {named}. Train them '
+        'again.'
+      )
+  return messages
 
 
 def _place(group: Group) -> tuple[int, str, float]:

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from bn_repro import config as config_lib
-from bn_repro import host
+from bn_repro import host, numerics
 from bn_repro.models import summary
 from bn_repro.runtime.workdir import Status, Workdir
 from bn_repro.training import optimizer
@@ -66,8 +66,11 @@ def write_start(
   facts = {
     'config_file': config_file,
     'num_parameters': sum(row.parameters for row in rows),
+    # Of the forward pass, for one image.
+    'multiply_adds': sum(row.multiply_adds for row in rows),
     'start_step': step,
     'git_revision': git_revision(say),
+    'numerics': numerics.digest(),
     **_facts(experiment),
   }
   workdir.write_config(experiment.config)

@@ -11,7 +11,7 @@ import jax
 # What time is spent on. `waiting_for_data`: the device is idle because no batch
 # is ready.
 KINDS = ('compile', 'waiting_for_data', 'step', 'evaluation', 'checkpoint')
-# Kinds that are left out of images per second.
+# Kinds that are left out of images per second, and of CPU time.
 _NOT_TRAINING = ('compile', 'evaluation', 'checkpoint')
 
 
@@ -28,15 +28,18 @@ class Clock:
     self._step = step
     self._start = time.monotonic()
     self._spent = dict.fromkeys(KINDS, 0.0)
+    self._cpu_start = time.process_time()
 
   @contextlib.contextmanager
   def spending(self, kind: str) -> Iterator[None]:
     """Counts the time inside this context as one of `KINDS`."""
-    entered = time.monotonic()
+    entered, cpu_entered = time.monotonic(), time.process_time()
     try:
       yield
     finally:
       seconds = time.monotonic() - entered
+      if kind in _NOT_TRAINING:
+        self._cpu_start += time.process_time() - cpu_entered
       self._spent[kind] += seconds
       self._total[kind] += seconds
 
@@ -54,14 +57,17 @@ class Clock:
       batch_size: images per step.
 
     Returns:
-      `seconds` of training, `images_per_second` in them, and the `shares` of
-      all time since the previous line, by kind.
+      `seconds` of training, `images_per_second` in them, `cpu_seconds` of all
+      threads of this process in them, and the `shares` of all time since the
+      previous line, by kind. Worker processes that decode are not counted, and
+      what a save still does in the background is.
     """
     wall = time.monotonic() - self._start
     seconds = wall - sum(self._spent[kind] for kind in _NOT_TRAINING)
     timing = {
       'images_per_second': (step - self._step) * batch_size / seconds,
       'seconds': seconds,
+      'cpu_seconds': time.process_time() - self._cpu_start,
       'shares': _shares(self._spent, wall),
     }
     self._begin(step)

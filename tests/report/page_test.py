@@ -7,8 +7,15 @@ import sys
 from matplotlib import image
 from page_elements import Elements
 import pytest
-from written_runs import add_percentiles, read_one, read_sections, write_run
+from written_runs import (
+  add_percentiles,
+  edit_facts,
+  read_one,
+  read_sections,
+  write_run,
+)
 
+from bn_repro import numerics
 from bn_repro.paper import FIG_3
 from bn_repro.report import figures
 from bn_repro.report.__main__ import main
@@ -249,6 +256,21 @@ def test_the_same_run_twice_is_named_and_counts_once(tmp_path, capsys):
   page, _ = write_report(tmp_path)
   for text in (page, capsys.readouterr().err):
     assert 'copy: left out, because ' in text
+
+
+def test_runs_of_other_numerics_are_named(tmp_path, capsys):
+  for name in ('a', 'b', 'c', 'd', 'e'):
+    write_run(tmp_path / 'runs' / name, 'inception', [0.5], f'seed={ord(name)}')
+    if name != 'c':
+      edit_facts(tmp_path / 'runs' / name, numerics='0123456789ab')
+  page, _ = write_report(tmp_path)
+  expected = (
+    'runs (mnist_5k): 4 of 5 runs were made by other numerics (0123456789ab) '
+    f'than those of this code ({numerics.digest()}), which may give other '
+    'results: a, b, d and 1 more. Train them again.'
+  )
+  assert f'warning: {expected}\n' in capsys.readouterr().err
+  assert f'<p class="fails">{expected}</p>' in page
 
 
 def test_fig_1_with_another_setting_is_still_drawn(tmp_path):

@@ -4,8 +4,9 @@ import json
 import math
 
 import pytest
-from written_runs import read_one, read_sections, write_run
+from written_runs import edit_facts, read_one, read_sections, write_run
 
+from bn_repro import numerics
 from bn_repro.report import runs as runs_lib
 from bn_repro.report.runs import Spread
 from bn_repro.runtime.workdir import MetricsDigest, write_json
@@ -211,6 +212,57 @@ def test_runs_of_revision_3a68ec7_have_the_same_setting(tmp_path):
   path.write_text(json.dumps(config))
   old, new = (runs_lib.read_run(tmp_path / name) for name in ('old', 'new'))
   assert old.setting() == new.setting()
+
+
+def start(numerics, step=0):
+  return {'numerics': numerics, 'start_step': step}
+
+
+@pytest.mark.parametrize(
+  'facts, expected',
+  [
+    ({'numerics': None}, None),
+    (start('abc'), 'abc'),
+    ({**start('abc', 50), 'earlier_starts': [start('abc')]}, 'abc'),
+    ({**start('def', 50), 'earlier_starts': [start('abc')]}, 'abc, then def'),
+    (
+      {**start('def', 50), 'earlier_starts': [{'start_step': 0}]},
+      'unknown, then def',
+    ),
+    # The second start began again.
+    (
+      {**start('def', 50), 'earlier_starts': [start('abc'), start('def')]},
+      'def',
+    ),
+  ],
+)
+def test_numerics_are_those_of_all_starts(facts, expected, tmp_path):
+  write_run(tmp_path / 'a', 'inception', [0.5])
+  edit_facts(tmp_path / 'a', **facts)
+  assert read_one(tmp_path).numerics == expected
+
+
+def test_other_numerics_are_counted_by_section(tmp_path):
+  for folder, digest in (('x', None), ('y', None), ('z', 'abc')):
+    write_run(tmp_path / folder / 'run', 'inception', [0.5])
+    edit_facts(tmp_path / folder / 'run', numerics=digest)
+  write_run(tmp_path / 'x' / 'good', 'bn_x5', [0.5])
+  write_run(tmp_path / 'good' / 'run', 'inception', [0.5])
+  runs, _ = runs_lib.read_runs([str(tmp_path)])
+  sections, _ = runs_lib.sections(runs)
+  messages = runs_lib.other_numerics(sections)
+  ours = f'than those of this code ({numerics.digest()})'
+  for message, beginning in zip(
+    messages,
+    (
+      'x (mnist_5k): 1 of 2 runs were made by other numerics (not recorded)',
+      'y (mnist_5k): 1 of 1 runs were made by other numerics (not recorded)',
+      'z (mnist_5k): 1 of 1 runs were made by other numerics (abc)',
+    ),
+    strict=True,
+  ):
+    assert message.startswith(f'{beginning} {ours}')
+    assert ': run. ' in message
 
 
 @pytest.mark.parametrize('line', ['3', '{"step": 1}', 'x'])

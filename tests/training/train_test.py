@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from stand_ins import TIMEOUT
 import written_images
 
 from bn_repro import config as config_lib
-from bn_repro import parallel
+from bn_repro import numerics, parallel
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
 from bn_repro.runtime import metric_writer
@@ -384,6 +385,17 @@ def test_run_json(tmp_path):
   assert facts['num_parameters'] == sum(
     leaf.size for leaf in jax.tree.leaves(variables(tmp_path)[1]['params'])
   )
+  kernels = [
+    leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+      variables(tmp_path)[1]['params']
+    )
+    if path[-1].key == 'kernel'
+  ]
+  # In a network of dense layers each weight is used once for an image.
+  assert facts['multiply_adds'] == sum(kernel.size for kernel in kernels)
+  digest = hashlib.sha256(numerics.FILE.read_bytes()).hexdigest()
+  assert digest.startswith(facts['numerics']) and len(facts['numerics']) == 12
   assert [start['start_step'] for start in facts['earlier_starts']] == [0]
   assert facts['start_step'] > 0
 
