@@ -72,8 +72,8 @@ def get_sweep(mode: str = 'mini') -> Sweep:
     axes={
       'variant': VARIANTS,
       'data': tuple(_DATA),
-      'length': (0.5, 1.0),
-      'rate': (0.005, 0.01, 0.02, 0.04),
+      'length': (1.0, 0.25),
+      'rate': (0.02, 0.01, 0.04, 0.005),
       'seed': (100,),
     },
     trial=trial,
