@@ -1,6 +1,6 @@
 """Fig. 2 and 3 on Fashion-MNIST: all networks of section 4.2, five seeds.
 
-  python -m bn_repro.sweep --sweep=fashion_mnist --workdir=runs/fashion_mnist
+python -m bn_repro.sweep --sweep=fashion_mnist --workdir=runs/fashion_mnist
 """
 
 from ml_collections import ConfigDict

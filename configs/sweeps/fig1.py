@@ -1,6 +1,6 @@
 """Fig. 1: the MNIST network, with BN and without.
 
-  python -m bn_repro.sweep --sweep=fig1 --workdir=runs/fig1
+python -m bn_repro.sweep --sweep=fig1 --workdir=runs/fig1
 """
 
 from ml_collections import ConfigDict

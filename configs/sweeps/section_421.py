@@ -16,13 +16,13 @@ from configs import bn_baseline, bn_x5
 
 # The fields of each item.
 _ITEMS = {
-  'rate': ('optim.learning_rate',),
-  'dropout': ('model.dropout_rate',),
-  'l2': ('optim.weight_decay',),
-  'decay': ('optim.decay_rate', 'optim.decay_epochs'),
-  'lrn': ('model.lrn',),
-  'shuffle': ('data.shuffle',),
-  'distortion': ('data.distortion',),
+  'higher_rate': ('optim.learning_rate',),
+  'removal_of_dropout': ('model.dropout_rate',),
+  'smaller_l2': ('optim.weight_decay',),
+  'faster_decay': ('optim.decay_rate', 'optim.decay_epochs'),
+  'removal_of_lrn': ('model.lrn',),
+  'better_shuffling': ('data.shuffle',),
+  'weaker_distortion': ('data.distortion',),
 }
 
 
@@ -33,12 +33,12 @@ def get_sweep(mode: str = 'mini') -> Sweep:
   # The config that each net starts from, and the fields that it changes.
   nets: dict[str, tuple[str, dict[str, Any]]] = {}
   for start, word, values in (
-    ('bn_baseline', 'with', after),
-    ('bn_x5', 'without', before),
+    ('bn_baseline', 'baseline_with', after),
+    ('bn_x5', 'x5_without', before),
   ):
     nets[start] = start, {}
     for item, fields in _ITEMS.items():
-      # `mini` leaves out `distortion`: gray digits have no colors to distort.
+      # `mini` leaves out the distortion: gray digits have no colors to distort.
       if any(before[field] != after[field] for field in fields):
         changes = {field: values[field] for field in fields}
         nets[f'{word}_{item}'] = start, changes

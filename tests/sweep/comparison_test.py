@@ -297,7 +297,10 @@ def test_one_statistic_over_seeds(seeds, name, cell, best, tmp_path):
 def test_named_settings_have_no_ranges(tmp_path):
   sweep = grid.load(
     'configs/sweeps/section_421.py',
-    ['net=bn_baseline,with_lrn,without_lrn', 'seed=0'],
+    [
+      'net=bn_baseline,baseline_with_smaller_l2,x5_without_smaller_l2',
+      'seed=0',
+    ],
     overrides=['total_steps=100'],
   )
   for trial in sweep.trials:
@@ -308,7 +311,11 @@ def test_named_settings_have_no_ranges(tmp_path):
   figure = figures.draw_names(found)
   best, shares, _ = figure.axes
   names = [label.get_text() for label in best.get_yticklabels()]
-  assert names == ['BN-Baseline', 'with lrn', 'without lrn']
+  assert names == [
+    'BN-Baseline',
+    'baseline with smaller l2',
+    'x5 without smaller l2',
+  ]
   points = [line for line in best.lines if line.get_marker() == 'o']
   assert [line.get_ydata() for line in points] == [[0], [1], [2]]
   assert [line.get_xdata() for line in points] == [[pytest.approx(0.8)]] * 3

@@ -150,19 +150,19 @@ def test_items_of_section_421(mode):
   ends = {name: fields(name) for name in ('bn_baseline', 'bn_x5')}
   # Section 4.2.1, item by item.
   items = {
-    'rate': {'optim.learning_rate'},
-    'dropout': {'model.dropout_rate'},
-    'l2': {'optim.weight_decay'},
-    'decay': {'optim.decay_epochs'},
-    'lrn': {'model.lrn'},
-    'shuffle': {'data.shuffle'},
+    'higher_rate': {'optim.learning_rate'},
+    'removal_of_dropout': {'model.dropout_rate'},
+    'smaller_l2': {'optim.weight_decay'},
+    'faster_decay': {'optim.decay_epochs'},
+    'removal_of_lrn': {'model.lrn'},
+    'better_shuffling': {'data.shuffle'},
   }
   if mode == 'full':
-    items['decay'] |= {'optim.decay_rate'}
-    items['distortion'] = {'data.distortion'}
+    items['faster_decay'] |= {'optim.decay_rate'}
+    items['weaker_distortion'] = {'data.distortion'}
   for start, end, word in (
-    ('bn_baseline', 'bn_x5', 'with'),
-    ('bn_x5', 'bn_baseline', 'without'),
+    ('bn_baseline', 'bn_x5', 'baseline_with'),
+    ('bn_x5', 'bn_baseline', 'x5_without'),
   ):
     reached = dict(ends[start])
     for item, expected in items.items():
