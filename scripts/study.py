@@ -8,8 +8,8 @@ in it, and is trained in the folder of its name in `--out`. The same command
 resumes an interrupted study. `--publish` also copies the parts to `results/`,
 without checkpoints, and writes `results/report` from all parts that are there.
 
-`setting`, the search for the base rates and lengths that the other parts use, is
-a part that only its name trains: it takes longer than all others.
+`setting` is the search for the base rates and lengths that the other parts use.
+It takes longer than all of them, and trains only if it is named.
 """
 
 import argparse

@@ -30,7 +30,7 @@ from bn_repro.report.drawing import (
   styles,
   to_png,
 )
-from bn_repro.report.runs import Group, Run, Section
+from bn_repro.report.runs import Group, Repetition, Run, Section
 from bn_repro.runtime.workdir import Status
 
 # Images in a row of a contact sheet.
@@ -177,22 +177,22 @@ def _styled(section: Section) -> list[tuple[Group, dict[str, Any]]]:
   return list(zip(groups, styles(g.variant for g in groups), strict=True))
 
 
-def _targets(section: Section) -> dict[int, float]:
-  """Best accuracy of Inception by seed, for seeds with which it learns.
+def _targets(section: Section) -> dict[Repetition, float]:
+  """Best accuracy of Inception by seed and fold, for those where it learns.
 
   Empty if Inception has several settings.
   """
   groups = section.settings_of('inception')
   plain = groups[0].runs if len(groups) == 1 else ()
   return {
-    run.seed: best
+    run.repetition: best
     for run in plain
     if (best := run.best()) is not None and claims.learns(run)
   }
 
 
 def _draw_accuracies(
-  axes: Any, section: Section, targets: Mapping[int, float]
+  axes: Any, section: Section, targets: Mapping[Repetition, float]
 ) -> None:
   """Draws accuracies, and the median steps to match Inception.
 
@@ -208,9 +208,9 @@ def _draw_accuracies(
     draw_curves(axes, evaluations, style, plain_text(section.label(group)))
     _mark_diverged(axes, group, style)
     steps = [
-      run.steps_to(targets[run.seed]) or math.inf
+      run.steps_to(targets[run.repetition]) or math.inf
       for run in group.runs
-      if run.seed in targets
+      if run.repetition in targets
     ]
     if steps and math.isfinite(np.median(steps)):
       # Of diamonds at one place, all are seen.
