@@ -172,6 +172,7 @@ def draw_curves(
   """
   curves = [curve for curve in curves if curve]
   if not curves:
+    axes.plot([], [], label=label, **style)  # For the legend.
     return
   grid = np.unique([x for curve in curves for x, _ in curve])
   if len(grid) > _MAX_POINTS:

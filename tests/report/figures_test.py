@@ -98,13 +98,15 @@ def test_medians_ranges_and_diamonds_of_fig_2(draw, tmp_path):
 def test_a_run_without_an_accuracy_is_a_cross_on_the_axis(draw, tmp_path):
   write_run(tmp_path / 'a', 'inception', [], status='diverged', step=70)
   figure = draw(figures.curves, *read_sections(tmp_path))
-  (cross,) = figure.axes[0].lines
+  cross = next(ln for ln in figure.axes[0].lines if ln.get_marker() == 'x')
   low, high = figure.axes[0].get_xlim()
   assert low < cross.get_xdata()[0] == 70 < high
   figure.canvas.draw()
   (_, bottom), _ = figure.axes[0].get_window_extent().get_points()
   (_, height) = cross.get_transform().transform((70, 0))
   assert height == pytest.approx(bottom)
+  names = [text.get_text() for text in figure.legends[0].texts]
+  assert names == ['Inception', 'diverged']
 
 
 def test_moving_averages_are_beside_population_statistics(draw, tmp_path):
