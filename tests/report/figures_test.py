@@ -165,11 +165,16 @@ def test_fig_1_shows_a_typical_unit(draw, tmp_path):
       values = [0.75, accuracy + 0.02 * seed]
       write_run(folder, variant, values, f'seed={seed}')
       add_percentiles(folder, [start, end])
+  ending = {'status': 'diverged', 'step': 15}
+  write_run(tmp_path / 'c', 'mnist', [0.1], 'seed=2', **ending)
   (section,) = read_sections(tmp_path)
   first, *units = draw(figures.fig_1, section).axes
   assert labeled(first)['With BN'].get_ydata()[1] == pytest.approx(0.91)
   assert list(band(first, 1)) == [10, 20]
   assert band(first, 1)[20] == pytest.approx((0.9, 0.92))
+  # The accuracy of the run that diverged, .1, is below the axes.
+  (cross,) = [line for line in first.lines if line.get_marker() == 'x']
+  assert (cross.get_xdata(), cross.get_ydata()) == ([15], [0])
   # Drifts are 9/14, 5/16 and 7/18, so the last unit is in the middle.
   for axes, name in zip(units, ('inception', 'bn_baseline'), strict=True):
     shown = [list(line.get_ydata()) for line in axes.lines]
