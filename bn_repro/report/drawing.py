@@ -172,6 +172,7 @@ def draw_curves(
   """
   curves = [curve for curve in curves if curve]
   if not curves:
+    axes.plot([], [], label=label, **style)  # For the legend.
     return
   grid = np.unique([x for curve in curves for x, _ in curve])
   if len(grid) > _MAX_POINTS:
@@ -196,13 +197,17 @@ def draw_diverged(
     color: color of the mark.
     shift: distance from the place along x, in points.
   """
-  transform = axes.transData
+  transform, is_inside = axes.transData, True
   if x is None:
-    transform = axes.get_yaxis_transform()
+    transform, is_inside = axes.get_yaxis_transform(), False
   elif y is None:
-    transform = axes.get_xaxis_transform()
+    transform, is_inside = axes.get_xaxis_transform(), False
   (mark,) = axes.plot(
-    x or 0, y or 0, color=color, clip_on=False, transform=transform, **_DIVERGED
+    *(x or 0, y or 0),
+    color=color,
+    clip_on=is_inside,
+    transform=transform,
+    **_DIVERGED,
   )
   # Not before, as the limits of the axes are to include the place.
   shifted = offset_copy(transform, axes.figure, shift, units='points')

@@ -228,9 +228,15 @@ def _mark_diverged(
   *,
   in_own_steps: bool = False,
 ) -> None:
-  """Marks the ends of runs that diverged, at their last accuracies."""
+  """Marks the ends of runs that diverged, at their last accuracies.
+
+  The mark is on the axis if there is no accuracy, or if it is below the axes.
+  """
+  lowest, _ = axes.get_ylim()
   for run in filter(_diverged, group.runs):
     last = next(reversed(run.accuracies()), None)
+    if last is not None and last < lowest:
+      last = None
     step = run.step * (1 if in_own_steps else run.equivalent)
     draw_diverged(axes, step, last, style['color'])
 
@@ -331,6 +337,7 @@ def fig_1(section: Section, out: Path, name: str) -> None:
   parts = figure.subplot_mosaic(
     [['a'] * max(1, len(below)), *([list(below)] if below else [])]
   )
+  parts['a'].set_ylim(0.7, 1)
   for group, style in _styled(section):
     accuracies = [
       [(line['step'], line['accuracy']) for line in run.evaluations()]
@@ -338,7 +345,6 @@ def fig_1(section: Section, out: Path, name: str) -> None:
     ]
     draw_curves(parts['a'], accuracies, style, plain_text(section.label(group)))
     _mark_diverged(parts['a'], group, style, in_own_steps=True)
-  parts['a'].set_ylim(0.7, 1)
   parts['a'].set_ylabel(_accuracy_label(section.runs))
   parts['a'].set_title('(a)', loc='left')
   for letter, (group, style) in zip(below, shown, strict=True):
@@ -356,10 +362,11 @@ def fig_1(section: Section, out: Path, name: str) -> None:
   if below:
     for label, width in _PERCENTILES.items():
       parts['a'].plot([], [], color='#555', lw=width, label=f'(b, c) {label}')
+  spread = spread_text(len(group.runs) for group in section.groups)
   draw_legend(
     figure,
     parts['a'],
-    '(a) ' * bool(below) + spread_text(len(g.runs) for g in section.groups),
+    spread and f'(a) {spread}',
     any_diverged=any(map(_diverged, section.runs)),
   )
   save(figure, out, name)

@@ -98,13 +98,15 @@ def test_medians_ranges_and_diamonds_of_fig_2(draw, tmp_path):
 def test_a_run_without_an_accuracy_is_a_cross_on_the_axis(draw, tmp_path):
   write_run(tmp_path / 'a', 'inception', [], status='diverged', step=70)
   figure = draw(figures.curves, *read_sections(tmp_path))
-  (cross,) = figure.axes[0].lines
+  cross = next(ln for ln in figure.axes[0].lines if ln.get_marker() == 'x')
   low, high = figure.axes[0].get_xlim()
   assert low < cross.get_xdata()[0] == 70 < high
   figure.canvas.draw()
   (_, bottom), _ = figure.axes[0].get_window_extent().get_points()
   (_, height) = cross.get_transform().transform((70, 0))
   assert height == pytest.approx(bottom)
+  names = [text.get_text() for text in figure.legends[0].texts]
+  assert names == ['Inception', 'diverged']
 
 
 def test_moving_averages_are_beside_population_statistics(draw, tmp_path):
@@ -163,11 +165,16 @@ def test_fig_1_shows_a_typical_unit(draw, tmp_path):
       values = [0.75, accuracy + 0.02 * seed]
       write_run(folder, variant, values, f'seed={seed}')
       add_percentiles(folder, [start, end])
+  ending = {'status': 'diverged', 'step': 15}
+  write_run(tmp_path / 'c', 'mnist', [0.1], 'seed=2', **ending)
   (section,) = read_sections(tmp_path)
   first, *units = draw(figures.fig_1, section).axes
   assert labeled(first)['With BN'].get_ydata()[1] == pytest.approx(0.91)
   assert list(band(first, 1)) == [10, 20]
   assert band(first, 1)[20] == pytest.approx((0.9, 0.92))
+  # The accuracy of the run that diverged, .1, is below the axes.
+  (cross,) = [line for line in first.lines if line.get_marker() == 'x']
+  assert (cross.get_xdata(), cross.get_ydata()) == ([15], [0])
   # Drifts are 9/14, 5/16 and 7/18, so the last unit is in the middle.
   for axes, name in zip(units, ('inception', 'bn_baseline'), strict=True):
     shown = [list(line.get_ydata()) for line in axes.lines]
