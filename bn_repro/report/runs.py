@@ -7,6 +7,7 @@ A `Group` holds the runs of one variant and setting, one for each seed. A
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
+import os
 from pathlib import Path
 import statistics
 from typing import Any
@@ -44,6 +45,14 @@ INCIDENTAL = {'seed', *config_fields.CHANGEABLE} - {
 
 # Prefixes of the fields in which compared variants may differ.
 VARIANT_FIELDS = ('data.shuffle', 'data.distortion', 'model.', 'bn.', 'optim.')
+
+# Names of data sets for readers, by `data.name`.
+DATA_NAMES = {
+  'mnist_5k': 'MNIST, 5,000 digits',
+  'mnist': 'MNIST',
+  'fashion_mnist': 'Fashion-MNIST',
+  'imagenet2012': 'ImageNet',
+}
 
 Point = tuple[float, float]
 
@@ -88,6 +97,20 @@ class Run:
   def ended(self) -> bool:
     """Whether the run is done or diverged."""
     return self.status.get('status') in workdir_lib.ENDED
+
+  @property
+  def place(self) -> str:
+    """Folder and name, for messages."""
+    return f'{self.folder.name}/{self.name}'
+
+  @property
+  def state(self) -> str:
+    """Status for readers, such as 'diverged at step 7: loss is nan'."""
+    status = self.status.get('status', 'not started')
+    if status == workdir_lib.Status.DONE:
+      return status
+    reason = self.status.get('reason')
+    return f'{status} at step {self.step}' + (f': {reason}' if reason else '')
 
   @property
   def seed(self) -> int:
@@ -353,12 +376,14 @@ class Section:
     data_name: `data.name` of the configs.
     network: `model.name` of the configs.
     groups: groups in the order of `PAPER`, then of name and learning rate.
+    name: path of the folder below that which contains all folders.
   """
 
   folder: Path
   data_name: str
   network: str
   groups: Sequence[Group]
+  name: str
 
   @property
   def runs(self) -> list[Run]:
@@ -366,10 +391,9 @@ class Section:
     return [run for group in self.groups for run in group.runs]
 
   @property
-  def title(self) -> str:
-    """Name of the folder, followed by the data set if the name differs."""
-    name = self.folder.name
-    return name if name == self.data_name else f'{name} ({self.data_name})'
+  def data_label(self) -> str:
+    """Name of the data set for readers."""
+    return DATA_NAMES.get(self.data_name, self.data_name)
 
   @property
   def variants(self) -> list[str]:
@@ -436,8 +460,9 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
   """Groups runs into sections.
 
   Returns:
-    The sections, and a message for each run that repeats the config and seed
-    of another run and is therefore left out.
+    The sections, and a message for each run that is left out: because it
+    repeats the config and seed of another, is unfinished beside others that
+    have ended, or has another setting than most runs of its variant.
   """
   # Runs by section, by variant and setting, by seed.
   found: dict[tuple[Path, str, str], dict[str, dict[int, Run]]] = {}
@@ -450,17 +475,64 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
     first = by_seed.setdefault(run.seed, run)
     if first is not run:
       problems.append(
-        f'{run.folder / run.name}: left out, because '
-        f'{first.folder / first.name} has the same config and seed.'
+        f'{run.place}: left out, because {first.place} has the same config and '
+        'seed.'
       )
+  root = os.path.commonpath([key[0].parent for key in found])
   result = []
   for key, by_setting in found.items():
     groups = []
     for by_seed in by_setting.values():
-      group = [by_seed[seed] for seed in sorted(by_seed)]
+      group = _ended([by_seed[seed] for seed in sorted(by_seed)], problems)
       groups.append(Group(group[0].variant, group))
-    result.append(Section(*key, sorted(groups, key=_place)))
+    groups = sorted(_usual(groups, problems), key=_place)
+    result.append(Section(*key, groups, os.path.relpath(key[0], root)))
   return result, problems
+
+
+def _ended(runs: Sequence[Run], problems: list[str]) -> Sequence[Run]:
+  """Those runs of a group that have ended; all if none has.
+
+  Adds a message for each of the others to `problems`.
+  """
+  ended = [run for run in runs if run.ended]
+  effect = 'left out' if ended else 'shown, not judged'
+  problems += (
+    f'{run.place}: {effect}, because it is unfinished: {run.state}.'
+    for run in runs
+    if not run.ended
+  )
+  return ended or runs
+
+
+def _usual(groups: Sequence[Group], problems: list[str]) -> list[Group]:
+  """The groups without those of runs that have an unusual setting.
+
+  That is a setting with fewer than half as many seeds as another one of the
+  variant (our choice): not a value of a sweep, but a stray run. Adds a message
+  for each to `problems`.
+  """
+  usual = []
+  for group in groups:
+    largest = max(
+      (other for other in groups if other.variant == group.variant),
+      key=lambda other: len(other.runs),
+    )
+    if 2 * len(group.runs) >= len(largest.runs):
+      usual.append(group)
+      continue
+    theirs = largest.runs[0].setting()
+    fields = ', '.join(
+      f'{name} {_show(value)}, not {_show(theirs.get(name))}'
+      for name, value in group.runs[0].setting().items()
+      if value != theirs.get(name)
+    )
+    problems += (
+      f'{run.place}: left out, because its setting is not that of the '
+      f'{len(largest.runs)} runs beside it: {fields}.'
+      for run in group.runs
+    )
+  return usual
 
 
 def _place(group: Group) -> tuple[int, str, float]:
