@@ -8,7 +8,6 @@ with the same initial weights and examples. The values of all seeds decide, see
 from collections.abc import Callable, Sequence
 import dataclasses
 import math
-import statistics
 from typing import NamedTuple
 
 import numpy as np
@@ -99,6 +98,9 @@ class Claim:
         complete.append(runs)
     notes = [*self._trains(complete), *excluded]
     measured = [one for runs in complete if (one := self._measure(runs))]
+    if len(measured) < len(complete):
+      missing = len(complete) - len(measured)
+      notes.append(f'{missing} of {len(complete)} seeds cannot be compared')
     if not measured:
       return dataclasses.replace(row, seeds='; '.join(notes))
     notes += dict.fromkeys(one.note for one in measured if one.note)
@@ -146,7 +148,7 @@ class Claim:
 
   def _sentence(self, measured: Sequence[Measurement]) -> str:
     shown = [
-      self.show(statistics.median(values))
+      self.show(Estimate(values).median)
       for values in zip(*(one.shown for one in measured), strict=True)
     ]
     estimate = Estimate([one.value for one in measured])

@@ -118,7 +118,7 @@ def _warning(text: str) -> str:
 
 def _claims_table(rows: Sequence[Row]) -> str:
   """The ledger as HTML: a row for each claim, a column for each data set."""
-  names = list(dict.fromkeys(row.data for row in rows if row.data))
+  names = list(dict.fromkeys(row.data for row in rows if row.data)) or ['ours']
   heads = ''.join(
     f'<th>{html.escape(head)}</th>' for head in ('claim', 'paper', *names)
   )

@@ -137,7 +137,7 @@ def costs_table(section: Section) -> Table:
 
 
 def _less(factor: float) -> str:
-  return claims.LESS.phrase(math.log(factor))
+  return '1x' if factor == 1 else claims.LESS.phrase(math.log(factor))
 
 
 def _cost(

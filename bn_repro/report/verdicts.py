@@ -36,8 +36,12 @@ class Estimate:
 
   @property
   def median(self) -> float:
-    """The median; of an even number, the mean of the two in the middle."""
-    return statistics.median(self.values)
+    """The median; of an even number, the mean of the two in the middle.
+
+    Of minus infinity and infinity, which have no mean, it is the former.
+    """
+    middle = statistics.median(self.values)
+    return -math.inf if math.isnan(middle) else middle
 
   @property
   def interval(self) -> tuple[float, float]:
@@ -53,7 +57,7 @@ class Estimate:
     ranked, count = sorted(self.values), len(self.values)
 
     def quantile(probability: float, draws: int) -> float:
-      """Smallest value below which a resample has `draws` so probably."""
+      """Smallest value that so many draws do not exceed, so probably."""
       return next(
         value
         for k, value in enumerate(ranked, start=1)
