@@ -85,6 +85,15 @@ FIG_4: Mapping[tuple[int, int], Fig4Row] = {
 }
 
 
+def speed_up(variant: str) -> float | None:
+  """How many times fewer steps than Inception a variant needs to 72.2 %.
+
+  None if it never reaches this accuracy, or if the paper does not say.
+  """
+  steps = PAPER[variant].steps if variant in PAPER else None
+  return INCEPTION_STEPS / steps if steps else None
+
+
 def label(variant: str) -> str:
   """Name of a variant for readers; the name of its config if unknown."""
   if variant in ENSEMBLE:

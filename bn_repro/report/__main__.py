@@ -3,11 +3,13 @@
 python -m bn_repro.report --runs=runs/quickstart --out=runs/report
 
 Writes index.html, its figures, and ledger.md: the paper's claims, and whether
-each one holds for these runs. Each folder of workdirs becomes a section of the
-page, or several sections if its runs differ in network or data set. Runs that
-differ only in their seeds share a row, with the median (of two seeds the mean)
-and the range. A section of runs with probabilities that `evaluate` has written
-into their workdirs, WORKDIR/probabilities/SPLIT-CROPS.npz, has Fig. 4.
+each one holds for these runs, by a bootstrap interval over seeds. Each folder
+of workdirs becomes a section of the page, or several sections if its runs
+differ in network or data set. Runs that differ only in their seeds share a row,
+with the median (of two seeds the mean) and the range. Runs that are unfinished,
+repeated, edited or of an unusual setting are left out; the page names them. A
+section of runs with probabilities that `evaluate` has written into their
+workdirs, WORKDIR/probabilities/SPLIT-CROPS.npz, has Fig. 4.
 
 A warning names the runs that were made by other numerics than those of this
 code: by code that computes other results, see bn_repro/numerics.py.

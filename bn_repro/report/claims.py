@@ -1,8 +1,8 @@
-"""The paper's claims, each checked against runs.
+"""The paper's claims, each tested on runs.
 
-A claim is measured separately for each seed, on networks with the same initial
-weights, and holds if it holds for every seed. The maximum accuracy that the
-paper speaks of is `Run.best` here.
+A claim is measured for each seed on its own, on runs of that seed: networks
+with the same initial weights and examples. The values of all seeds decide, see
+`verdicts`. The maximum accuracy that the paper speaks of is `Run.best` here.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,29 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from bn_repro import paper
-from bn_repro.report.runs import (
-  SPREAD_NOTE,
-  WINDOW,
-  Repetition,
-  Run,
-  Section,
-  Spread,
-)
+from bn_repro.report.ledger import AMBIGUOUS, Row
+from bn_repro.report.runs import WINDOW, Run, Section
+from bn_repro.report.verdicts import Estimate, Scale, count_of, to_sentence
 from bn_repro.runtime import workdir
-
-# Verdicts.
-HOLDS = 'holds'
-FAILS = 'does not hold here'
-NOT_RUN = 'not run'
-AMBIGUOUS = 'several settings'
-# A gain that is no larger than the differences between networks.
-UNDECIDED = 'undecided'
-
-# How to read the ledger.
-NOTE = (
-  'Each claim is measured separately for each seed, and holds if it holds for '
-  f'every seed. {SPREAD_NOTE}'
-)
 
 # Accuracy to reach in Fig. 1, for which section 4.1 gives no number (our
 # choice).
@@ -49,38 +30,15 @@ class Measurement(NamedTuple):
   """A claim measured on the runs of one seed.
 
   Attributes:
-    holds: whether the claim holds.
-    value: measured value; None if a network never reaches the target.
-    is_lower_bound: whether the true value may be larger, because a run or a
-      sweep is too short to tell.
-    note: remark to add to the value.
+    value: compared with the threshold of the claim; infinite if a network
+      never reaches the target, or diverges.
+    shown: further values for the sentence.
+    note: remark.
   """
 
-  holds: bool
-  value: float | None
-  is_lower_bound: bool = False
+  value: float
+  shown: Sequence[float] = ()
   note: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """A row of the ledger.
-
-  Attributes:
-    claim: text of the claim.
-    verdict: one of the verdicts above.
-    ours: measured value, with the range over seeds.
-    paper: the paper's value.
-    section: title of the section of the runs.
-    seeds: seeds of the runs.
-  """
-
-  claim: str
-  verdict: str
-  ours: str
-  paper: str
-  section: str
-  seeds: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,70 +46,78 @@ class Claim:
   """A claim of the paper.
 
   Attributes:
-    text: the claim, as a sentence.
-    paper: the paper's value.
+    group: see `Row`.
+    text: see `Row.claim`.
+    paper: see `Row`.
     variants: variants that the claim compares.
     measure: function of the runs of one seed, with an argument for each
-      variant: its run, or for a sweep the list of its runs.
-    show: formats a measured value.
-    unit: text after the values.
-    missing: text for a value of None.
+      variant: its run, or for a sweep the list of its runs. None if the runs
+      cannot be compared.
+    scale: how its values are written.
+    sentence: template of our figure, with `value` and the numbers of the
+      further values.
+    never: the sentence if the median is minus infinity.
+    show: formats a further value.
+    threshold: the claim holds for values above.
     min_evaluations: minimum number of evaluations of a run that is done; that
       of `Run.best`, unless the claim is measured otherwise.
     min_settings: minimum number of settings of each variant; more than 1 for
       a claim about sweeps.
   """
 
+  group: str
   text: str
   paper: str
   variants: tuple[str, ...]
-  measure: Callable[..., Measurement]
-  show: Callable[[float], str]
-  unit: str = ''
-  missing: str = 'never'
+  measure: Callable[..., Measurement | None]
+  scale: Scale
+  sentence: str
+  never: str
+  show: Callable[[float], str] = str
+  threshold: float = 0.0
   min_evaluations: int = WINDOW
   min_settings: int = 1
 
-  def row(
-    self,
-    verdict: str,
-    ours: str = '',
-    section: str = '',
-    seeds: Sequence[Repetition] = (),
-  ) -> Row:
-    """The claim's row in the ledger."""
-    names = ', '.join(map(str, seeds))
-    return Row(self.text, verdict, ours, self.paper, section, names)
-
   def judge(self, section: Section) -> Row | None:
-    """Checks the claim; None if the section lacks settings that it needs."""
+    """Tests the claim; None if the section lacks settings that it needs."""
+    row = Row(
+      *(self.group, self.text, self.paper),
+      *(section.data_label, section.name),
+    )
     counts = [len(section.settings_of(variant)) for variant in self.variants]
     if min(counts) < self.min_settings:
       return None
     if self.min_settings == 1 and max(counts) > 1:
-      return self.row(AMBIGUOUS, section=section.title)
-    excluded, measured = [], {}
-    for seed, runs in section.by_seed(*self.variants).items():
+      return dataclasses.replace(row, verdict=AMBIGUOUS)
+    complete, excluded = [], []
+    for runs in section.by_seed(*self.variants).values():
       reason = self._incomplete(runs)
       if reason:
-        excluded.append(f'seed {seed} excluded: {reason}')
+        excluded.append(f'a seed is left out: {reason}')
       else:
-        measured[seed] = self._measure(runs)
+        complete.append(runs)
+    notes = [*self._trains(complete), *excluded]
+    measured = [one for runs in complete if (one := self._measure(runs))]
+    if len(measured) < len(complete):
+      missing = len(complete) - len(measured)
+      notes.append(f'{missing} of {len(complete)} seeds cannot be compared')
     if not measured:
-      return self.row(NOT_RUN, '; '.join(excluded), section.title)
-    parts = [self._value(list(measured.values()))]
-    count = sum(one.holds for one in measured.values())
-    if 0 < count < len(measured):
-      parts.append(f'holds for {count} of {len(measured)} seeds')
-    verdict = HOLDS if count == len(measured) else FAILS
-    ours = '; '.join([*parts, *excluded])
-    return self.row(verdict, ours, section.title, list(measured))
+      return dataclasses.replace(row, seeds='; '.join(notes))
+    notes += dict.fromkeys(one.note for one in measured if one.note)
+    estimate = Estimate([one.value for one in measured])
+    return dataclasses.replace(
+      row,
+      verdict=estimate.verdict(self.threshold),
+      ours=self._sentence(measured),
+      seeds='; '.join([count_of(len(measured), 'seed'), *notes]),
+    )
 
   def _incomplete(self, runs: Sequence[Sequence[Run]]) -> str | None:
-    """Why the runs of a seed cannot be judged; None if they can."""
+    """Why the runs of a seed cannot be compared; None if they can."""
+    first = next(run for of_variant in runs for run in of_variant)
     for variant, of_variant in zip(self.variants, runs, strict=True):
       if not of_variant:
-        return f'no run of {variant}'
+        return f'{first.name} has no {paper.label(variant)} of its seed'
       for run in of_variant:
         if not run.ended:
           return f'{run.name} is {run.status.get("status", "not started")}'
@@ -161,20 +127,32 @@ class Claim:
           return f'{run.name} has {count} of {self.min_evaluations} evaluations'
     return None
 
-  def _measure(self, runs: Sequence[Sequence[Run]]) -> Measurement:
+  def _measure(self, runs: Sequence[Sequence[Run]]) -> Measurement | None:
     if self.min_settings > 1:
       return self.measure(*runs)
     return self.measure(*(run for (run,) in runs))
 
-  def _value(self, measured: Sequence[Measurement]) -> str:
-    values = [one.value for one in measured]
-    bound = 'at least ' if any(one.is_lower_bound for one in measured) else ''
-    spread = Spread(values, never=-math.inf, word=self.missing)
-    text = bound + spread.show(self.show)
-    if self.unit and any(value is not None for value in values):
-      text += f' {self.unit}'
-    notes = dict.fromkeys(one.note for one in measured if one.note)
-    return '; '.join([text, *notes])
+  def _trains(self, complete: Sequence[Sequence[Sequence[Run]]]) -> list[str]:
+    """For each variant that does not train with all seeds: with how many."""
+    if self.min_settings > 1 or self.min_evaluations < WINDOW:
+      return []
+    total, notes = len(complete), []
+    for index, variant in enumerate(self.variants):
+      count = sum(learns(runs[index][0]) for runs in complete)
+      if count < total:
+        edge = ', at the edge of what trains' if count else ''
+        notes.append(
+          f'{paper.label(variant)} trains in {count} of {total} seeds{edge}'
+        )
+    return notes
+
+  def _sentence(self, measured: Sequence[Measurement]) -> str:
+    shown = [
+      self.show(Estimate(values).median)
+      for values in zip(*(one.shown for one in measured), strict=True)
+    ]
+    estimate = Estimate([one.value for one in measured])
+    return to_sentence(estimate, self.scale, self.sentence, self.never, shown)
 
 
 def percent(value: float) -> str:
@@ -184,11 +162,7 @@ def percent(value: float) -> str:
 
 def times(value: float) -> str:
   """Formats a factor."""
-  return f'{value:.3g}x'
-
-
-def _points(value: float) -> str:
-  return f'{100 * value:+.1f} points'
+  return '∞x' if value == math.inf else f'{value:.3g}x'
 
 
 def learns(run: Run) -> bool:
@@ -205,15 +179,31 @@ def _best(run: Run) -> float:
   return -math.inf if best is None else best
 
 
-def _lead(first: Run, *others: Run) -> tuple[float, float | None]:
-  """Margin of the best accuracy of `first` over the highest of the others.
+def _lead(first: Run, *others: Run) -> float:
+  """Margin of the best accuracy of `first` over the highest of the others."""
+  ours = _best(first)
+  return ours if ours == -math.inf else ours - max(map(_best, others))
 
-  Returns:
-    The margin, NaN if no run has a best accuracy; and the margin, or None if it
-    is not finite.
+
+def _log_ratio(larger: float | None, smaller: float | None) -> float:
+  """Logarithm of a ratio of steps; None is more than any number.
+
+  If both are None, `smaller` is not smaller: the ratio is 0.
   """
-  margin = _best(first) - max(map(_best, others))
-  return margin, margin if math.isfinite(margin) else None
+  if smaller is None:
+    return -math.inf
+  return math.inf if larger is None else math.log(larger / smaller)
+
+
+def _steps_to_match(plain: Run, *others: Run) -> list[float | None] | None:
+  """Steps of networks up to the best accuracy of `plain`; its own first.
+
+  None if `plain` does not train: then there is nothing to match.
+  """
+  target = plain.best()
+  if target is None or not learns(plain):
+    return None
+  return [run.steps_to(target) for run in (plain, *others)]
 
 
 def speed_up(plain: Run, other: Run) -> float | None:
@@ -227,70 +217,71 @@ def speed_up(plain: Run, other: Run) -> float | None:
 
   Returns:
     The factor; None if `other` never reaches that accuracy, or if `plain` does
-    not learn.
+    not train.
   """
-  target = plain.best()
-  if target is None or not learns(plain):
+  steps = _steps_to_match(plain, other)
+  if not steps or steps[0] is None or steps[1] is None:
     return None
-  ours, theirs = plain.steps_to(target), other.steps_to(target)
-  return ours / theirs if ours and theirs else None
+  return steps[0] / steps[1]
 
 
-def _speed_up(plain: Run, value: float | None, *, holds: bool) -> Measurement:
-  """A measured speed-up; a note says if there is nothing to speed up."""
-  name = paper.label(plain.variant)
-  note = '' if learns(plain) else f'{name} does not learn'
-  return Measurement(holds, value, note=note)
+def _faster(plain: Run, other: Run) -> Measurement | None:
+  """How many times fewer steps than `plain` a network needs to match it."""
+  steps = _steps_to_match(plain, other)
+  return Measurement(_log_ratio(*steps)) if steps else None
 
 
-def _faster(factor: float) -> Callable[[Run, Run], Measurement]:
-  """The speed-up exceeds a factor."""
-
-  def measure(plain: Run, other: Run) -> Measurement:
-    value = speed_up(plain, other)
-    holds = value is not None and value > factor
-    return _speed_up(plain, value, holds=holds)
-
-  return measure
-
-
-def _faster_than(plain: Run, first: Run, second: Run) -> Measurement:
-  """`second` has a larger speed-up than `first`."""
-  before, after = speed_up(plain, first), speed_up(plain, second)
-  holds = after is not None and after > (before or 0.0)
-  return _speed_up(plain, after, holds=holds)
+def _faster_than(plain: Run, first: Run, second: Run) -> Measurement | None:
+  """How many times fewer steps than `first` does `second` need."""
+  steps = _steps_to_match(plain, first, second)
+  if not steps:
+    return None
+  ours, before, after = steps
+  shown = _log_ratio(ours, after), _log_ratio(ours, before)
+  return Measurement(_log_ratio(before, after), shown)
 
 
-def _slower_than(plain: Run, first: Run, second: Run) -> Measurement:
-  """`second` has a smaller speed-up than `first`, but has one."""
-  before, after = speed_up(plain, first), speed_up(plain, second)
-  holds = bool(before and after and after < before)
-  return _speed_up(plain, after, holds=holds)
+def _slower_than(plain: Run, first: Run, second: Run) -> Measurement | None:
+  """How many times more steps than `first` does `second` need.
+
+  A network that never matches `plain` is not slow at first, but fails.
+  """
+  steps = _steps_to_match(plain, first, second)
+  if not steps:
+    return None
+  ours, before, after = steps
+  shown = _log_ratio(ours, after), _log_ratio(ours, before)
+  is_late = before is not None and after is not None
+  value = -_log_ratio(before, after) if is_late else -math.inf
+  return Measurement(value, shown)
 
 
-def _highest(first: Run, *others: Run) -> Measurement:
-  """`first` has a higher best accuracy than all others."""
-  margin, value = _lead(first, *others)
-  return Measurement(margin > 0, value)
+def _above(first: Run, *others: Run) -> Measurement:
+  """How far the best accuracy of `first` is above all others."""
+  return Measurement(_lead(first, *others))
 
 
-def _learns_below(first: Run, second: Run) -> Measurement:
-  """`first` learns, but its best accuracy is lower than that of `second`."""
-  margin, value = _lead(first, second)
-  return Measurement(learns(first) and margin < 0, value)
+def _below(first: Run, second: Run) -> Measurement:
+  """How far the best accuracy of `first` is below that of `second`."""
+  return Measurement(_lead(second, first))
 
 
-def _at_chance(run: Run) -> Measurement:
-  """The network does not learn."""
-  status = run.status.get('status')
-  note = '' if status == workdir.Status.DONE else f'{status} at step {run.step}'
-  return Measurement(not learns(run), run.best(), note=note)
+def _trains(run: Run) -> Measurement:
+  """How far the best accuracy is above twice chance."""
+  best = _best(run)
+  return Measurement(best - 2 * run.chance, (best,))
+
+
+def _fails_to_train(run: Run) -> Measurement:
+  """How far the best accuracy is below twice chance."""
+  best = _best(run)
+  return Measurement(2 * run.chance - best, (best,))
 
 
 def _wider_range(
   plain_runs: Sequence[Run], bn_runs: Sequence[Run]
-) -> Measurement:
-  """With BN, the highest learning rate at which the network learns is higher.
+) -> Measurement | None:
+  """How many times higher are the learning rates that train with BN.
 
   Only learning rates that both networks were trained at count.
   """
@@ -301,15 +292,11 @@ def _wider_range(
     highest_rate([run for run in runs if run.learning_rate in shared])
     for runs in (plain_runs, bn_runs)
   )
-  if with_bn is None or without is None:
-    note = 'one of the networks learns at no learning rate'
-    return Measurement(with_bn is not None, None, note=note)
-  return Measurement(
-    with_bn > without,
-    with_bn / without,
-    is_lower_bound=with_bn == max(shared),
-    note=f'up to {with_bn:g}, against {without:g}',
-  )
+  if with_bn is None:
+    return Measurement(-math.inf, (0.0, without or 0.0))
+  note = 'higher rates were not tried' if with_bn == max(shared) else ''
+  value = math.log(with_bn / without) if without else math.inf
+  return Measurement(value, (with_bn, without or 0.0), note)
 
 
 def highest_rate(runs: Sequence[Run]) -> float | None:
@@ -325,25 +312,20 @@ def highest_rate(runs: Sequence[Run]) -> float | None:
   return highest
 
 
-def _reaches_target_sooner(plain: Run, other: Run) -> Measurement:
-  """`other` reaches the target of Fig. 1 in fewer steps than `plain`."""
-  ours, theirs = (run.steps_to(FIG_1_TARGET) for run in (plain, other))
-  if theirs is None:
-    return Measurement(holds=False, value=None)
-  if ours is None:
-    # It needs more than all the steps of its config.
-    ours = plain.config['total_steps'] * plain.equivalent
-    return Measurement(holds=True, value=ours / theirs, is_lower_bound=True)
-  return Measurement(ours > theirs, ours / theirs)
+def _sooner(plain: Run, other: Run) -> Measurement:
+  """How many times fewer steps to the target of Fig. 1 `other` needs."""
+  return Measurement(
+    _log_ratio(*(run.steps_to(FIG_1_TARGET) for run in (plain, other)))
+  )
 
 
 def _ends_higher(plain: Run, other: Run) -> Measurement:
-  """`other` has a higher accuracy than `plain` at the end of Fig. 1."""
+  """How far `other` is above `plain` at the end of Fig. 1."""
   ours, theirs = (run.mean_of_last(FIG_1_LAST) for run in (plain, other))
-  if ours is None or theirs is None:
-    # A run that diverges early ends at no accuracy.
-    return Measurement(theirs is not None, None)
-  return Measurement(theirs > ours, theirs - ours)
+  # A run that diverges early ends at no accuracy.
+  if theirs is None:
+    return Measurement(-math.inf)
+  return Measurement(math.inf if ours is None else theirs - ours)
 
 
 def drifts(percentiles: np.ndarray) -> np.ndarray:
@@ -378,124 +360,199 @@ def drift(run: Run) -> float | None:
   return median if math.isfinite(median) else None
 
 
-def _more_stable(plain: Run, other: Run) -> Measurement:
-  """`other` drifts less than `plain`."""
+def _more_stable(plain: Run, other: Run) -> Measurement | None:
+  """How many times less `other` drifts; None without records of drift."""
   ours, theirs = drift(plain), drift(other)
-  if not ours or theirs is None:
-    return Measurement(holds=False, value=None)
-  return Measurement(theirs < ours, theirs / ours)
+  return Measurement(math.log(ours / theirs)) if ours and theirs else None
+
+
+def _factor(value: float) -> str:
+  """Formats the logarithm of a factor."""
+  return times(math.exp(value))
+
+
+def _points(value: float) -> str:
+  return '∞' if value == math.inf else f'{100 * value:.1f}'
+
+
+def _best_accuracy(value: float) -> str:
+  return 'none (diverged)' if value == -math.inf else percent(value)
+
+
+_FEWER = Scale(_factor, 'fewer steps', 'more steps', 'never')
+_POINTS = Scale(_points, 'points above', 'points below', 'diverged')
+
+LESS = Scale(_factor, 'less', 'more', 'never')
+
+_FIG_1 = 'Fig. 1'
+_SPEED = 'Fig. 2 and 3: speed'
+_ACCURACY = 'Fig. 3: accuracy'
+_TRAINS = 'What trains'
+
+
+def _paper_speed(variant: str) -> str:
+  """How many times fewer steps than Inception the paper's network needs."""
+  factor = paper.speed_up(variant)
+  assert factor is not None
+  return f'{factor:.1f}x'
+
+
+def _paper_lead(first: str, second: str) -> str:
+  """The paper's difference in best accuracy, without its sign."""
+  ours, theirs = (paper.PAPER[name].accuracy for name in (first, second))
+  difference = abs(float(ours) - float(theirs))
+  order = 'above' if float(ours) > float(theirs) else 'below'
+  return (
+    f'The best accuracy of {paper.label(first)} is {difference:.1f} points '
+    f'{order} that of {paper.label(second)} ({ours} % against {theirs} %).'
+  )
 
 
 CLAIMS: Sequence[Claim] = (
   Claim(
-    'Fig. 1a: with BN, the MNIST network reaches 90 % in fewer steps.',
-    'faster',
+    _FIG_1,
+    'With BN, the MNIST network reaches 90 % in fewer steps.',
+    'With BN it needs fewer steps (a curve, no number).',
     ('mnist', 'bn_mnist'),
-    _reaches_target_sooner,
-    times,
-    'fewer steps',
+    _sooner,
+    _FEWER,
+    'With BN it needs {value} than without',
+    'With BN it never reaches 90 %',
     min_evaluations=1,
   ),
   Claim(
-    'Fig. 1a: with BN, the MNIST network ends at a higher accuracy.',
-    'higher',
+    _FIG_1,
+    'With BN, the MNIST network ends at a higher accuracy.',
+    'With BN it ends higher (a curve, no number).',
     ('mnist', 'bn_mnist'),
     _ends_higher,
-    _points,
-    missing='diverged',
+    _POINTS,
+    'With BN it ends {value} the network without',
+    'With BN it diverges',
     min_evaluations=FIG_1_LAST,
   ),
   Claim(
-    'Fig. 1b, c: with BN, the inputs of the last sigmoids drift less.',
-    'more stable',
+    _FIG_1,
+    'With BN, the inputs of the last sigmoids drift less.',
+    'With BN they are more stable (curves, no number).',
     ('mnist', 'bn_mnist'),
     _more_stable,
-    times,
-    'the drift without BN',
-    missing='unknown',
+    LESS,
+    'With BN they drift {value} than without',
+    '',
     min_evaluations=1,
   ),
   Claim(
+    _SPEED,
     'BN-Baseline matches Inception in less than half the steps.',
-    '2.3x fewer steps (13.3M against 31M)',
+    f'BN-Baseline needs {_paper_speed("bn_baseline")} fewer steps than '
+    'Inception.',
     ('inception', 'bn_baseline'),
-    _faster(2),
-    times,
-    'fewer steps than Inception',
+    _faster,
+    _FEWER,
+    'BN-Baseline needs {value} than Inception',
+    'BN-Baseline never matches Inception',
+    threshold=math.log(2),
   ),
   Claim(
+    _SPEED,
     'BN-x5 matches Inception in fewer steps than BN-Baseline.',
-    '14.8x fewer steps (2.1M)',
+    f'BN-x5 needs {_paper_speed("bn_x5")} fewer steps than Inception, '
+    f'BN-Baseline {_paper_speed("bn_baseline")}.',
     ('inception', 'bn_baseline', 'bn_x5'),
     _faster_than,
-    times,
-    'fewer steps than Inception',
+    _FEWER,
+    'BN-x5 needs {0} than Inception, BN-Baseline {1}: {value} than BN-Baseline',
+    'BN-x5 never matches Inception',
+    _FEWER.phrase,
   ),
   Claim(
+    _SPEED,
     'BN-x30 is slower at first: it matches Inception later than BN-x5.',
-    '11.5x fewer steps (2.7M)',
+    f'BN-x30 needs {_paper_speed("bn_x30")} fewer steps than Inception, '
+    f'BN-x5 {_paper_speed("bn_x5")}.',
     ('inception', 'bn_x5', 'bn_x30'),
     _slower_than,
-    times,
-    'fewer steps than Inception',
+    _FEWER.flipped(),
+    'BN-x30 needs {0} than Inception, BN-x5 {1}: {value} than BN-x5',
+    'BN-x30 or BN-x5 never matches Inception',
+    _FEWER.phrase,
   ),
   Claim(
+    _ACCURACY,
     'BN-x30 reaches the highest accuracy of the networks with ReLU.',
-    '74.8 % against 73.0 % (BN-x5): +1.8 points',
+    _paper_lead('bn_x30', 'bn_x5'),
     ('bn_x30', 'bn_x5', 'bn_baseline', 'inception'),
-    _highest,
-    _points,
-    missing='diverged',
+    _above,
+    _POINTS,
+    'The best accuracy of BN-x30 is {value} that of all others',
+    'BN-x30 diverges',
   ),
   Claim(
-    'BN-x5-Sigmoid learns, but its accuracy is lower than that of BN-x5.',
-    '69.8 % against 73.0 %: -3.2 points',
+    _ACCURACY,
+    'BN-x5-Sigmoid reaches a lower accuracy than BN-x5.',
+    _paper_lead('bn_x5_sigmoid', 'bn_x5'),
     ('bn_x5_sigmoid', 'bn_x5'),
-    _learns_below,
-    _points,
-    missing='diverged',
+    _below,
+    _POINTS.flipped(),
+    'The best accuracy of BN-x5-Sigmoid is {value} that of BN-x5',
+    'BN-x5 diverges',
   ),
   Claim(
+    _TRAINS,
+    'With BN, the network with sigmoids trains.',
+    'BN-x5-Sigmoid: best accuracy '
+    f'{paper.PAPER["bn_x5_sigmoid"].accuracy} %; twice chance is 0.2 %.',
+    ('bn_x5_sigmoid',),
+    _trains,
+    _POINTS,
+    'BN-x5-Sigmoid: best accuracy {0}, {value} twice chance',
+    'BN-x5-Sigmoid diverges',
+    _best_accuracy,
+  ),
+  Claim(
+    _TRAINS,
     'Without BN, the network with sigmoids stays at chance.',
-    '0.1 %, chance for 1,000 classes',
+    'Inception with sigmoids: never better than chance, 0.1 %.',
     ('inception_sigmoid',),
-    _at_chance,
-    percent,
-    missing='no accuracy',
+    _fails_to_train,
+    _POINTS.flipped(),
+    'Inception with sigmoids: best accuracy {0}, {value} twice chance',
+    '',
+    _best_accuracy,
   ),
   Claim(
+    _TRAINS,
     'Without BN, the network does not train at 5 times its learning rate.',
-    'machine infinity',
+    'Inception at x5: its parameters reach machine infinity.',
     ('inception_x5',),
-    _at_chance,
-    percent,
-    missing='no accuracy',
+    _fails_to_train,
+    _POINTS.flipped(),
+    'Inception at x5: best accuracy {0}, {value} twice chance',
+    '',
+    _best_accuracy,
   ),
   Claim(
+    _TRAINS,
     'With BN, the network trains at learning rates that are too high without.',
-    'at x30 with BN; not at x5 without',
+    'With BN it trains at 30 times the learning rate; without, not at 5 times.',
     ('inception', 'bn_baseline'),
     _wider_range,
-    times,
-    'the highest learning rate without BN',
+    Scale(_factor, 'higher', 'lower', 'none'),
+    'BN-Baseline trains up to a learning rate of {0}, Inception up to {1}: '
+    '{value}',
+    'BN-Baseline trains at no learning rate',
+    '{:g}'.format,
     min_settings=3,
   ),
 )
 
 
-def ledger(sections: Sequence[Section]) -> list[Row]:
-  """Rows of each claim: one for each section with its runs, or 'not run'."""
+def judge(sections: Sequence[Section]) -> list[Row]:
+  """Rows of each claim: one for each section that tests it, or 'not run'."""
   rows = []
   for claim in CLAIMS:
     found = [row for section in sections if (row := claim.judge(section))]
-    judged = [row for row in found if row.verdict != AMBIGUOUS]
-    rows += judged or found or [claim.row(NOT_RUN)]
+    tested = [row for row in found if row.verdict != AMBIGUOUS]
+    rows += tested or found or [Row(claim.group, claim.text, claim.paper)]
   return rows
-
-
-def markdown(rows: Sequence[Row]) -> str:
-  """The ledger as a Markdown table."""
-  headings = [field.name for field in dataclasses.fields(Row)]
-  lines = [headings, ['---'] * len(headings), *map(dataclasses.astuple, rows)]
-  table = ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
-  return f'{table}\n{NOTE}\n'

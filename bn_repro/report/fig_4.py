@@ -12,13 +12,18 @@ from bn_repro import paper
 from bn_repro.errors import UserError
 from bn_repro.inference import averaging, probabilities
 from bn_repro.inference.averaging import Scores
-from bn_repro.report import claims
-from bn_repro.report.runs import Group, Run, Section, Spread
+from bn_repro.report.ledger import Row
+from bn_repro.report.runs import Group, Run, Section
+from bn_repro.report.verdicts import Estimate, Scale, count_of, to_sentence
 
 # Folder of the files in a workdir. Their names are SPLIT-CROPS.npz.
 FOLDER = 'probabilities'
 # The paper's number of crops, beside one.
 CROPS = 144
+
+_ERROR = Scale(
+  lambda gain: f'{100 * gain:.2f}', 'points below', 'points above', ''
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +43,12 @@ class Result:
   networks: Mapping[str, Scores]
   members: Sequence[str]
   ensemble: Scores | None
+
+  @property
+  def images(self) -> str:
+    """The images, such as '500 test images'."""
+    count = next(iter(self.networks.values())).count
+    return f'{count:,} {self.split} images'
 
   def of(self, group: Group) -> list[Scores]:
     """Scores of those runs of a group that have a file."""
@@ -92,7 +103,7 @@ def _result(runs: Sequence[Run], paths: Sequence[Path]) -> Result:
   )
 
 
-def judge(section: Section, results: Sequence[Result]) -> list[claims.Row]:
+def judge(section: Section, results: Sequence[Result]) -> list[Row]:
   """Rows of the ledger: what many crops gain, and what the ensemble gains.
 
   The ensemble is that with most members, and of these that with most crops.
@@ -101,106 +112,83 @@ def judge(section: Section, results: Sequence[Result]) -> list[claims.Row]:
   by_split: dict[str, list[Result]] = {}
   for result in results:
     by_split.setdefault(result.split, []).append(result)
-  for split, of_split in by_split.items():
-    title = f'{section.title}, {split}'
+  for of_split in by_split.values():
     by_crops = {result.crops: result for result in of_split}
     if {1, CROPS} <= by_crops.keys():
-      rows += _gain_by_crops(section, title, by_crops[1], by_crops[CROPS])
+      rows += _gain_by_crops(section, by_crops[1], by_crops[CROPS])
     ensembles = [result for result in of_split if result.ensemble]
     if ensembles:
       largest = max(ensembles, key=lambda one: (len(one.members), one.crops))
-      rows.append(_gain_by_ensemble(title, largest))
+      rows.append(_gain_by_ensemble(section, largest))
   return rows
 
 
-def _gain_by_crops(
-  section: Section, title: str, one: Result, many: Result
-) -> list[claims.Row]:
-  """The row for the networks that have files with one and with many crops.
-
-  If a setting has several seeds, it is that of such settings alone.
-  """
-  settings = [
-    [
-      (one.networks[run.name], many.networks[run.name])
-      for run in group.runs
-      if run.name in one.networks and run.name in many.networks
-    ]
-    for group in section.groups
+def _gain_by_crops(section: Section, one: Result, many: Result) -> list[Row]:
+  """The row for the networks that have files with one and with many crops."""
+  pairs = [
+    (scores, many.networks[name])
+    for name, scores in one.networks.items()
+    if name in many.networks
   ]
-  pairs = [pair for setting in settings for pair in setting]
   if not pairs:
     return []
-  compared = [setting for setting in settings if len(setting) > 1] or [pairs]
   return [
     _row(
-      f'Fig. 4: {CROPS} crops of each image have a lower top-1 error than one.',
-      (paper.FIG_4[1, 1], paper.FIG_4[CROPS, 1]),
-      [[before for before, _ in setting] for setting in compared],
-      [pair for setting in compared for pair in setting],
-      title,
+      section,
+      f'{CROPS} crops of each image have a lower top-1 error than one.',
+      f'{CROPS} crops: {_difference((1, 1), (CROPS, 1))}.',
+      f'{CROPS} crops: {{value}} one crop, on {one.images}',
+      pairs,
     )
   ]
 
 
-def _gain_by_ensemble(title: str, result: Result) -> claims.Row:
-  """The row for the ensemble, compared with its best member."""
+def _gain_by_ensemble(section: Section, result: Result) -> Row:
+  """The row for the ensemble, compared with each of its members."""
   assert result.ensemble is not None
-  members = [result.networks[name] for name in result.members]
-  best = max(members, key=lambda member: member.top1)
+  crops = f'{result.crops} crop{"s" if result.crops > 1 else ""}'
   return _row(
-    'Fig. 4: the ensemble has a lower top-1 error than its best member.',
-    (paper.FIG_4[CROPS, 1], paper.FIG_4[CROPS, 6]),
-    [members],
-    [(best, result.ensemble)],
-    f'{title}, {result.crops} crop{"s" if result.crops > 1 else ""}',
+    section,
+    'The ensemble has a lower top-1 error than its members.',
+    f'Ensemble of 6: {_difference((CROPS, 1), (CROPS, 6))}.',
+    f'Ensemble of {len(result.members)}: {{value}} a member, on '
+    f'{result.images}, {crops}',
+    [(result.networks[name], result.ensemble) for name in result.members],
   )
+
+
+def _difference(before: tuple[int, int], after: tuple[int, int]) -> str:
+  """The paper's errors, by numbers of crops and of networks."""
+  theirs, ours = paper.FIG_4[before].top1, paper.FIG_4[after].top1
+  return f'{theirs - ours:.1f} points below ({ours:g} % against {theirs:g} %)'
 
 
 def _row(
+  section: Section,
   claim: str,
-  theirs: tuple[paper.Fig4Row, paper.Fig4Row],
-  settings: Sequence[Sequence[Scores]],
+  theirs: str,
+  sentence: str,
   pairs: Sequence[tuple[Scores, Scores]],
-  title: str,
-) -> claims.Row:
-  """A row of the ledger.
-
-  A claim holds if all gains exceed the range of each setting, and fails if none
-  is positive. Otherwise a gain may be a mere difference between networks.
+) -> Row:
+  """A row of the ledger, whose values are decreases of the top-1 error.
 
   Args:
+    section: the networks.
     claim: text of the claim.
-    theirs: the paper's errors before and after.
-    settings: scores before, of the networks of each setting.
-    pairs: scores before and after, on the same images.
-    title: what the images are.
+    theirs: the paper's figure, as a sentence.
+    sentence: template of ours.
+    pairs: scores before and after, for each network.
   """
-  gains = [after.top1 - before.top1 for before, after in pairs]
-  correct = [[network.top1 for network in setting] for setting in settings]
-  difference = max(max(setting) - min(setting) for setting in correct)
-  count = sum(map(len, settings))
-  if max(gains) <= 0:
-    verdict = claims.FAILS
-  elif count > 1 and min(gains) > difference:
-    verdict = claims.HOLDS
-  else:
-    verdict = claims.UNDECIDED
-  point = pairs[0][0].count / 100
-  changes = Spread([-gain / point for gain in gains]).show(
-    lambda change: f'{change:+.2f} points'
+  gains = Estimate(
+    [after.accuracy - before.accuracy for before, after in pairs]
   )
-  compared = (
-    f'{count} networks, which differ by up to {difference / point:.2f} points'
-    if count > 1
-    else 'one network; how much others differ is not known'
-  )
-  before, after = (row.top1 for row in theirs)
-  return claims.Row(
+  return Row(
+    'Fig. 4',
     claim,
-    verdict,
-    f'{changes}; {compared}',
-    f'{after:g} % against {before:g} %: {after - before:+.1f} points',
-    title,
-    '',
+    theirs,
+    section.data_label,
+    section.name,
+    gains.verdict(0),
+    to_sentence(gains, _ERROR, sentence),
+    count_of(len(pairs), 'network'),
   )

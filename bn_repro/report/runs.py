@@ -8,6 +8,7 @@ with each other.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
+import os
 from pathlib import Path
 import statistics
 from typing import Any, NamedTuple
@@ -43,8 +44,24 @@ INCIDENTAL = {'seed', 'data.fold', *config_fields.CHANGEABLE} - {
   'eval_every',
 }
 
-# Prefixes of the fields in which compared variants may differ.
-VARIANT_FIELDS = ('data.shuffle', 'data.distortion', 'model.', 'bn.', 'optim.')
+# Prefixes of the fields in which compared variants may differ. As in the paper,
+# their runs are not equally long.
+VARIANT_FIELDS = (
+  'total_steps',
+  'data.shuffle',
+  'data.distortion',
+  'model.',
+  'bn.',
+  'optim.',
+)
+
+# Names of data sets for readers, by `data.name`.
+DATA_NAMES = {
+  'mnist_5k': 'MNIST, 5,000 digits',
+  'mnist': 'MNIST',
+  'fashion_mnist': 'Fashion-MNIST',
+  'imagenet2012': 'ImageNet',
+}
 
 Point = tuple[float, float]
 
@@ -126,6 +143,20 @@ class Run:
     if None in digests and len(digests) == 1:
       return None
     return ', then '.join(digest or 'unknown' for digest in digests)
+
+  @property
+  def place(self) -> str:
+    """Folder and name, for messages."""
+    return f'{self.folder.name}/{self.name}'
+
+  @property
+  def state(self) -> str:
+    """Status for readers, such as 'diverged at step 7: loss is nan'."""
+    status = self.status.get('status', 'not started')
+    if status == workdir_lib.Status.DONE:
+      return status
+    reason = self.status.get('reason')
+    return f'{status} at step {self.step}' + (f': {reason}' if reason else '')
 
   @property
   def learning_rate(self) -> float:
@@ -392,12 +423,14 @@ class Section:
     data_name: `data.name` of the configs.
     network: `model.name` of the configs.
     groups: groups in the order of `PAPER`, then of name and learning rate.
+    name: path of the folder below that which contains all folders.
   """
 
   folder: Path
   data_name: str
   network: str
   groups: Sequence[Group]
+  name: str
 
   @property
   def runs(self) -> list[Run]:
@@ -405,10 +438,9 @@ class Section:
     return [run for group in self.groups for run in group.runs]
 
   @property
-  def title(self) -> str:
-    """Name of the folder, followed by the data set if the name differs."""
-    name = self.folder.name
-    return name if name == self.data_name else f'{name} ({self.data_name})'
+  def data_label(self) -> str:
+    """Name of the data set for readers."""
+    return DATA_NAMES.get(self.data_name, self.data_name)
 
   @property
   def variants(self) -> list[str]:
@@ -483,8 +515,9 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
   """Groups runs into sections.
 
   Returns:
-    The sections, and a message for each run that repeats the config, seed and
-    fold of another run and is therefore left out.
+    The sections, and a message for each run that is left out: because it
+    repeats the config, seed and fold of another, is unfinished beside others
+    that have ended, or has another setting than most runs of its variant.
   """
   # Runs by section, by variant and setting, by repetition.
   found: dict[tuple[Path, str, str], dict[str, dict[Repetition, Run]]] = {}
@@ -497,18 +530,66 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
     first = repetitions.setdefault(run.repetition, run)
     if first is not run:
       problems.append(
-        f'{run.folder / run.name}: left out, because '
-        f'{first.folder / first.name} has the same config, seed and '
-        'fold.'
+        f'{run.place}: left out, because {first.place} has the same config, '
+        'seed and fold.'
       )
+  root = os.path.commonpath([key[0].parent for key in found])
   result = []
   for key, by_setting in found.items():
     groups = []
     for repetitions in by_setting.values():
-      group = [repetitions[one] for one in sorted(repetitions)]
+      group = _ended(
+        [repetitions[one] for one in sorted(repetitions)], problems
+      )
       groups.append(Group(group[0].variant, group))
-    result.append(Section(*key, sorted(groups, key=_place)))
+    groups = sorted(_usual(groups, problems), key=_place)
+    result.append(Section(*key, groups, os.path.relpath(key[0], root)))
   return result, problems
+
+
+def _ended(runs: Sequence[Run], problems: list[str]) -> Sequence[Run]:
+  """Those runs of a group that have ended; all if none has.
+
+  Adds a message for each of the others to `problems`.
+  """
+  ended = [run for run in runs if run.ended]
+  effect = 'left out' if ended else 'shown, not judged'
+  problems += (
+    f'{run.place}: {effect}, because it is unfinished: {run.state}.'
+    for run in runs
+    if not run.ended
+  )
+  return ended or runs
+
+
+def _usual(groups: Sequence[Group], problems: list[str]) -> list[Group]:
+  """The groups without those of runs that have an unusual setting.
+
+  That is a setting with fewer than half as many seeds as another one of the
+  variant (our choice): not a value of a sweep, but a stray run. Adds a message
+  for each to `problems`.
+  """
+  usual = []
+  for group in groups:
+    largest = max(
+      (other for other in groups if other.variant == group.variant),
+      key=lambda other: len(other.runs),
+    )
+    if 2 * len(group.runs) >= len(largest.runs):
+      usual.append(group)
+      continue
+    theirs = largest.runs[0].setting()
+    fields = ', '.join(
+      f'{name} {_show(value)}, not {_show(theirs.get(name))}'
+      for name, value in group.runs[0].setting().items()
+      if value != theirs.get(name)
+    )
+    problems += (
+      f'{run.place}: left out, because its setting is not that of the '
+      f'{len(largest.runs)} runs beside it: {fields}.'
+      for run in group.runs
+    )
+  return usual
 
 
 # Runs that a message names; it counts the others. Our choice.
@@ -532,7 +613,7 @@ def other_numerics(sections: Iterable[Section]) -> list[str]:
       more = len(names) - _NAMED
       named = ', '.join(names[:_NAMED]) + (f' and {more} more' * (more > 0))
       messages.append(
-        f'{section.title}: {len(names)} of {len(section.runs)} runs were made '
+        f'{section.name}: {len(names)} of {len(section.runs)} runs were made '
         f'by other numerics ({digest or "not recorded"}) than those of this '
         f'code ({expected}), which may give other results: {named}. Train them '
         'again.'

@@ -17,9 +17,12 @@ from written_runs import (
 
 from bn_repro import numerics
 from bn_repro.paper import FIG_3
-from bn_repro.report import figures
+from bn_repro.report import costs, figures
+from bn_repro.report import page as page_lib
+from bn_repro.report import runs as runs_lib
 from bn_repro.report.__main__ import main
-from bn_repro.report.page import fig_3
+from bn_repro.report.costs import Cost
+from bn_repro.report.tables import costs_table, fig_3
 
 
 def write_report(tmp_path):
@@ -32,48 +35,197 @@ def write_report(tmp_path):
 def test_fig_3_has_the_paper_s_numbers_beside_ours(tmp_path):
   write_run(tmp_path / 'a', 'inception', [0.5, 0.8, 0.8, 0.8, 0.8, 0.8])
   write_run(tmp_path / 'b', 'bn_baseline', [0.85] * 6)
-  table = fig_3(*read_sections(tmp_path))
-  row = table.split('<tr>')[3].replace('</td>', '').split('<td>')[1:]
-  assert '|'.join(row) == (
-    'BN-Baseline|0.0015|0.02|13.3M|10|2.3x|2x|72.7|85.0|–|1|done</tr>'
-  )
-  assert table.count('not run') == len(FIG_3) - 2
-
-
-def test_values_are_below_their_headings(tmp_path):
-  write_run(tmp_path / 'runs' / 'a', 'inception', [0.8] * 6)
-  write_run(tmp_path / 'runs' / 'b', 'bn_baseline', [0.85] * 6, 'seed=0')
-  page, out = write_report(tmp_path)
-  ledger, fig_3 = (Elements(page).rows(number) for number in (0, 1))
-  (claim,) = [row for row in ledger if 'less than half' in row['claim']]
-  expected = {
-    'verdict': 'does not hold here',
-    'ours': '1x fewer steps than Inception',
-    'paper': '2.3x fewer steps (13.3M against 31M)',
-    'section': 'runs (mnist_5k)',
-    'seeds': '0',
-  }
-  assert claim == {**claim, **expected}
-  headings, _, *rows = (
-    [cell.strip() for cell in line.strip('|\n').split('|')]
-    for line in (out / 'ledger.md').read_text().splitlines()
-    if line.startswith('|')
-  )
-  assert claim in [dict(zip(headings, row, strict=True)) for row in rows]
-  (row,) = [row for row in fig_3 if row['variant'] == 'BN-Baseline']
-  expected = {
+  rows = fig_3(*read_sections(tmp_path))
+  assert rows[1] == {
+    'variant': 'BN-Baseline',
     'learning rate, paper': '0.0015',
     'learning rate, ours': '0.02',
     'steps to 72.2 %, paper': '13.3M',
     "steps to Inception's best, ours": '10',
     'speed-up, paper': '2.3x',
-    'speed-up, ours': '1x',
+    'speed-up, ours': '2x',
     'best accuracy, %, paper': '72.7',
     'best accuracy, %, ours': '85.0',
-    'runs': '1',
+    'test accuracy, %, ours': '–',
+    'seeds that train': '1 of 1',
     'status': 'done',
   }
+  assert [row['status'] for row in rows].count('not run') == len(FIG_3) - 2
+
+
+def test_values_are_below_their_headings(tmp_path):
+  for seed in (0, 1):
+    override = f'seed={seed}'
+    write_run(tmp_path / 'runs' / f'a{seed}', 'inception', [0.8] * 6, override)
+    best = [0.85] * 6
+    write_run(tmp_path / 'runs' / f'b{seed}', 'bn_baseline', best, override)
+  page, out = write_report(tmp_path)
+  elements = Elements(page)
+  claims, fig_3, costs = (elements.rows(number) for number in (0, 1, 2))
+  (claim,) = [row for row in claims if 'less than half' in row['claim']]
+  sentence = 'BN-Baseline needs 1x fewer steps than Inception (1x to 1x).'
+  expected = {
+    'claim': 'BN-Baseline matches Inception in less than half the steps.',
+    'paper': 'BN-Baseline needs 2.3x fewer steps than Inception.',
+    'MNIST, 5,000 digits': (
+      f'does not hold\n{sentence}\n2 seeds, fewer than five'
+    ),
+  }
+  assert claim == expected
+  headings, _, *rows = (
+    [cell.strip() for cell in line.strip('|\n').split('|')]
+    for line in (out / 'ledger.md').read_text().splitlines()
+    if line.startswith('|')
+  )
+  expected = {
+    'group': 'Fig. 2 and 3: speed',
+    'data': 'MNIST, 5,000 digits',
+    'folder': 'runs',
+    'verdict': 'does not hold',
+    'ours': sentence,
+    'seeds': '2 seeds, fewer than five',
+  }
+  ledger = [dict(zip(headings, row, strict=True)) for row in rows]
+  (row,) = [row for row in ledger if row['claim'] == claim['claim']]
   assert row == {**row, **expected}
+  (row,) = [row for row in fig_3 if row['variant'] == 'BN-Baseline']
+  assert row['speed-up, ours'] == '1x (1x to 1x)'
+  assert [row['variant'] for row in costs] == ['Inception', 'BN-Baseline']
+
+
+def test_the_first_line_counts_claims(tmp_path):
+  for seed in (0, 1):
+    folder = tmp_path / 'runs' / 'digits'
+    for variant, best in (('bn_x5', 0.8), ('bn_x5_sigmoid', 0.7)):
+      write_run(
+        folder / f'{variant}{seed}', variant, [best] * 5, f'seed={seed}'
+      )
+  folder = tmp_path / 'runs' / 'clothes'
+  data = 'data.name=fashion_mnist'
+  write_run(folder / 's', 'bn_x5_sigmoid', [0.1] * 5, data)
+  page, _ = write_report(tmp_path)
+  first = '2 of 3 claims hold, 1 is undecided, 0 do not hold'
+  assert page.partition('<body>')[2].strip().startswith(f'<h1>{first}</h1>')
+  (row,) = [
+    row for row in Elements(page).rows(0) if 'sigmoids trains' in row['claim']
+  ]
+  assert row['Fashion-MNIST'].startswith('undecided\nBN-x5-Sigmoid: best acc')
+  assert row['MNIST, 5,000 digits'].startswith('holds\n')
+
+
+def test_an_introduction_is_below_the_first_line(tmp_path):
+  write_run(tmp_path / 'runs' / 'a', 'inception', [0.5])
+  page_lib.write_report(
+    [tmp_path / 'runs'], tmp_path / 'out', 'Chosen <by> me.'
+  )
+  text = (tmp_path / 'out' / 'index.html').read_text()
+  assert '<p>Chosen &lt;by&gt; me.</p>' in text.partition('<h2>')[0]
+
+
+def test_two_folders_with_runs_of_one_claim_are_both_named(tmp_path):
+  for name, accuracy in (('one', 0.8), ('two', 0.1)):
+    for seed in (0, 1):
+      folder = tmp_path / 'runs' / name / f'{seed}'
+      write_run(folder, 'bn_x5_sigmoid', [accuracy] * 5, f'seed={seed}')
+  page, _ = write_report(tmp_path)
+  (row,) = [
+    row for row in Elements(page).rows(0) if 'sigmoids trains' in row['claim']
+  ]
+  lines = row['MNIST, 5,000 digits'].splitlines()
+  assert lines[:2] == ['undecided', 'one: holds']
+  assert 'two: does not hold' in lines
+  assert 'MNIST, 5,000 digits: runs in one, two test the same claims.' in page
+  assert '0 of 1 claims hold, 1 is undecided' in page
+
+
+def test_runs_that_are_left_out_are_listed_and_change_nothing(tmp_path, capsys):
+  """Of another setting, unfinished, repeated, or edited."""
+  runs = tmp_path / 'runs'
+  for seed in range(3):
+    write_run(runs / f'good{seed}', 'bn_x5', [0.8] * 5, f'seed={seed}')
+  _, out = write_report(tmp_path)
+  before = (out / 'ledger.md').read_text()
+  write_run(runs / 'stray', 'bn_x5', [0.9] * 5, 'seed=7', 'total_steps=900')
+  write_run(runs / 'going', 'bn_x5', [0.9] * 5, 'seed=8', status='running')
+  write_run(runs / 'twin', 'bn_x5', [0.9] * 5, 'seed=2')
+  write_run(runs / 'edited', 'bn_x5', [0.9] * 5, 'seed=9')
+  status = json.loads((runs / 'edited' / 'status.json').read_text())
+  text = json.dumps({'checksum': 'sha256:0', **status})
+  (runs / 'edited' / 'status.json').write_text(text)
+  page, _ = write_report(tmp_path)
+  assert (out / 'ledger.md').read_text() == before
+  (row, *_) = Elements(page).rows(1)
+  assert row['best accuracy, %, ours'] == '80.0 (80.0 to 80.0)'
+  assert row['seeds that train'] == '3 of 3'
+  listed = page.partition('Problems with the runs</h2>')[2].partition('</ul>')[
+    0
+  ]
+  shown = listed.split('<li>')[1:]
+  assert len(shown) == 4
+  errors = capsys.readouterr().err
+  for part in (
+    'runs/stray: left out, because its setting is not that of the 3 runs '
+    'beside it: total_steps 900, not 1000.',
+    'runs/going: left out, because it is unfinished: running at step 50.',
+    'runs/twin: left out, because runs/good2 has the same config, '
+    'seed and fold.',
+    'does not match its checksum',
+  ):
+    assert part in errors
+    assert sum(part in item for item in shown) == 1
+
+
+def test_no_two_sections_have_one_title(tmp_path):
+  """Two folders of one name, and two networks and data sets in a folder."""
+  for parent in 'xy':
+    folder = tmp_path / 'runs' / parent / 'same'
+    write_run(folder / 'a', 'inception', [0.5])
+    write_run(folder / 'b', 'inception', [0.5], 'model.name=inception_tiny')
+    write_run(folder / 'c', 'mnist', [0.5])
+    write_run(folder / 'd', 'inception', [0.5], 'data.name=mnist')
+  folders = [tmp_path / 'runs' / parent for parent in 'xy']
+  page_lib.write_report(folders, tmp_path / 'out')
+  page = (tmp_path / 'out' / 'index.html').read_text()
+  titles = Elements(page).headings
+  assert len(set(titles)) == len(titles) == 2 + 8
+  assert 'Fig. 2 and 3 on MNIST, 5,000 digits (x/same)' in titles
+  assert 'Fig. 1 on MNIST, 5,000 digits (y/same)' in titles
+
+
+def cost(steps, flops, cpu_minutes=None):
+  return Cost(steps, 32 * steps, flops, cpu_minutes)
+
+
+def test_costs_are_beside_those_of_inception(tmp_path, monkeypatch):
+  """By hand: 2x fewer steps, 1.6x fewer FLOPs, 1.25x more minutes."""
+  write_run(tmp_path / 'a', 'inception', [0.8] * 5)
+  write_run(tmp_path / 'b', 'bn_baseline', [0.8] * 5)
+  write_run(tmp_path / 'c', 'bn_x5', [0.5] * 5)
+  of_variant = {
+    'inception': cost(2000, 8e12, 4.0),
+    'bn_baseline': cost(1000, 5e12, 5.0),
+    'bn_x5': None,
+  }
+  monkeypatch.setattr(
+    costs, 'to_target', lambda run, target: of_variant[run.variant]
+  )
+  rows = costs_table(*read_sections(tmp_path))
+  assert rows[1] == {
+    'variant': 'BN-Baseline',
+    'steps, paper': '2.33x less',
+    'steps of 32 images, ours': '1,000 (2x less)',
+    'images': '32,000 (2x less)',
+    'FLOPs': '5e+12 (1.6x less)',
+    'CPU-minutes': '5.0 (1.25x more)',
+  }
+  assert rows[2] == {
+    **dict.fromkeys(rows[1], 'never'),
+    'variant': 'BN-x5',
+    'steps, paper': '14.8x less',
+  }
+  of_variant['bn_baseline'] = cost(1000, None)
+  rows = costs_table(*read_sections(tmp_path))
+  assert (rows[1]['images'], rows[1]['FLOPs']) == ('32,000 (2x less)', '–')
 
 
 def test_text_of_runs_is_no_markup(tmp_path):
@@ -116,9 +268,20 @@ def test_text_of_runs_is_no_markup(tmp_path):
 def test_fig_3_medians_and_ranges(tmp_path):
   for seed, best in enumerate((0.80, 0.90, 0.85)):
     write_run(tmp_path / f'p{seed}', 'inception', [best] * 5, f'seed={seed}')
-  table = fig_3(*read_sections(tmp_path))
-  assert '85.0 (80.0 to 90.0)' in table
-  assert '<td>3</td>' in table
+  (row, *_) = fig_3(*read_sections(tmp_path))
+  assert row['best accuracy, %, ours'] == '85.0 (80.0 to 90.0)'
+  assert row['seeds that train'] == '3 of 3'
+
+
+def test_a_run_that_diverged_early_ranks_lowest(tmp_path):
+  for seed, best in enumerate((0.80, 0.90)):
+    write_run(tmp_path / f'p{seed}', 'bn_x5', [best] * 5, f'seed={seed}')
+  status = {'status': 'diverged', 'step': 7}
+  write_run(tmp_path / 'hot', 'bn_x5', [], 'seed=2', **status)
+  (row, *_) = fig_3(*read_sections(tmp_path))
+  assert row['best accuracy, %, ours'] == '80.0 (diverged to 90.0)'
+  assert row['seeds that train'] == '2 of 3'
+  assert row['status'] == 'done, diverged at step 7'
 
 
 def test_page(tmp_path, capsys):
@@ -198,10 +361,9 @@ def test_values_of_two_seeds_are_named_means(tmp_path):
   for seed, best in enumerate((0.8, 0.9)):
     folder = tmp_path / 'runs' / f'{seed}'
     write_run(folder, 'inception', [best] * 5, f'seed={seed}')
-  page, out = write_report(tmp_path)
+  page, _ = write_report(tmp_path)
   assert '<td>85.0 (80.0 to 90.0)</td>' in page
-  for text in (page, (out / 'ledger.md').read_text()):
-    assert 'medians over seeds, of two seeds the mean' in text
+  assert 'medians over seeds, of two seeds the mean' in page
 
 
 @pytest.mark.parametrize(
@@ -211,17 +373,19 @@ def test_targets_that_are_not_reached(status, shown, tmp_path):
   """Only a run that has ended never reaches them."""
   write_run(tmp_path / 'a', 'inception', [0.8] * 5)
   write_run(tmp_path / 'b', 'bn_baseline', [0.3] * 5, status=status)
-  row = fig_3(*read_sections(tmp_path)).split('<tr>')[3]
-  assert row.count(f'<td>{shown}</td>') == 2
+  runs, _ = runs_lib.read_runs([str(tmp_path)])
+  sections, _ = runs_lib.sections(runs)
+  row = fig_3(*sections)[1]
+  assert list(row.values()).count(shown) == 2
 
 
 def test_without_a_network_to_speed_up(tmp_path):
   """Inception does not learn: there is no target to reach and no factor."""
   write_run(tmp_path / 'a', 'inception', [0.1] * 5)
   write_run(tmp_path / 'b', 'bn_baseline', [0.8] * 5)
-  rows = fig_3(*read_sections(tmp_path)).split('<tr>')
-  row = rows[3].replace('</td>', '').split('<td>')[1:]
-  assert row[6] == '–'
+  (section,) = read_sections(tmp_path)
+  assert fig_3(section)[1]['speed-up, ours'] == '–'
+  assert costs_table(section) == []
 
 
 def test_fig_1_without_percentiles(tmp_path):
@@ -234,11 +398,11 @@ def test_fig_1_without_percentiles(tmp_path):
 def test_mismatches_are_named(tmp_path):
   runs = tmp_path / 'runs'
   write_run(runs / 'a', 'inception', [0.5])
-  write_run(runs / 'b', 'bn_x5', [0.5], 'total_steps=900')
+  write_run(runs / 'b', 'bn_x5', [0.5], 'eval_every=50')
   write_run(runs / 'c', 'bn_x5', [0.5], 'data.name=mnist')
   page, out = write_report(tmp_path)
-  assert 'not comparable: they differ in total_steps (500, 900).' in page
-  assert 'runs (mnist)' in page
+  assert 'not comparable: they differ in eval_every (20, 50).' in page
+  assert 'Fig. 2 and 3 on MNIST (runs)' in page
   assert (out / 'runs_2.png').exists()
 
 
@@ -265,7 +429,7 @@ def test_runs_of_other_numerics_are_named(tmp_path, capsys):
       edit_facts(tmp_path / 'runs' / name, numerics='0123456789ab')
   page, _ = write_report(tmp_path)
   expected = (
-    'runs (mnist_5k): 4 of 5 runs were made by other numerics (0123456789ab) '
+    'runs: 4 of 5 runs were made by other numerics (0123456789ab) '
     f'than those of this code ({numerics.digest()}), which may give other '
     'results: a, b, d and 1 more. Train them again.'
   )

@@ -85,17 +85,46 @@ def test_runs_of_other_settings_are_not_other_seeds(tmp_path):
   for seed in (0, 1):
     write_run(tmp_path / f's{seed}', 'bn_x5', [0.5], f'seed={seed}')
   write_run(tmp_path / 'own', 'bn_x5', [0.5], 'optim.learning_rate=0.7')
-  write_run(tmp_path / 'log', 'bn_x5', [0.5], 'seed=2', 'log_every=7')
+  write_run(tmp_path / 'log', 'bn_x5', [0.5], 'seed=3', 'log_every=7')
   # The best accuracy depends on how often a run is evaluated.
-  write_run(tmp_path / 'eval', 'bn_x5', [0.5], 'seed=3', 'eval_every=50')
-  (section,) = read_sections(tmp_path)
+  for seed in (4, 5):
+    overrides = f'seed={seed}', 'eval_every=50'
+    write_run(tmp_path / f'eval{seed}', 'bn_x5', [0.5], *overrides)
+  runs, _ = runs_lib.read_runs([str(tmp_path)])
+  (section,), (problem,) = runs_lib.sections(runs)
   assert section.is_sweep
   found = {section.label(group): len(group.runs) for group in section.groups}
-  assert found == {
-    'BN-x5, eval_every=25, optim.learning_rate=0.02': 3,
-    'BN-x5, eval_every=25, optim.learning_rate=0.7': 1,
-    'BN-x5, eval_every=50, optim.learning_rate=0.02': 1,
-  }
+  assert found == {'BN-x5, eval_every=20': 3, 'BN-x5, eval_every=50': 2}
+  # A third of the three is too few for a value of a sweep.
+  assert problem == (
+    f'{tmp_path.name}/own: left out, because its setting is not that of the 3 '
+    'runs beside it: optim.learning_rate 0.7, not 0.02.'
+  )
+
+
+def test_unfinished_runs_are_shown_only_if_no_other_has_ended(tmp_path):
+  for variant, states in (
+    ('bn_x5', ('done', 'diverged', 'running')),
+    ('bn_x30', ('preempted', 'running')),
+  ):
+    for seed, status in enumerate(states):
+      folder = tmp_path / f'{variant}_{status}'
+      write_run(folder, variant, [0.5], f'seed={seed}', status=status)
+  runs, _ = runs_lib.read_runs([str(tmp_path)])
+  (section,), problems = runs_lib.sections(runs)
+  assert [[run.name for run in group.runs] for group in section.groups] == [
+    ['bn_x5_done', 'bn_x5_diverged'],
+    ['bn_x30_preempted', 'bn_x30_running'],
+  ]
+  place = tmp_path.name
+  assert sorted(problems) == [
+    f'{place}/bn_x30_preempted: shown, not judged, because it is unfinished: '
+    'preempted at step 10.',
+    f'{place}/bn_x30_running: shown, not judged, because it is unfinished: '
+    'running at step 10.',
+    f'{place}/bn_x5_running: left out, because it is unfinished: running at '
+    'step 10.',
+  ]
 
 
 def test_runs_repeat_a_setting_by_seed_and_fold(tmp_path):
@@ -255,9 +284,9 @@ def test_other_numerics_are_counted_by_section(tmp_path):
   for message, beginning in zip(
     messages,
     (
-      'x (mnist_5k): 1 of 2 runs were made by other numerics (not recorded)',
-      'y (mnist_5k): 1 of 1 runs were made by other numerics (not recorded)',
-      'z (mnist_5k): 1 of 1 runs were made by other numerics (abc)',
+      'x: 1 of 2 runs were made by other numerics (not recorded)',
+      'y: 1 of 1 runs were made by other numerics (not recorded)',
+      'z: 1 of 1 runs were made by other numerics (abc)',
     ),
     strict=True,
   ):
