@@ -13,39 +13,60 @@ It takes longer than all of them, and trains only if it is named.
 """
 
 import argparse
+from collections.abc import Iterable, Iterator, Mapping
 import json
 import os
 from pathlib import Path
 import shutil
 import subprocess
 import sys
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bn_repro import cli, files
+from bn_repro.errors import UserError
 from bn_repro.report import fig_4, page
 from bn_repro.runtime import workdir
 from bn_repro.sweep import __main__ as sweep_command
 
+_FIVE_SEEDS = '--sweep.seed=0,1,2,3,4'
+
+
+class Part(NamedTuple):
+  """A part of the study.
+
+  Attributes:
+    arguments: further arguments of the sweep.
+    in_report: whether its runs are a section of the report. The sweep's own
+      table and figure are published of the others.
+  """
+
+  arguments: tuple[str, ...] = ()
+  in_report: bool = True
+
+
 SEARCH = 'setting'
-# In the order in which they run. The sections of the report have this order.
-PARTS = (
-  'fashion_mnist',
-  'mnist_5k',
-  'lr_multipliers',
-  'fig1',
-  'fig1_settings',
-  'ensemble',
-  'section_421',
-  'init_scale',
-)
-# Parts whose figure and table are the sweep's own: no claim is about them.
-SWEEPS = (SEARCH, 'section_421', 'init_scale')
+# In the order in which they run, which is that of the report.
+PARTS = {
+  'fashion_mnist': Part(),
+  'mnist_5k': Part(),
+  'lr_multipliers': Part((_FIVE_SEEDS,)),
+  'fig1': Part(),
+  'fig1_settings': Part(),
+  'ensemble': Part(),
+  'section_421': Part((_FIVE_SEEDS,), in_report=False),
+  'init_scale': Part((_FIVE_SEEDS,), in_report=False),
+  SEARCH: Part(in_report=False),
+}
 
 # The files of a run that are published, and those of a sweep.
 RUN_FILES = ('config.json', 'run.json', 'status.json')
 SWEEP_FILES = ('trials.csv', 'summary.md', 'sweep.png')
+
+# Evaluations from one whose percentiles are published to the next.
+_PERCENTILES_EVERY = 4
 
 # Networks of `results/weights`.
 WEIGHTS = ('inception', 'bn_baseline', 'bn_x5', 'bn_x30', 'bn_x5_sigmoid')
@@ -53,7 +74,7 @@ WEIGHTS = ('inception', 'bn_baseline', 'bn_x5', 'bn_x30', 'bn_x5_sigmoid')
 
 def train(part: str, folder: Path, jobs: int | None) -> int:
   """Trains the runs of a part that are not complete; returns the exit code."""
-  arguments = [f'--sweep={part}', f'--workdir={folder}']
+  arguments = [f'--sweep={part}', f'--workdir={folder}', *PARTS[part].arguments]
   if jobs is not None:
     arguments.append(f'--jobs={jobs}')
   print(f'{part}:', flush=True)
@@ -96,7 +117,7 @@ def publish(part: str, folder: Path) -> None:
   shutil.rmtree(copy, ignore_errors=True)
   for config in sorted(folder.glob('*/config.json')):
     _publish_run(config.parent, copy / config.parent.name)
-  if part in SWEEPS:
+  if not PARTS[part].in_report:
     for name in SWEEP_FILES:
       shutil.copy(folder / name, copy / name)
   if part == 'mnist_5k':
@@ -107,16 +128,40 @@ def publish(part: str, folder: Path) -> None:
 
 
 def _publish_run(run: Path, copy: Path) -> None:
-  """Copies the files of a run that the report reads."""
+  """Copies the files of a run that the report reads, in short."""
   copy.mkdir(parents=True)
+  lines = _without_most_percentiles(workdir.read_metrics(run / 'metrics.jsonl'))
+  content = [f'{json.dumps(line)}\n'.encode() for line in lines]
+  workdir.replace_file(copy / 'metrics.jsonl', b''.join(content))
+  digest = workdir.MetricsDigest(content).to_json()
   for name in RUN_FILES:
-    text = json.dumps(workdir.read_json(run / name))
+    facts = workdir.read_json(run / name) or {}
+    if 'metrics' in facts:
+      facts['metrics'] = digest
     # Readers do not need the paths of the machine that trained the run.
-    text = text.replace(f'{run.parent}/', '')
+    text = json.dumps(facts).replace(f'{run.parent}/', '')
     workdir.write_json(copy / name, json.loads(text))
-  shutil.copy(run / 'metrics.jsonl', copy)
   if (run / fig_4.FOLDER).is_dir():
     shutil.copytree(run / fig_4.FOLDER, copy / fig_4.FOLDER)
+
+
+def _without_most_percentiles(
+  lines: Iterable[Mapping[str, Any]],
+) -> Iterator[Mapping[str, Any]]:
+  """Lines of metrics with the percentiles of every fourth evaluation alone.
+
+  They are most of what a network of Fig. 1 writes. Those of moving averages are
+  not shown.
+  """
+  count = 0
+  for line in lines:
+    kept = line
+    if 'percentiles' in line:
+      is_shown = line.get('statistics') != 'moving'
+      if not is_shown or count % _PERCENTILES_EVERY:
+        kept = {key: line[key] for key in line if key != 'percentiles'}
+      count += is_shown
+    yield kept
 
 
 def _export_weights(folder: Path) -> None:
@@ -137,8 +182,8 @@ def report(folder: Path) -> list[str]:
   """
   parts = [
     str(folder / part)
-    for part in PARTS
-    if part not in SWEEPS and (folder / part).is_dir()
+    for part, kind in PARTS.items()
+    if kind.in_report and (folder / part).is_dir()
   ]
   return page.write_report(parts, folder / 'report') if parts else []
 
@@ -152,7 +197,7 @@ def main() -> int:
     'parts',
     nargs='*',
     metavar='PART',
-    help=f'{SEARCH}, {", ".join(PARTS)} (default: all but {SEARCH})',
+    help=f'{", ".join(PARTS)} (default: all but {SEARCH})',
   )
   parser.add_argument(
     '--out',
@@ -173,16 +218,22 @@ def main() -> int:
     'report of results/',
   )
   flags = parser.parse_args()
-  unknown = set(flags.parts) - {SEARCH, *PARTS}
+  unknown = set(flags.parts) - PARTS.keys()
   if unknown:
     parser.error(
-      f'{", ".join(unknown)}: no such part. The parts are '
-      f'{SEARCH}, {", ".join(PARTS)}'
+      f'{", ".join(unknown)}: no such part. The parts are {", ".join(PARTS)}'
     )
-  out = files.expand('--out', flags.out)
+  try:
+    return _run(flags, files.expand('--out', flags.out))
+  except UserError as error:
+    return cli.report_errors(error.problems)
+
+
+def _run(flags: argparse.Namespace, out: Path) -> int:
+  """Trains, publishes and reports on the named parts; returns the exit code."""
   # Paths of configs in trials are relative to the repository.
   os.chdir(ROOT)
-  for part in flags.parts or PARTS:
+  for part in flags.parts or [part for part in PARTS if part != SEARCH]:
     code = train(part, out / part, flags.jobs)
     if code:
       return code

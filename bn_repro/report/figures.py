@@ -393,7 +393,7 @@ def _draw_unit(axes: Any, run: Run, color: str) -> int:
   percentiles = run.percentiles(claims.FIG_1_PROBE)
   assert percentiles is not None
   unit = typical_unit(run)
-  steps = [line['step'] for line in run.evaluations()]
+  steps = [line['step'] for line in run.probed()]
   low, middle, high = percentiles[:, :, unit].T
   axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
   wide, thin = _PERCENTILES.values()

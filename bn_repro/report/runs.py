@@ -259,13 +259,17 @@ class Run:
         return line['step'] * self.equivalent
     return None
 
+  def probed(self) -> list[Mapping[str, Any]]:
+    """The `evaluations` that record percentiles; of published runs, a few."""
+    return [line for line in self.evaluations() if 'percentiles' in line]
+
   def percentiles(self, probe: str) -> np.ndarray | None:
-    """Percentiles of a probe, (evaluations, percentiles, units).
+    """Percentiles of a probe, (probed evaluations, percentiles, units).
 
     None if the evaluations do not record any.
     """
-    lines = self.evaluations()
-    if not lines or 'percentiles' not in lines[0]:
+    lines = self.probed()
+    if not lines:
       return None
     return np.array([line['percentiles'][probe] for line in lines])
 

@@ -434,7 +434,7 @@ def test_runs_of_other_numerics_are_named(tmp_path, capsys):
     'results: a, b, d and 1 more. Train them again.'
   )
   assert f'warning: {expected}\n' in capsys.readouterr().err
-  assert f'<p class="fails">{expected}</p>' in page
+  assert f'<li>{expected}</li>' in page
 
 
 def test_fig_1_with_another_setting_is_still_drawn(tmp_path):

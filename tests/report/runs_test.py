@@ -153,8 +153,8 @@ def test_runs_repeat_a_setting_by_seed_and_fold(tmp_path):
   runs, _ = runs_lib.read_runs([str(tmp_path)])
   _, (problem,) = runs_lib.sections(runs)
   assert problem == (
-    f'{tmp_path}/twice: left out, because {tmp_path}/bn_x5_1_1 has the same '
-    'config, seed and fold.'
+    f'{tmp_path.name}/twice: left out, because {tmp_path.name}/bn_x5_1_1 has '
+    'the same config, seed and fold.'
   )
 
 
