@@ -94,6 +94,14 @@ def speed_up(variant: str) -> float | None:
   return INCEPTION_STEPS / steps if steps else None
 
 
+def rate_multiple(variant: str) -> float:
+  """Learning rate of a variant of section 4.2 in multiples of Inception's."""
+  ours, theirs = (PAPER[name].learning_rate for name in (variant, 'inception'))
+  assert ours is not None
+  assert theirs is not None
+  return ours / theirs
+
+
 def label(variant: str) -> str:
   """Name of a variant for readers; the name of its config if unknown."""
   if variant in ENSEMBLE:

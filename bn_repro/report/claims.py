@@ -89,13 +89,7 @@ class Claim:
       return None
     if self.min_settings == 1 and max(counts) > 1:
       return dataclasses.replace(row, verdict=AMBIGUOUS)
-    complete, excluded = [], []
-    for runs in section.by_seed(*self.variants).values():
-      reason = self._incomplete(runs)
-      if reason:
-        excluded.append(f'a seed is left out: {reason}')
-      else:
-        complete.append(runs)
+    complete, excluded = self._complete(section)
     notes = [*self._trains(complete), *excluded]
     measured = [one for runs in complete if (one := self._measure(runs))]
     if len(measured) < len(complete):
@@ -111,6 +105,31 @@ class Claim:
       ours=self._sentence(measured),
       seeds='; '.join([count_of(len(measured), 'seed'), *notes]),
     )
+
+  def median(self, section: Section) -> float | None:
+    """The median over seeds of what `threshold` is compared with.
+
+    None if no seed has all runs.
+    """
+    complete, _ = self._complete(section)
+    values = [
+      one.value for runs in complete if (one := self._measure(runs)) is not None
+    ]
+    return Estimate(values).median if values else None
+
+  def _complete(
+    self, section: Section
+  ) -> tuple[list[Sequence[Sequence[Run]]], list[str]]:
+    """The runs of each seed that has all, and why each other seed has not."""
+    complete: list[Sequence[Sequence[Run]]] = []
+    excluded = []
+    for runs in section.by_seed(*self.variants).values():
+      reason = self._incomplete(runs)
+      if reason:
+        excluded.append(f'a seed is left out: {reason}')
+      else:
+        complete.append(runs)
+    return complete, excluded
 
   def _incomplete(self, runs: Sequence[Sequence[Run]]) -> str | None:
     """Why the runs of a seed cannot be compared; None if they can."""
