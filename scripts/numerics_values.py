@@ -161,11 +161,14 @@ def _distortion(mesh: jax.sharding.Mesh) -> Values:
   The picture is small, so that few pixels are averaged.
   """
   images = np.stack([_picture(6, 4)] * 4)
-  values = {}
+  values: Values = {}
   for strength in ('reduced', 'full'):
 
-    def distort(state: Any, images: Any, strength: str = strength) -> Any:
-      return steps.distorted_images(images, *state, strength)
+    def distort(
+      seed_and_step: Any, images: Any, strength: str = strength
+    ) -> Any:
+      seed, step = seed_and_step
+      return steps.distorted_images(images, seed, step, strength)
 
     distorted = parallel.data_parallel(distort, mesh, donate_state=False)(
       (np.uint32(5), np.int32(7)), images
