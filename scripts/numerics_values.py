@@ -164,8 +164,10 @@ def _distortion(mesh: jax.sharding.Mesh) -> Values:
   values: Values = {}
   for strength in ('reduced', 'full'):
 
-    def distort(state: Any, images: Any, strength: str = strength) -> Any:
-      seed, step = state
+    def distort(
+      seed_and_step: Any, images: Any, strength: str = strength
+    ) -> Any:
+      seed, step = seed_and_step
       return steps.distorted_images(images, seed, step, strength)
 
     distorted = parallel.data_parallel(distort, mesh, donate_state=False)(
