@@ -57,7 +57,7 @@ SEARCH = 'setting'
 PARTS = {
   'fashion_mnist': Part(),
   'mnist_5k': Part(),
-  # Which verdicts depend on the rounding of a machine? XLA sums in another order
+  # Which verdicts depend on how a machine rounds? XLA sums in another order
   # for older CPUs.
   'mnist_5k_avx2': Part('mnist_5k', xla_flags='--xla_cpu_max_isa=AVX2'),
   'lr_multipliers': Part(arguments=(_FIVE_SEEDS,)),
