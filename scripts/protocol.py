@@ -2,8 +2,7 @@
 
 Examples:
   python scripts/protocol.py
-    Writes tables and commands from the configs, results/compile_check and
-    results/benchmarks.json.
+    Writes tables and commands from the configs and `results/`.
 
   python scripts/protocol.py --compile
     First compiles the programs that have no file in results/compile_check,
@@ -33,15 +32,20 @@ sys.path.insert(0, str(ROOT))
 from bn_repro import cli, paper
 from bn_repro import config as config_lib
 from bn_repro.data import imagenet_metadata
+from bn_repro.report import runs as runs_lib
+from bn_repro.report import tables
 from bn_repro.tpu import cost, slices
 
 NUM_TRAIN = imagenet_metadata.NUM_EXAMPLES['train']
 
 DOCUMENT = ROOT / 'docs' / 'imagenet.md'
 PERFORMANCE = ROOT / 'docs' / 'performance.md'
-BENCHMARKS = ROOT / 'results' / 'benchmarks.json'
 README = ROOT / 'README.md'
-COSTS = ROOT / 'results' / 'compile_check'
+RESULTS = ROOT / 'results'
+BENCHMARKS = RESULTS / 'benchmarks.json'
+COSTS = RESULTS / 'compile_check'
+# Folders of `results/` with all networks of section 4.2.
+DATA_SETS = ('fashion_mnist', 'mnist_5k')
 
 VARIANTS = ('inception', 'bn_baseline', 'bn_x5', 'bn_x30', 'bn_x5_sigmoid')
 # Our choice: 16 chips with 32 images each, the paper's batch of a replica.
@@ -464,6 +468,17 @@ def bn_peers() -> str:
   return record.matrix(json.loads(BENCHMARKS.read_text()), 'tpu')
 
 
+def evidence() -> str:
+  """Returns how many claims hold, and a table of the published networks."""
+  runs, _ = runs_lib.read_runs([str(RESULTS / name) for name in DATA_SETS])
+  sections, _ = runs_lib.sections(runs)
+  rows = tables.networks(sections)
+  lines = [list(rows[0]), ['---'] * len(rows[0]), *(r.values() for r in rows)]
+  first, _, _ = (RESULTS / 'report/ledger.md').read_text().partition('\n')
+  table = '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+  return f'**{first}**\n\n{table}'
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
   'benchmarks': benchmarks,
   'bn_peers': bn_peers,
@@ -477,6 +492,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
   'compiled': compiled,
   'bn_bytes': bn_bytes,
   'deviations': deviations,
+  'evidence': evidence,
 }
 
 

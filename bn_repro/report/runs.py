@@ -383,7 +383,7 @@ class Spread:
   word: str = 'never'
 
   def show(self, one: Callable[[float], str]) -> str:
-    """Formats the median, with the range if there are several values.
+    """Formats the median, with the range if the values differ.
 
     Of an even number of values, the median is the mean of the two in the
     middle, and `word` if one of these is None.
@@ -398,7 +398,7 @@ class Spread:
       one(value) if math.isfinite(value) else self.word
       for value in (statistics.median(ranked), ranked[0], ranked[-1])
     )
-    return middle if len(ranked) == 1 else f'{middle} ({low} to {high})'
+    return middle if low == high else f'{middle} ({low} to {high})'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,6 +109,27 @@ def fig_3(section: Section) -> Table:
   return rows
 
 
+def networks(sections: Sequence[Section]) -> Table:
+  """The networks of section 4.2: what the paper reports, and each section."""
+  rows = []
+  for variant in paper.FIG_3:
+    factor = paper.speed_up(variant)
+    row = {
+      'network': paper.label(variant),
+      'paper: fewer steps': f'{factor:.1f}x' if factor else '–',
+      'paper: best accuracy, %': paper.PAPER[variant].accuracy,
+    }
+    for section in sections:
+      for group in section.settings_of(variant):
+        cells = _fig_3_row(section, group)
+        ours = cells['speed-up, ours'], cells['test accuracy, %, ours']
+        names = 'fewer steps', 'test accuracy, %'
+        for name, cell in zip(names, ours, strict=True):
+          row[f'{section.data_label}: {name}'] = cell
+    rows.append(row)
+  return rows
+
+
 def costs_table(section: Section) -> Table:
   """What each variant costs up to Inception's best accuracy, and the factor.
 

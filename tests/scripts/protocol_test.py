@@ -22,13 +22,14 @@ def test_documents_are_up_to_date():
   """`python scripts/protocol.py` updates them."""
   performance = protocol.PERFORMANCE.read_text()
   of_performance = {'benchmarks', 'bn_peers'}
-  for name in protocol.BLOCKS.keys() - {'slurm_sweep'}:
+  of_readme = {'slurm_sweep', 'evidence'}
+  for name in protocol.BLOCKS.keys() - of_readme:
     assert f'<!-- {name} -->' in (
       performance if name in of_performance else TEXT
     )
   assert protocol.fill_in(TEXT) == TEXT
   assert protocol.fill_in(performance) == performance
-  for name in ('prove', 'launch', 'slurm_sweep'):
+  for name in ('prove', 'launch', *of_readme):
     assert f'<!-- {name} -->' in README
   assert protocol.fill_in(README) == README
 

@@ -128,14 +128,8 @@ def test_table(usual):
 
 def test_summary(usual):
   text = comparison.summary(usual)
-  assert (
-    '| inception | 1 | 2 | 60.0 (60.0 to 60.0) | 60 (60 to 60) | done |'
-    in (text)
-  )
-  assert (
-    '| inception | 5 | 2 | 10.0 (10.0 to 10.0) | never (never to never) '
-    in (text)
-  )
+  assert '| inception | 1 | 2 | 60.0 | 60 | done |' in (text)
+  assert '| inception | 5 | 2 | 10.0 | never ' in (text)
   assert 'diverged at step 100' in text
   assert 'seed: 0: 60.0 %, 1: 60.0 %' in text
 
