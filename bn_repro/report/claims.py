@@ -81,8 +81,11 @@ class Claim:
   def judge(self, section: Section) -> Row | None:
     """Tests the claim; None if the section lacks settings that it needs."""
     row = Row(
-      *(self.group, self.text, self.paper),
-      *(section.data_label, section.name),
+      group=self.group,
+      claim=self.text,
+      paper=self.paper,
+      data=section.data_label,
+      folder=section.name,
     )
     counts = [len(section.settings_of(variant)) for variant in self.variants]
     if min(counts) < self.min_settings:

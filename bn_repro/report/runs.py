@@ -5,10 +5,9 @@ seed and a fold of the data. A `Section` holds the groups that can be compared
 with each other.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 import dataclasses
 import math
-import os
 from pathlib import Path
 import statistics
 from typing import Any, NamedTuple
@@ -427,7 +426,8 @@ class Section:
     data_name: `data.name` of the configs.
     network: `model.name` of the configs.
     groups: groups in the order of `PAPER`, then of name and learning rate.
-    name: path of the folder below that which contains all folders.
+    name: name of the folder, after those of folders above it if needed to tell
+      it from the folders of other sections.
   """
 
   folder: Path
@@ -537,7 +537,7 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
         f'{run.place}: left out, because {first.place} has the same config, '
         'seed and fold.'
       )
-  root = os.path.commonpath([key[0].parent for key in found])
+  names = _names({folder for folder, *_ in found})
   result = []
   for key, by_setting in found.items():
     groups = []
@@ -547,8 +547,18 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
       )
       groups.append(Group(group[0].variant, group))
     groups = sorted(_usual(groups, problems), key=_place)
-    result.append(Section(*key, groups, os.path.relpath(key[0], root)))
+    result.append(Section(*key, groups, names[key[0]]))
   return result, problems
+
+
+def _names(folders: Set[Path]) -> dict[Path, str]:
+  """As many of the last parts of each path as make all of them distinct."""
+  names = {folder: folder.name for folder in folders}
+  depth = 1
+  while len(set(names.values())) < len(folders):
+    depth += 1
+    names = {folder: '/'.join(folder.parts[-depth:]) for folder in folders}
+  return names
 
 
 def _ended(runs: Sequence[Run], problems: list[str]) -> Sequence[Run]:
