@@ -32,8 +32,6 @@ sys.path.insert(0, str(ROOT))
 from bn_repro import cli, paper
 from bn_repro import config as config_lib
 from bn_repro.data import imagenet_metadata
-from bn_repro.report import runs as runs_lib
-from bn_repro.report import tables
 from bn_repro.tpu import cost, slices
 
 NUM_TRAIN = imagenet_metadata.NUM_EXAMPLES['train']
@@ -470,6 +468,9 @@ def bn_peers() -> str:
 
 def evidence() -> str:
   """Returns how many claims hold, and a table of the published networks."""
+  from bn_repro.report import runs as runs_lib  # NumPy takes a moment.
+  from bn_repro.report import tables
+
   runs, _ = runs_lib.read_runs([str(RESULTS / name) for name in DATA_SETS])
   sections, _ = runs_lib.sections(runs)
   rows = tables.networks(sections)

@@ -207,7 +207,8 @@ def report(folder: Path) -> list[str]:
     A line for each run that it leaves out.
   """
   parts = [
-    str(folder / part)
+    # Messages on the page name no folders of this machine.
+    os.path.relpath(folder / part)
     for part, kind in PARTS.items()
     if kind.in_report and (folder / part).is_dir()
   ]

@@ -129,7 +129,8 @@ def test_safetensors_is_the_model_again(
   card = (tmp_path / 'net.safetensors.md').read_text()
   line = model.file.facts['evaluation']
   count = line['num_examples']
-  assert f'({line["accuracy"] * count:.0f} of {count} test images)' in card
+  correct = round(line['accuracy'] * count)
+  assert f'({correct:,} of {count:,} test images)' in card
   assert model.file.digest in card
   assert 'padded with black to 32x32' in card
 
