@@ -21,7 +21,8 @@ NOTE = (
   'five seeds the interval is the range; of fewer it is too narrow. A '
   f'network trains if its best accuracy, the highest mean of {WINDOW} '
   'consecutive evaluations, is at least twice chance. It matches Inception at '
-  "its first evaluation with Inception's best accuracy."
+  "its first evaluation with Inception's best accuracy. Accuracies are "
+  'compared on the test images, after the last step.'
 )
 
 

@@ -4,7 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from written_runs import add_percentiles, read_one, read_sections, write_run
+from written_runs import (
+  add_percentiles,
+  edit_facts,
+  read_one,
+  read_sections,
+  write_run,
+)
 
 from bn_repro.models import mlp
 from bn_repro.report import claims
@@ -79,9 +85,9 @@ def test_all_hold(tmp_path):
     '2x fewer steps than BN-Baseline (2x to 2x).',
     'BN-x30 needs 3x fewer steps than Inception, BN-x5 6x fewer steps: 2x more '
     'steps than BN-x5 (2x to 2x).',
-    'The best accuracy of BN-x30 is 5.0 points above that of all others (5.0 '
+    'The accuracy of BN-x30 is 5.0 points above that of all others (5.0 '
     'to 5.0).',
-    'The best accuracy of BN-x5-Sigmoid is 2.0 points below that of BN-x5 (2.0 '
+    'The accuracy of BN-x5-Sigmoid is 2.0 points below that of BN-x5 (2.0 '
     'to 2.0).',
     'BN-x5-Sigmoid: best accuracy 83.0 %, 63.0 points above twice chance (63.0 '
     'to 63.0).',
@@ -178,6 +184,39 @@ def test_a_single_seed_decides_nothing(tmp_path):
   row = judge(tmp_path, 'less than half')
   assert row.ours == 'BN-Baseline needs 3x fewer steps than Inception.'
   assert row.seeds == 'a single seed'
+
+
+def add_test(folder, accuracy):
+  """Adds an evaluation of test images after the last step."""
+  edit_facts(folder, num_examples={'validation': 500, 'test': 1000})
+  text = (folder / 'metrics.jsonl').read_text()
+  last = json.loads(text.splitlines()[-1])
+  line = json.dumps({**last, 'split': 'test', 'accuracy': accuracy})
+  (folder / 'metrics.jsonl').write_text(f'{text}{line}\n')
+
+
+def test_accuracies_are_compared_on_test_images(tmp_path):
+  """Where there are some: BN-x30 is best by validation, and worst by test."""
+  tests = {'bn_x30': 0.7, 'bn_x5': 0.8, 'bn_baseline': 0.75, 'inception': 0.74}
+  write_all(tmp_path)
+  for seed in (0, 1):
+    for variant, accuracy in tests.items():
+      add_test(tmp_path / f'{variant}{seed}', accuracy)
+  row = judge(tmp_path, 'highest accuracy')
+  assert (row.verdict, row.ours.split(' that')[0]) == (
+    FAILS,
+    'The accuracy of BN-x30 is 10.0 points below',
+  )
+
+
+def test_a_diverged_run_has_no_accuracy_on_test_images(tmp_path):
+  """Also if it was the best one by validation before."""
+  write_all(tmp_path)
+  for seed in (0, 1):
+    edit_facts(tmp_path / f'bn_x30{seed}', num_examples={'test': 1000})
+    diverge(tmp_path / f'bn_x30{seed}')
+  row = judge(tmp_path, 'highest accuracy')
+  assert (row.verdict, row.ours.split(' (')[0]) == (FAILS, 'BN-x30 diverges')
 
 
 def test_each_seed_is_compared_with_its_own_plain_network(tmp_path):
