@@ -5,6 +5,7 @@ python -m bn_repro.sweep --sweep=fashion_mnist --workdir=runs/fashion_mnist
 
 from ml_collections import ConfigDict
 
+from bn_repro import paper
 from bn_repro.sweep.sweep import Base, Sweep
 from configs.sweeps import setting
 
@@ -21,7 +22,7 @@ def get_sweep(mode: str = 'mini') -> Sweep:
   """The networks, each with five seeds."""
   del mode
   return Sweep(
-    axes={'variant': setting.VARIANTS, 'seed': (0, 1, 2, 3, 4)},
+    axes={'variant': paper.FIG_3, 'seed': (0, 1, 2, 3, 4)},
     trial=trial,
     x='variant',
     repeat='seed',

@@ -12,17 +12,9 @@ paper's multiples of Inception's. No run of the search is a run of the evidence.
 
 from ml_collections import ConfigDict
 
+from bn_repro import paper
 from bn_repro.sweep.sweep import Base, Sweep
 
-VARIANTS = (
-  'inception',
-  'bn_baseline',
-  'bn_x5',
-  'bn_x30',
-  'bn_x5_sigmoid',
-  'inception_x5',
-  'inception_sigmoid',
-)
 # By data set: length of the runs relative to `mini`, training images to set
 # aside, and the number of those that are left.
 _DATA = {'mnist_5k': (1, 500, 3_500), 'fashion_mnist': (6, 3_000, 57_000)}
@@ -70,7 +62,7 @@ def get_sweep(mode: str = 'mini') -> Sweep:
   del mode
   return Sweep(
     axes={
-      'variant': VARIANTS,
+      'variant': paper.FIG_3,
       'data': tuple(_DATA),
       'length': (1.0, 0.25),
       'rate': (0.02, 0.01, 0.04, 0.005),
