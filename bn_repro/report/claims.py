@@ -163,7 +163,8 @@ class Claim:
     total, notes = len(complete), []
     for index, variant in enumerate(self.variants):
       count = sum(learns(runs[index][0]) for runs in complete)
-      if count < total:
+      # That a network of "What trains" does or does not is the claim itself.
+      if 0 < count < total or (count < total and self.group != _TRAINS):
         edge = ', at the edge of what trains' if count else ''
         notes.append(
           f'{paper.label(variant)} trains in {count} of {total} seeds{edge}'
@@ -212,8 +213,10 @@ def _final(run: Run) -> float:
   has_test = 'test' in run.facts.get('num_examples', {})
   if not has_test or run.config['eval_split'] == 'test':
     return _best(run)
+  if run.status.get('status') == workdir.Status.DIVERGED:
+    return -math.inf
   test = run.test_accuracy()
-  return -math.inf if test is None else test
+  return _best(run) if test is None else test
 
 
 def _lead(first: Run, *others: Run) -> float:

@@ -14,15 +14,16 @@ AMBIGUOUS = 'several settings'
 # How to read the ledger.
 NOTE = (
   'Each claim is measured for each seed on its own, between networks with the '
-  'same initial weights and examples. Our figures are medians over seeds, with '
+  'same initial weights and data. Our figures are medians over seeds, with '
   'the 95 % bootstrap interval of the median in parentheses. A claim holds if '
   'the whole interval is on its side, does not hold if the whole interval is '
-  'on the other side, and is undecided otherwise; one seed decides nothing. Of '
-  'five seeds the interval is the range; of fewer it is too narrow. A '
+  'on the other side, and is undecided otherwise. Of five seeds the interval '
+  'is the range; fewer decide nothing. A '
   f'network trains if its best accuracy, the highest mean of {WINDOW} '
   'consecutive evaluations, is at least twice chance. It matches Inception at '
   "its first evaluation with Inception's best accuracy. Accuracies are "
-  'compared on the test images, after the last step.'
+  'compared on the test images, after the last step; where a data set has '
+  'none, the best accuracies are.'
 )
 
 

@@ -229,8 +229,9 @@ class Run:
     """
     values = self.accuracies()
     windows = range(len(values) - WINDOW + 1)
-    # fmean rounds once, so the mean of equal values does not exceed them.
-    means = (statistics.fmean(values[i : i + WINDOW]) for i in windows)
+    # `mean` rounds once: that of equal values is the value, which the run then
+    # reaches. `fmean` may exceed it.
+    means = (statistics.mean(values[i : i + WINDOW]) for i in windows)
     return max(means, default=None)
 
   @property
@@ -343,6 +344,12 @@ def read_run(workdir: Path) -> Run:
     status=status,
     lines=workdir_lib.read_metrics(metrics),
   )
+  recorded = status.get('metrics')
+  if recorded and run.ended and len(run.lines) > recorded['lines']:
+    raise UserError(
+      f'{metrics}: has {len(run.lines)} lines, and the run ended with '
+      f'{recorded["lines"]}. Restore it from a copy.'
+    )
   # Access every entry once: an incomplete run must fail here, where the caller
   # can name it, and not in the middle of a page.
   _ = run.setting(), run.best(), run.test_accuracy(), run.steps_to(0.0)

@@ -151,7 +151,7 @@ def costs_table(section: Section) -> Table:
           'steps of 32 images, ours': _cost(pairs, 'steps', _number),
           'images': _cost(pairs, 'images', _number),
           'FLOPs': _cost(pairs, 'flops', '{:.2g}'.format),
-          'CPU-minutes': _cost(pairs, 'cpu_minutes', '{:.1f}'.format),
+          'CPU-minutes': _cost(pairs, 'cpu_minutes', '{:.2g}'.format),
         }
       )
   return rows

@@ -71,9 +71,9 @@ class Estimate:
     )
 
   def verdict(self, threshold: float) -> str:
-    """Whether the value exceeds a threshold; a single seed does not decide."""
+    """Whether the value exceeds a threshold; few seeds do not decide."""
     low, high = self.interval
-    if len(self.values) == 1 or low <= threshold <= high:
+    if len(self.values) < ENOUGH_SEEDS or low <= threshold <= high:
       return UNDECIDED
     return HOLDS if low > threshold else FAILS
 

@@ -9,13 +9,10 @@ from bn_repro import paper
 from bn_repro.sweep.sweep import Base, Sweep
 from configs.sweeps import setting
 
-# Inception's best rate on validation images in the search, `setting.py`.
-RATE = 0.02
-
 
 def trial(base: Base, variant: str, seed: int) -> ConfigDict:
   """A network at the chosen setting."""
-  return setting.trial(base, variant, 'fashion_mnist', 1.0, RATE, seed)
+  return setting.trial(base, variant, 'fashion_mnist', 1.0, setting.RATE, seed)
 
 
 def get_sweep(mode: str = 'mini') -> Sweep:

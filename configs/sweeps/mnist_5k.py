@@ -11,13 +11,10 @@ from bn_repro import paper
 from bn_repro.sweep.sweep import Base, Sweep
 from configs.sweeps import setting
 
-# Inception's best rate on validation images in the search, `setting.py`.
-RATE = 0.02
-
 
 def trial(base: Base, variant: str, seed: int) -> ConfigDict:
   """A network at the chosen setting, which is that of `mini`."""
-  config = setting.trial(base, variant, 'mnist_5k', 1.0, RATE, seed)
+  config = setting.trial(base, variant, 'mnist_5k', 1.0, setting.RATE, seed)
   config.data.fold = seed
   return config
 

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from bn_repro import paper
 from bn_repro.sweep.sweep import Base, Sweep
 
+# The rate that was chosen: Inception's in `mini`.
+RATE = 0.02
 # By data set: length of the runs relative to `mini`, training images to set
 # aside, and the number of those that are left.
 _DATA = {'mnist_5k': (1, 500, 3_500), 'fashion_mnist': (6, 3_000, 57_000)}

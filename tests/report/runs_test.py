@@ -7,6 +7,7 @@ import pytest
 from written_runs import edit_facts, read_one, read_sections, write_run
 
 from bn_repro import numerics
+from bn_repro.errors import UserError
 from bn_repro.report import runs as runs_lib
 from bn_repro.report.runs import Spread
 from bn_repro.runtime.workdir import MetricsDigest, write_json
@@ -339,3 +340,29 @@ def test_half_a_line_at_the_end_is_ignored(tmp_path):
   with (tmp_path / 'killed' / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 30, "spl')
   assert read_one(tmp_path).accuracies() == [0.5, 0.6]
+
+
+@pytest.mark.parametrize('correct', [401, 402, 403, 803])
+def test_a_run_reaches_its_best_accuracy(correct, tmp_path):
+  """Five equal accuracies of 500 or 1,000 images have this accuracy as mean."""
+  accuracy = correct / (500 if correct < 500 else 1000)
+  write_run(tmp_path / 'a', 'inception', [0.1, *[accuracy] * 5])
+  run = read_one(tmp_path)
+  assert run.best() == accuracy
+  assert run.steps_to(run.best()) == 20
+
+
+def test_lines_added_after_the_end_are_an_error(tmp_path):
+  """They are none of the lines that `status.json` has the digest of."""
+  write_run(tmp_path / 'a', 'bn_x5', [0.5] * 5)
+  path = tmp_path / 'a' / 'metrics.jsonl'
+  text = path.read_bytes()
+  digest = MetricsDigest(text.splitlines(keepends=True)).to_json()
+  status = json.loads((tmp_path / 'a' / 'status.json').read_text())
+  write_json(tmp_path / 'a' / 'status.json', {**status, 'metrics': digest})
+  assert read_one(tmp_path).best() == 0.5
+  path.write_bytes(text + text.splitlines(keepends=True)[-1])
+  with pytest.raises(
+    UserError, match='has 11 lines, and the run ended with 10'
+  ):
+    runs_lib.read_run(tmp_path / 'a')

@@ -68,7 +68,10 @@ def test_coverage_of_five_seeds():
     # One of nine does not matter.
     ([-INF, *[0.2] * 8], HOLDS),
     ([INF, *[-0.2] * 8], FAILS),
-    ([-0.1, -0.2, -INF], FAILS),
+    ([-0.1, -0.2, -0.3, -0.4, -INF], FAILS),
+    # Fewer than five decide nothing.
+    ([-0.1, -0.2, -0.3, -INF], UNDECIDED),
+    ([0.1, 0.2, 0.3], UNDECIDED),
     # Equality is neither.
     ([0.0, 0.0, 0.0, 0.0, 0.0], UNDECIDED),
     ([-INF, INF], UNDECIDED),

@@ -70,8 +70,8 @@ def test_a_part_is_replaced_as_a_whole(out):
   assert [path.name for path in folder.iterdir()] == ['another']
 
 
-def add_training_line(run):
-  timing = {'seconds': 9.0, 'cpu_seconds': 2.5, 'shares': {'step': 1.0}}
+def add_training_line(run, **timing):
+  timing |= {'seconds': 9.0, 'cpu_seconds': 2.5, 'shares': {'step': 1.0}}
   line = {'step': 10, 'split': 'train', 'loss': 2.0, 'timing': timing}
   path = run / 'metrics.jsonl'
   path.write_text(f'{json.dumps(line)}\n{path.read_text()}')
@@ -94,5 +94,24 @@ def test_what_is_kept_of_a_run(part, tmp_path, monkeypatch):
     return
   run = runs_lib.read_run(copy / 'run')
   assert len(run.lines) == 5
-  assert run.lines[0]['timing'] == {'cpu_seconds': 2.5}
+  assert run.lines[0]['timing'] == {'seconds': 9.0, 'cpu_seconds': 2.5}
   assert run.curve('validation', 'accuracy', 'moving') == [(10, 0.1), (20, 0.1)]
+
+
+def test_the_report_of_what_is_published(tmp_path, monkeypatch):
+  """It has the costs that the runs recorded."""
+  monkeypatch.setattr(study, 'ROOT', tmp_path / 'root')
+  folder = tmp_path / 'out' / 'fashion_mnist'
+  for variant in ('inception', 'bn_x5'):
+    run = folder / f'{variant}_seed0'
+    write_run(run, variant, [0.8] * 5)
+    edit_facts(run, multiply_adds=1000)
+    add_training_line(run, images_per_second=64.0)
+  study.publish('fashion_mnist', folder)
+  results = study.ROOT / 'results'
+  assert study.report(results) == []
+  page = (results / 'report' / 'index.html').read_text()
+  # 9 seconds of 64 images a second took 2.5 of CPU time; 320 images are asked.
+  assert f'{2.5 / (9 * 64) * 320 / 60:.2g} (' in page
+  # Without the search, nothing is said about it.
+  assert 'lengths and decays' not in page

@@ -4,11 +4,14 @@ from pathlib import Path
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from bn_repro import config as config_lib
+from bn_repro import paper
 from bn_repro.errors import UserError
 from bn_repro.sweep import grid
+from bn_repro.training import optimizer
 
 SWEEPS = sorted(
   path.stem
@@ -386,3 +389,43 @@ def test_files():
     with pytest.raises(UserError) as raised:
       grid.load(spec)
     assert expected in raised.value.problems[0]
+
+
+@pytest.mark.parametrize('variant', paper.FIG_3)
+def test_the_digits_are_trained_as_in_mini(variant):
+  """But for the seed, which is also the fold."""
+  trial = by_name(load('mnist_5k'))[f'{variant}_seed2']
+  mini = config_lib.load(f'{variant}:mini', ['seed=2', 'data.fold=2'])
+  ours, theirs = config_lib.flatten(trial.config), config_lib.flatten(mini)
+  rate = pytest.approx(theirs.pop('optim.learning_rate'))
+  assert ours.pop('optim.learning_rate') == rate
+  assert ours == theirs
+
+
+@pytest.mark.parametrize('variant', paper.FIG_3)
+def test_fashion_is_trained_at_the_same_fractions_of_a_run(variant):
+  """Learning rates, over the fraction of the run, are those of the digits."""
+  mini = config_lib.load(f'{variant}:mini')
+  config = by_name(load('fashion_mnist'))[f'{variant}_seed0'].config
+  for field in ('total_steps', 'log_every', 'eval_every', 'checkpoint_every'):
+    assert config[field] == 6 * mini[field]
+  assert config.data.holdout == 3000
+  factors = [
+    optimizer.create_schedule(c.optim, size / c.batch_size)(
+      # Between the steps at which the rate falls.
+      np.arange(0.0132, 1, 0.05) * c.total_steps
+    )
+    for c, size in ((mini, 3_500), (config, 57_000))
+  ]
+  np.testing.assert_allclose(*factors, rtol=1e-6)
+  assert factors[0][-1] < 0.6
+
+
+@pytest.mark.parametrize(
+  'variant, last', [('inception', 0.23), ('bn_x30', 0.011)]
+)
+def test_last_learning_rates_of_mini(variant, last):
+  """As `configs/inception.py` says."""
+  config = config_lib.load(f'{variant}:mini')
+  schedule = optimizer.create_schedule(config.optim, 3_500 / config.batch_size)
+  assert schedule(config.total_steps - 1) == pytest.approx(last, rel=0.05)
