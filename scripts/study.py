@@ -84,15 +84,15 @@ PARTS = {
 
 # What the report says first if it has the search.
 INTRODUCTION = (
-  "All networks of section 4.2 are an eighth as wide as the paper's. The authors "
-  'of this repository chose their lengths and decays, with the orderings of the '
-  'search below in view; docs/evidence.md describes what else was tried. The '
-  "learning rate is Inception's best on validation images of Fashion-MNIST in "
-  "the search, whose seed no other run has; the others train at the paper's "
-  'multiples of it, and the digits at the same rates. Inception trains twice as '
-  'long as the others. The digits are cross-validated: seed K is tested on fold '
-  'K. Training digits of two folds overlap by three quarters, so the five values '
-  'are not independent.'
+  "All networks of section 4.2 are an eighth as wide as the paper's. The "
+  'authors of this repository chose their lengths and decays, with the '
+  'orderings of the search below in view; docs/evidence.md describes what '
+  "else was tried. The learning rate is Inception's best on validation "
+  'images of Fashion-MNIST in the search, whose seed no other run has; the '
+  "others train at the paper's multiples of it, and the digits at the same "
+  'rates. Inception trains twice as long as the others. The digits are '
+  'cross-validated: seed K is tested on fold K. Training digits of two '
+  'folds overlap by three quarters, so the five values are not independent.'
 )
 
 # The files of a sweep that are published.
