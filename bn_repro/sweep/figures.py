@@ -38,7 +38,8 @@ def draw_numbers(comparison: Comparison) -> Any:
   )
   x = comparison.sweep.x
   base = comparison.sweep.axes[x][0]
-  drawing.draw_best(best, shares, lines, comparison.chance)
+  drawing.draw_best(best, lines, comparison.chance)
+  drawing.draw_shares(shares, lines)
   best.axvline(base, color='#555', lw=1, label=f'first {x}: {to_text(base)}')
   best.set_ylabel(f'best accuracy, {comparison.eval_split} images')
   for row, (line, settings) in enumerate(
