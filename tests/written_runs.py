@@ -49,6 +49,12 @@ def edit_facts(folder, **facts):
   path.write_text(json.dumps({k: x for k, x in facts.items() if x is not None}))
 
 
+def add_lines(folder, lines):
+  """Adds lines of metrics."""
+  text = (folder / 'metrics.jsonl').read_text()
+  write_lines(folder, [*map(json.loads, text.splitlines()), *lines])
+
+
 def write_lines(folder, lines):
   text = ''.join(json.dumps(line) + '\n' for line in lines)
   (folder / 'metrics.jsonl').write_text(text)

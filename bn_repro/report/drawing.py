@@ -68,6 +68,7 @@ MATCH: Mapping[str, Any] = {
 }
 _DIVERGED: Mapping[str, Any] = {'marker': 'x', 'ms': 9, 'mew': 2, 'ls': 'none'}
 ONE_RUN: Mapping[str, Any] = {'marker': '.', 'ms': 4, 'ls': 'none'}
+THIN: Mapping[str, Any] = {'lw': 0.7, 'alpha': 0.7}
 REFERENCE: Mapping[str, Any] = {'color': '#555', 'lw': 1.3, 'ls': ':'}
 # Most points of a line.
 _MAX_POINTS = 400
@@ -168,20 +169,23 @@ def draw_curves(
 ) -> None:
   """Draws the medians and ranges of curves, on the grid of all their points.
 
-  A curve that ends early does not count after its end.
+  Both end where the first curve does: the median of fewer would jump, although
+  no curve does. The others go on as thin lines.
   """
-  curves = [curve for curve in curves if curve]
-  if not curves:
+  end = min(curve[-1][0] if curve else -math.inf for curve in curves)
+  for curve in curves:
+    rest = [point for point in curve if point[0] >= end]
+    if len(rest) > 1:
+      axes.plot(*np.transpose(rest), **{**style, 'marker': '', **THIN})
+  if not all(curves):
     axes.plot([], [], label=label, **style)  # For the legend.
     return
-  grid = np.unique([x for curve in curves for x, _ in curve])
+  grid = np.unique([x for curve in curves for x, _ in curve if x <= end])
   if len(grid) > _MAX_POINTS:
     grid = grid[np.linspace(0, len(grid) - 1, _MAX_POINTS).astype(int)]
   columns = (np.transpose(curve) for curve in curves)
-  values = np.array(
-    [np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in columns]
-  )
-  at_each = [column[~np.isnan(column)] for column in values.T]
+  values = np.array([np.interp(grid, x, y, left=np.nan) for x, y in columns])
+  at_each = list(values.T)
   draw_spread(axes, list(grid), at_each, style, label, markevery=0.15, **line)
 
 
@@ -274,16 +278,13 @@ class Line(NamedTuple):
   outcomes: Mapping[Any, Sequence[Outcome]]
 
 
-def draw_best(
-  axes: Any, shares: Any, lines: Sequence[Line], chance: float
-) -> None:
-  """Draws best accuracies over the places, and the shares that learn.
+def draw_best(axes: Any, lines: Sequence[Line], chance: float) -> None:
+  """Draws best accuracies over the places.
 
   Where a run has no best accuracy there is no median, as in the tables.
 
   Args:
-    axes: axes of the accuracies.
-    shares: axes below them, for the shares.
+    axes: axes to draw on.
     lines: the lines.
     chance: accuracy of guessing.
   """
@@ -299,16 +300,20 @@ def draw_best(
         if one.diverged:
           shift = 8 * (row - (len(lines) - 1) / 2)  # Lines side by side.
           draw_diverged(axes, x, one.best, style['color'], shift)
-      draw_share(shares, x, row, of_place)
   axes.plot([], [], label='one run', color='#555', **ONE_RUN)
   axes.axhline(chance, label='chance', **REFERENCE)
   axes.set_ylim(0, 1)
-  shares.grid(visible=False)
-  shares.set_ylim(len(lines) - 0.5, -0.5)
-  shares.set_yticks(
-    range(len(lines)), [plain_text(line.label) for line in lines]
-  )
-  shares.set_title('runs that learn: at least twice chance', loc='left')
+
+
+def draw_shares(axes: Any, lines: Sequence[Line]) -> None:
+  """Writes the shares of runs that learn: a row for each line, over places."""
+  for row, line in enumerate(lines):
+    for x, of_place in line.outcomes.items():
+      draw_share(axes, x, row, of_place)
+  axes.grid(visible=False)
+  axes.set_ylim(len(lines) - 0.5, -0.5)
+  axes.set_yticks(range(len(lines)), [plain_text(line.label) for line in lines])
+  axes.set_title('runs that learn: at least twice chance', loc='left')
 
 
 def draw_share(

@@ -1,5 +1,6 @@
 """The figures of the report, and sheets of images."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 import io
 import math
@@ -10,6 +11,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator
+from matplotlib.transforms import offset_copy
 import numpy as np
 
 from bn_repro import paper
@@ -17,6 +19,7 @@ from bn_repro.report import claims, runs
 from bn_repro.report.drawing import (
   MATCH,
   REFERENCE,
+  THIN,
   WIDTH,
   Line,
   Outcome,
@@ -24,6 +27,7 @@ from bn_repro.report.drawing import (
   draw_curves,
   draw_diverged,
   draw_legend,
+  draw_shares,
   plain_text,
   save,
   spread_text,
@@ -135,41 +139,71 @@ def prediction_sheet(
   return buffer.getvalue()
 
 
-def curves(section: Section, out: Path, name: str) -> None:
+def curves(section: Section, out: Path, name: str) -> bool:
   """Draws Fig. 2: accuracy over steps, near Inception's and in full, and loss.
 
-  Without a run of Inception that learns there is no first part.
+  Without a run of Inception that learns there is no first part, and without
+  training losses no last part.
+
+  Returns:
+    Whether there are training losses.
   """
   targets = _targets(section)
-  figure, (*accuracies, loss) = plt.subplots(
-    3 if targets else 2,
+  losses = [(_smoothed(group), style) for group, style in _styled(section)]
+  has_losses = any(any(of_group) for of_group, _ in losses)
+  heights = [*([4] if targets else []), 3, *([3] if has_losses else [])]
+  figure, all_axes = plt.subplots(
+    len(heights),
     1,
-    figsize=(WIDTH, 10.5 if targets else 7),
-    height_ratios=[4, 3, 3] if targets else [1, 1],
+    squeeze=False,
+    figsize=(WIDTH, sum(heights) + 0.7),
+    height_ratios=heights,
     layout='constrained',
     sharex=True,
   )
+  accuracies = all_axes[: 2 if targets else 1, 0]
   for axes in accuracies:
     _draw_accuracies(axes, section, targets)
     axes.set_ylabel(_accuracy_label(section.runs))
   if targets:
     _zoom(accuracies[0], float(np.median(list(targets.values()))))
-    accuracies[1].set_ylabel('the same, in full')
-  for group, style in _styled(section):
-    draw_curves(loss, _smoothed(group), style, None)
-  loss.set_yscale('log')
-  loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-  loss.yaxis.set_major_formatter('{x:g}')
-  loss.minorticks_off()
-  loss.set_ylabel('training loss, smoothed')
-  _in_thousands(loss, paper.BATCH_SIZE)
-  draw_legend(
-    figure,
-    accuracies[0],
-    spread_text(len(group.runs) for group in section.groups),
-    any_diverged=any(map(_diverged, section.runs)),
-  )
+    accuracies[1].set_ylabel('accuracy, full range')
+  lowest = all_axes[-1, 0]
+  if has_losses:
+    for of_group, style in losses:
+      draw_curves(lowest, of_group, style, None)
+    lowest.set_yscale('log')
+    lowest.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    lowest.yaxis.set_major_formatter('{x:g}')
+    lowest.minorticks_off()
+    lowest.set_ylabel('training loss, smoothed')
+  _in_thousands(lowest, paper.BATCH_SIZE)
+  _draw_legend(figure, accuracies[0], section.groups)
   save(figure, out, name)
+  return has_losses
+
+
+def _draw_legend(
+  figure: Any, axes: Any, groups: Sequence[Group], part: str = ''
+) -> None:
+  """Draws the legend of a figure of curves.
+
+  Args:
+    figure: the figure.
+    axes: axes with all of its lines.
+    groups: the groups that are shown.
+    part: the part of the figure with medians and ranges, such as '(a) '.
+  """
+  diverged = [any(map(_diverged, group.runs)) for group in groups]
+  if any(
+    len(g.runs) > 1 for g, one in zip(groups, diverged, strict=True) if one
+  ):
+    label = 'one run, after another diverged'
+    axes.plot([], [], color='#555', label=label, **THIN)
+  spread = spread_text(len(group.runs) for group in groups)
+  draw_legend(
+    figure, axes, spread and f'{part}{spread}', any_diverged=any(diverged)
+  )
 
 
 def _styled(section: Section) -> list[tuple[Group, dict[str, Any]]]:
@@ -199,7 +233,8 @@ def _draw_accuracies(
   Each run is to match the best accuracy of Inception with the same seed.
   """
   middle = float(np.median(list(targets.values()))) if targets else None
-  for row, (group, style) in enumerate(_styled(section)):
+  placed: Counter[float] = Counter()
+  for group, style in _styled(section):
     evaluations = [
       [(line['step'] * run.equivalent, line['accuracy']) for line in lines]
       for run in group.runs
@@ -212,10 +247,15 @@ def _draw_accuracies(
       for run in group.runs
       if run.repetition in targets
     ]
-    if steps and math.isfinite(np.median(steps)):
-      # Of diamonds at one place, all are seen.
-      size = {**MATCH, 'ms': max(12 - 1.5 * row, 4)}
-      axes.plot(np.median(steps), middle, color=style['color'], **size)
+    step = float(np.median(steps)) if steps else math.inf
+    if math.isfinite(step):
+      (diamond,) = axes.plot(step, middle, color=style['color'], **MATCH)
+      # Diamonds at one step are above each other, in points.
+      height = placed[step] * MATCH['ms']
+      diamond.set_transform(
+        offset_copy(axes.transData, axes.figure, y=height, units='points')
+      )
+      placed[step] += 1
   if middle is not None:
     axes.axhline(middle, label="Inception's best", **REFERENCE)
     axes.plot([], [], color='white', label='steps to match Inception', **MATCH)
@@ -311,14 +351,7 @@ def moving_averages(section: Section, out: Path, name: str) -> bool:
     ('moving averages', ':'),
   ):
     all_axes[0, 0].plot([], [], color='#555', ls=line_style, label=label)
-  draw_legend(
-    figure,
-    all_axes[0, 0],
-    spread_text(len(group.runs) for group, _ in shown),
-    any_diverged=any(
-      _diverged(run) for group, _ in shown for run in group.runs
-    ),
-  )
+  _draw_legend(figure, all_axes[0, 0], [group for group, _ in shown])
   save(figure, out, name)
   return True
 
@@ -361,14 +394,9 @@ def fig_1(section: Section, out: Path, name: str) -> None:
     _in_thousands(axes, ' or '.join(map(str, batch_sizes)))
   if below:
     for label, width in _PERCENTILES.items():
-      parts['a'].plot([], [], color='#555', lw=width, label=f'(b, c) {label}')
-  spread = spread_text(len(group.runs) for group in section.groups)
-  draw_legend(
-    figure,
-    parts['a'],
-    spread and f'(a) {spread}',
-    any_diverged=any(map(_diverged, section.runs)),
-  )
+      # Not a color of a line.
+      parts['a'].plot([], [], color='#999', lw=width, label=f'(b, c) {label}')
+  _draw_legend(figure, parts['a'], section.groups, '(a) ')
   save(figure, out, name)
 
 
@@ -425,7 +453,8 @@ def rates(section: Section, out: Path, name: str) -> None:
     height_ratios=[4, 0.3 * len(lines)],
     layout='constrained',
   )
-  draw_best(axes, shares, lines, section.runs[0].chance)
+  draw_best(axes, lines, section.runs[0].chance)
+  draw_shares(shares, lines)
   base = _best_rate(section.settings_of('inception'))
   if base is not None:
     axes.axvline(base, color='#555', lw=1, label='best rate of Inception')

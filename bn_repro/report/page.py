@@ -9,9 +9,9 @@ from bn_repro.errors import UserError
 from bn_repro.report import claims, fig_4, ledger, search, tables
 from bn_repro.report import runs as runs_lib
 from bn_repro.report.ledger import Row
-from bn_repro.report.runs import SPREAD_NOTE, WINDOW, Section
+from bn_repro.report.runs import SPREAD_NOTE, WINDOW, Run, Section
 from bn_repro.report.tables import distinct
-from bn_repro.report.verdicts import FAILS, HOLDS, UNDECIDED
+from bn_repro.report.verdicts import FAILS, HOLDS, UNDECIDED, VERDICTS
 from bn_repro.runtime import workdir
 
 _PAGE = """<!doctype html>
@@ -70,11 +70,13 @@ _FIG_1_GRID_NOTE = (
 )
 _CURVES_NOTE = (
   "The paper's Fig. 2, on this data set: accuracies with population statistics "
-  '(Algorithm 2), and the training loss, in means of neighboring steps. Each '
-  'run is to match the best accuracy of Inception with the same seed, and a '
-  'diamond is at the median number of steps. Compare the shapes of the curves, '
-  'not their levels: the paper trains on ImageNet at full width.'
+  '(Algorithm 2){losses}. Each run is to match the best accuracy of Inception '
+  'with the same seed, and a diamond is at the median number of steps; '
+  'diamonds at one step are above each other. A median ends where a seed '
+  'diverges. Compare the shapes of the curves, not their levels: the paper '
+  'trains on ImageNet at full width.'
 )
+_LOSSES_NOTE = ', and the training loss, in means of neighboring steps'
 _MOVING_NOTE = (
   'The same networks, evaluated with population statistics (Algorithm 2) and '
   'with the moving averages of training.'
@@ -105,6 +107,8 @@ _SEARCH_NOTE = (
   'one seed, which no other run has: the table chooses a setting, and is not '
   'evidence for a claim.'
 )
+
+_DIFFERING_NOTE = 'A claim counts as undecided if its verdicts differ.'
 
 _CLASSES = {HOLDS: 'holds', FAILS: 'fails', UNDECIDED: 'undecided'}
 
@@ -176,18 +180,62 @@ def _verdict(word: str) -> str:
   return f'<b class="{_CLASSES.get(word, "untested")}">{word}</b>'
 
 
-def _repeated(rows: Sequence[Row]) -> list[str]:
-  """A message for each data set of which several folders test one claim."""
-  folders: dict[str, dict[str, None]] = {}
-  for of_cell in ledger.cells(rows).values():
-    names = dict.fromkeys(row.folder for row in of_cell)
-    if len(names) > 1:
-      folders.setdefault(of_cell[0].data, {}).update(names)
-  return [
-    f'{data}: runs in {", ".join(names)} test the same claims. Where their '
-    'verdicts differ, the claim counts as undecided.'
-    for data, names in folders.items()
+def _repeated(rows: Sequence[Row], sections: Sequence[Section]) -> list[str]:
+  """Messages about folders that test the same claims, as HTML.
+
+  It is a warning, unless their runs differ in the flags of XLA alone.
+  """
+  # Verdicts on each claim, by data set and folders.
+  shared: dict[tuple[str, ...], list[set[str]]] = {}
+  tested = [row for row in rows if row.verdict in VERDICTS]
+  for of_cell in ledger.cells(tested).values():
+    folders = dict.fromkeys(row.folder for row in of_cell)
+    if len(folders) > 1:
+      verdicts = {row.verdict for row in of_cell}
+      shared.setdefault((of_cell[0].data, *folders), []).append(verdicts)
+  parts = []
+  for (data, *names), cells in shared.items():
+    runs = [
+      [
+        run
+        for section in sections
+        if (section.data_label, section.name) == (data, name)
+        for run in section.runs
+      ]
+      for name in names
+    ]
+    flags = [_xla_flags(of_folder) for of_folder in runs]
+    if flags.count(flags[0]) < len(flags) and _differ_in_flags_alone(runs):
+      same = sum(len(verdicts) == 1 for verdicts in cells)
+      where = ' and '.join(
+        f'{name} (XLA_FLAGS={" or ".join(of_folder)})' if of_folder else name
+        for name, of_folder in zip(names, flags, strict=True)
+      )
+      text = f'{same} of {len(cells)} verdicts on {data} are the same in '
+      parts.append(_paragraph(f'{text}{where}. {_DIFFERING_NOTE}'))
+    else:
+      text = f'{data}: runs in {", ".join(names)} test the same claims. '
+      parts.append(_warning(text + _DIFFERING_NOTE))
+  return parts
+
+
+def _differ_in_flags_alone(folders: Sequence[Sequence[Run]]) -> bool:
+  """Whether the runs of folders are the same, made by the same code."""
+  contents = [
+    sorted(
+      f'{run.variant} {sorted(run.setting().items())} {run.repetition} '
+      f'{run.numerics} {run.facts.get("versions")} {run.facts.get("devices")}'
+      for run in runs
+    )
+    for runs in folders
   ]
+  return contents.count(contents[0]) == len(contents)
+
+
+def _xla_flags(runs: Sequence[Run]) -> list[str]:
+  """The flags of XLA of some runs, without repetitions and empty ones."""
+  flags = (run.facts.get('xla_flags') for run in runs)
+  return list(dict.fromkeys(filter(None, flags)))
 
 
 def _facts(section: Section) -> str:
@@ -218,6 +266,7 @@ def _facts(section: Section) -> str:
     f'started from {started[0]} to {started[-1]}',
     f'revision {distinct(fact.get("git_revision", "?") for fact in facts)}',
     versions or '?',
+    *(f'XLA_FLAGS={flags}' for flags in _xla_flags(runs)),
   )
   return f'<p><small>{html.escape("; ".join(parts))}</small></p>'
 
@@ -269,14 +318,14 @@ def _section(
     ]
   else:
     kind = 'Fig. 2 and 3'
-    figures.curves(section, out, name)
+    has_losses = figures.curves(section, out, name)
     moving = []
     if figures.moving_averages(section, out, f'{name}_moving'):
       moving.append(_image(f'{name}_moving', _MOVING_NOTE))
       moving.append(_paragraph(_MOVING_NOTE))
     parts = [
-      _image(name, 'Accuracy and training loss over steps'),
-      _paragraph(_CURVES_NOTE),
+      _image(name, f'Accuracy{" and training loss" * has_losses} over steps'),
+      _paragraph(_CURVES_NOTE.format(losses=_LOSSES_NOTE * has_losses)),
       *moving,
       _table(tables.fig_3(section)),
       _paragraph(_FIG_3_NOTE),
@@ -350,7 +399,7 @@ def write_report(
       *map(_paragraph, filter(None, [_COUNT_NOTE, introduction])),
       "<h2>The paper's claims</h2>",
       _claims_table(rows),
-      *map(_warning, _repeated(rows)),
+      *_repeated(rows, sections),
       _paragraph(ledger.NOTE),
       *_problems(problems),
       *(

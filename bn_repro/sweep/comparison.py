@@ -133,12 +133,15 @@ class Comparison:
 
   def label(self, line: tuple[Value, ...]) -> str:
     """Name of a line."""
-    return ', '.join(
-      paper.label(value)
-      if isinstance(value, str)
-      else f'{axis} {to_text(value)}'
-      for axis, value in zip(self.sweep.lines, line, strict=True)
-    )
+    return label_of(dict(zip(self.sweep.lines, line, strict=True)))
+
+
+def label_of(values: Mapping[str, Value]) -> str:
+  """Name of what has some values, by axis, for readers."""
+  return ', '.join(
+    paper.label(value) if isinstance(value, str) else f'{axis} {to_text(value)}'
+    for axis, value in values.items()
+  )
 
 
 def read(sweep: Sweep, folder: Path, failed: Collection[str]) -> Comparison:

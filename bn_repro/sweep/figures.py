@@ -1,6 +1,7 @@
 """The figure of a sweep."""
 
 from collections.abc import Sequence
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,68 @@ from bn_repro import paper
 from bn_repro.report import drawing
 from bn_repro.report.drawing import Line, Outcome, plain_text
 from bn_repro.runtime.workdir import Status
-from bn_repro.sweep.comparison import Comparison, Result, Setting
+from bn_repro.sweep.comparison import Comparison, Result, Setting, label_of
 from bn_repro.sweep.sweep import Value, to_text
 
 # Marks a target that not all runs of a setting reach.
 _MISSED = {'marker': r'$\infty$', 'ms': 11, 'ls': 'none'}
 _STEPS_LABEL = 'steps of 32\nto the target'
+# Most lines that can be told apart in one panel. Our choice.
+_MAX_LINES = 12
 
 
 def sweep(comparison: Comparison, out: Path, name: str) -> None:
-  """Draws accuracy, and steps to the target, over x: a line for each net."""
-  draw = draw_numbers if comparison.sweep.is_numeric else draw_names
+  """Draws accuracy, and steps to the target, over x: a line for each net.
+
+  If there are many lines over numbers, they are in panels, without the steps.
+  """
+  draw = draw_names
+  if comparison.sweep.is_numeric:
+    is_crowded = len(comparison.lines) > _MAX_LINES
+    draw = draw_panels if is_crowded else draw_numbers
   drawing.save(draw(comparison), out, name)
+
+
+def draw_panels(comparison: Comparison) -> Any:
+  """Draws best accuracies over numbers: a panel for each value of an axis.
+
+  That is the first axis of `Sweep.lines`; the others make the lines of a panel.
+  """
+  first, *others = comparison.sweep.lines
+  in_panel = list(dict.fromkeys(line[1:] for line in comparison.lines))
+  styles = drawing.styles(map(_variant, in_panel))
+  style_of = dict(zip(in_panel, styles, strict=True))
+  panels: dict[Value, list[Line]] = {}
+  for line, (value, *rest) in zip(
+    _lines(comparison), comparison.lines, strict=True
+  ):
+    label = label_of(dict(zip(others, rest, strict=True)))
+    panels.setdefault(value, []).append(
+      line._replace(label=label, style=style_of[tuple(rest)])
+    )
+  rows = math.ceil(len(panels) / 2)
+  figure, all_axes = plt.subplots(
+    rows,
+    2,
+    squeeze=False,
+    sharex=True,
+    sharey=True,
+    figsize=(drawing.WIDTH, 2.2 * rows + 0.25 * len(in_panel) + 1.2),
+    layout='constrained',
+  )
+  for axes, (value, lines) in zip(all_axes.flat, panels.items(), strict=False):
+    drawing.draw_best(axes, lines, comparison.chance)
+    axes.set_title(plain_text(label_of({first: value})), loc='left')
+    _set_ticks(axes, comparison)
+  for axes in all_axes.flat[len(panels) :]:
+    axes.set_axis_off()
+  for axes in all_axes.flat[: len(panels)][-2:]:  # The lowest of each column.
+    axes.tick_params(labelbottom=True)
+    axes.set_xlabel(comparison.sweep.x)
+  label = f'best accuracy, {comparison.eval_split} images'
+  figure.supylabel(label, fontsize=11)
+  _draw_legend(figure, all_axes[0, 0], comparison)
+  return figure
 
 
 def draw_numbers(comparison: Comparison) -> Any:
@@ -38,7 +89,8 @@ def draw_numbers(comparison: Comparison) -> Any:
   )
   x = comparison.sweep.x
   base = comparison.sweep.axes[x][0]
-  drawing.draw_best(best, shares, lines, comparison.chance)
+  drawing.draw_best(best, lines, comparison.chance)
+  drawing.draw_shares(shares, lines)
   best.axvline(base, color='#555', lw=1, label=f'first {x}: {to_text(base)}')
   best.set_ylabel(f'best accuracy, {comparison.eval_split} images')
   for row, (line, settings) in enumerate(
@@ -60,11 +112,9 @@ def draw_numbers(comparison: Comparison) -> Any:
         steps.plot(setting.x, y, color=color, transform=transform, **_MISSED)
   steps.set_ylim(bottom=0)
   steps.set_ylabel(_STEPS_LABEL)
-  steps.set_xscale('log')
-  ticks = sorted(comparison.sweep.axes[x])
-  steps.set_xticks(ticks, [to_text(value) for value in ticks])
-  steps.minorticks_off()
+  _set_ticks(steps, comparison)
   steps.set_xlabel(x)
+  _explain_missed(best, comparison)
   _draw_legend(figure, best, comparison)
   return figure
 
@@ -115,16 +165,26 @@ def draw_names(comparison: Comparison) -> Any:
   steps.margins(x=0.12)
   steps.set_xlim(left=0)
   steps.set_xlabel(_STEPS_LABEL)
+  _explain_missed(best, comparison)
   _draw_legend(figure, best, comparison)
   return figure
 
 
+def _set_ticks(axes: Any, comparison: Comparison) -> None:
+  """Makes x logarithmic, with a tick at each of its values."""
+  axes.set_xscale('log')
+  ticks = sorted(comparison.sweep.axes[comparison.sweep.x])
+  axes.set_xticks(ticks, [to_text(value) for value in ticks])
+  axes.minorticks_off()
+
+
+def _variant(line: Sequence[Value]) -> str | None:
+  """The first text of a line, which may be the name of a variant."""
+  return next((value for value in line if isinstance(value, str)), None)
+
+
 def _lines(comparison: Comparison) -> list[Line]:
   """The lines, those of known variants in their colors."""
-  variants = [
-    next((value for value in line if isinstance(value, str)), None)
-    for line in comparison.lines
-  ]
   return [
     Line(
       comparison.label(line),
@@ -132,7 +192,9 @@ def _lines(comparison: Comparison) -> list[Line]:
       {s.x: [_outcome(result) for result in s.results] for s in settings},
     )
     for (line, settings), style in zip(
-      comparison.lines.items(), drawing.styles(variants), strict=True
+      comparison.lines.items(),
+      drawing.styles(map(_variant, comparison.lines)),
+      strict=True,
     )
   ]
 
@@ -166,15 +228,24 @@ def _draw_bar(
     axes.plot(np.median(known), y, 'o', color=color, ms=6, label=label or None)
 
 
-def _draw_legend(figure: Any, axes: Any, comparison: Comparison) -> None:
-  settings = [s for line in comparison.lines.values() for s in line]
-  if any(_is_never(comparison, setting) for setting in settings):
+def _settings(comparison: Comparison) -> list[Setting]:
+  return [s for line in comparison.lines.values() for s in line]
+
+
+def _explain_missed(axes: Any, comparison: Comparison) -> None:
+  """Adds the mark of missed targets to the legend, if there are any."""
+  if any(_is_never(comparison, one) for one in _settings(comparison)):
     label = 'target not reached by all'
     axes.plot([], [], color='#555', label=label, **_MISSED)
+
+
+def _draw_legend(figure: Any, axes: Any, comparison: Comparison) -> None:
   drawing.draw_legend(
     figure,
     axes,
-    drawing.spread_text(len(setting.results) for setting in settings),
+    drawing.spread_text(
+      len(setting.results) for setting in _settings(comparison)
+    ),
     any_diverged=any(r.status == Status.DIVERGED for r in comparison.results),
   )
 

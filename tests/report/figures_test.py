@@ -6,7 +6,7 @@ import math
 from matplotlib import pyplot as plt
 import numpy as np
 import pytest
-from written_runs import add_percentiles, read_sections, write_run
+from written_runs import add_lines, add_percentiles, read_sections, write_run
 
 from bn_repro import paper
 from bn_repro.report import drawing, figures
@@ -29,6 +29,14 @@ def draw(monkeypatch):
 
 def labeled(axes):
   return {line.get_label(): line for line in axes.lines}
+
+
+def thin_lines(axes):
+  """Those of single runs, without the one of the legend."""
+  width = drawing.THIN['lw']
+  return [
+    ln for ln in axes.lines if ln.get_lw() == width and len(ln.get_xdata())
+  ]
 
 
 def band(axes, number):
@@ -65,14 +73,17 @@ def test_medians_ranges_and_diamonds_of_fig_2(draw, tmp_path):
   figure = draw(figures.curves, section)
   for axes in figure.axes[:2]:
     lines = labeled(axes)
-    assert list(lines['BN-x5'].get_xdata()) == list(range(10, 90, 10))
-    # From the fourth evaluation on, the median of the two that are left.
-    assert list(lines['BN-x5'].get_ydata()) == pytest.approx(
-      [0.1, 0.31, 0.35, 0.5, 0.55, 0.6, 0.6, 0.6]
-    )
+    # The last seed has three evaluations, and with it the median.
+    assert list(lines['BN-x5'].get_xdata()) == [10, 20, 30]
+    assert list(lines['BN-x5'].get_ydata()) == pytest.approx([0.1, 0.31, 0.35])
+    assert list(band(axes, 1)) == [10, 20, 30]
     assert band(axes, 1)[20] == pytest.approx((0.2, 0.4))
     assert band(axes, 1)[30] == pytest.approx((0.3, 0.6))
-    assert band(axes, 1)[40] == pytest.approx((0.4, 0.6))
+    thin = [list(line.get_data()) for line in thin_lines(axes)]
+    assert thin == [
+      [pytest.approx([*range(30, 90, 10)]), pytest.approx(values)]
+      for values in ([0.6] * 6, [0.3, 0.4, 0.5, 0.6, 0.6, 0.6])
+    ]
     assert lines["Inception's best"].get_ydata() == pytest.approx([0.4, 0.4])
     # Each seed matches the best of its own: .4 at 20, .5 at 50, .3 at 20.
     diamonds = {
@@ -89,10 +100,65 @@ def test_medians_ranges_and_diamonds_of_fig_2(draw, tmp_path):
   names = [text.get_text() for text in figure.legends[0].texts]
   assert names == [
     *('Inception', 'BN-x5', "Inception's best", 'steps to match Inception'),
+    'one run, after another diverged',
     *('median of 3 and range', 'diverged'),
   ]
   # The range of y: from 3 times to 1.2 times .2, the lead of BN-x5.
   assert figure.axes[0].get_ylim() == pytest.approx((-0.2, 0.64))
+
+
+def test_no_median_if_a_seed_has_no_accuracy(draw, tmp_path):
+  write_run(tmp_path / 'a', 'inception', [0.5, 0.6])
+  status = {'status': 'diverged', 'step': 7}
+  write_run(tmp_path / 'b', 'inception', [], 'seed=1', **status)
+  axes = draw(figures.curves, *read_sections(tmp_path)).axes[0]
+  assert list(labeled(axes)['Inception'].get_xdata()) == []
+  (line,) = thin_lines(axes)
+  assert list(line.get_ydata()) == [0.5, 0.6]
+
+
+def test_diamonds_of_one_step_are_above_each_other(draw, tmp_path):
+  """All are of one size, and their steps are exact."""
+  for variant, start in {
+    'inception': [0.5],
+    'bn_baseline': [0.5],
+    'bn_x5': [0.1, 0.5],
+  }.items():
+    write_run(tmp_path / variant, variant, start + [0.5] * 5)
+  figure = draw(figures.curves, *read_sections(tmp_path))
+  figure.canvas.draw()
+  axes = figure.axes[0]
+  diamonds = [
+    line
+    for line in axes.lines
+    if line.get_marker() == 'D' and len(line.get_xdata())
+  ]
+  x, y = np.transpose(
+    [ln.get_transform().transform(ln.get_xydata()[0]) for ln in diamonds]
+  )
+  size = diamonds[0].get_markersize() * figure.dpi / 72
+  assert {line.get_markersize() for line in diamonds} == {9}
+  places = axes.transData.transform([(10, 0.5), (10, 0.5), (20, 0.5)])
+  assert x == pytest.approx(places[:, 0])
+  assert y - places[:, 1] == pytest.approx([0, size, 0])
+
+
+def test_means_of_losses_are_drawn_where_there_are_losses(draw, tmp_path):
+  """121 losses are 60 means of 3 neighbors at most: 40 of them."""
+  write_run(tmp_path / 'a', 'inception', [0.5] * 5)
+  (section,) = read_sections(tmp_path)
+  assert len(draw(figures.curves, section).axes) == 2
+  assert figures.curves(section, None, '') is False
+  losses = [
+    {'step': step, 'split': 'train', 'loss': float(step)}
+    for step in range(1, 122)
+  ]
+  add_lines(tmp_path / 'a', losses)
+  (section,) = read_sections(tmp_path)
+  *_, loss = draw(figures.curves, section).axes
+  assert loss.get_ylabel() == 'training loss, smoothed'
+  assert list(loss.lines[0].get_ydata()) == list(range(2, 121, 3))
+  assert figures.curves(section, None, '') is True
 
 
 def test_a_run_without_an_accuracy_is_a_cross_on_the_axis(draw, tmp_path):
@@ -113,11 +179,14 @@ def test_moving_averages_are_beside_population_statistics(draw, tmp_path):
   write_fig_2(tmp_path)
   (section,) = read_sections(tmp_path)
   _, axes = draw(figures.moving_averages, section).axes
-  solid, dotted, cross = axes.lines
+  lines = [line for line in axes.lines if line not in thin_lines(axes)]
+  solid, dotted, cross = lines
   assert (solid.get_linestyle(), dotted.get_linestyle()) == ('-', ':')
   assert solid.get_ydata()[1] == pytest.approx(0.31)
-  assert list(dotted.get_ydata()) == [0.1] * 8
+  assert list(dotted.get_ydata()) == [0.1] * 3
   assert cross.get_marker() == 'x'
+  styles = [line.get_linestyle() for line in thin_lines(axes)]
+  assert styles == ['-', '-', ':', ':']
 
 
 def test_colors_and_shares_of_rates(draw, tmp_path):
@@ -170,6 +239,7 @@ def test_fig_1_shows_a_typical_unit(draw, tmp_path):
   (section,) = read_sections(tmp_path)
   first, *units = draw(figures.fig_1, section).axes
   assert labeled(first)['With BN'].get_ydata()[1] == pytest.approx(0.91)
+  assert labeled(first)['(b, c) 50th percentile'].get_color() == '#999'
   assert list(band(first, 1)) == [10, 20]
   assert band(first, 1)[20] == pytest.approx((0.9, 0.92))
   # The accuracy of the run that diverged, .1, is below the axes.

@@ -8,6 +8,7 @@ from matplotlib import image
 from page_elements import Elements
 import pytest
 from written_runs import (
+  add_lines,
   add_percentiles,
   edit_facts,
   read_one,
@@ -118,6 +119,45 @@ def test_an_introduction_is_below_the_first_line(tmp_path):
   )
   text = (tmp_path / 'out' / 'index.html').read_text()
   assert '<p>Chosen &lt;by&gt; me.</p>' in text.partition('<h2>')[0]
+
+
+@pytest.mark.parametrize('seed', [1, 2], ids=['same', 'another seed'])
+def test_the_study_as_another_cpu_computes_it(seed, tmp_path):
+  """Two claims are tested, and the verdicts on one of them differ."""
+  for name, accuracy in (('one', 0.8), ('two', 0.75)):
+    for variant, best in (('bn_x5', accuracy), ('bn_x5_sigmoid', 0.77)):
+      for number in (0, seed if name == 'two' else 1):
+        folder = tmp_path / 'runs' / name / f'{variant}{number}'
+        write_run(folder, variant, [best] * 5, f'seed={number}')
+        flags = '--xla_cpu_max_isa=AVX2' if name == 'two' else ''
+        edit_facts(folder, xla_flags=flags)
+  page, _ = write_report(tmp_path)
+  sentence = (
+    'of 2 verdicts on MNIST, 5,000 digits are the same in one and two '
+    '(XLA_FLAGS=--xla_cpu_max_isa=AVX2). A claim counts as undecided if its '
+    'verdicts differ.</p>'
+  )
+  warning = 'MNIST, 5,000 digits: runs in one, two test the same claims.'
+  if seed == 1:
+    assert f'<p>1 {sentence}' in page
+    assert warning not in page
+  else:
+    assert f'<p class="fails">{warning}' in page
+    assert sentence not in page
+  # Below the runs of the second folder alone.
+  assert page.count('; XLA_FLAGS=--xla_cpu_max_isa=AVX2</small>') == 1
+
+
+def test_captions_promise_the_loss_only_where_it_is_drawn(tmp_path):
+  for data in ('mnist', 'fashion_mnist'):
+    folder = tmp_path / 'runs' / data
+    write_run(folder, 'inception', [0.5], f'data.name={data}')
+  losses = [{'step': 1, 'split': 'train', 'loss': 2.0}]
+  add_lines(tmp_path / 'runs' / 'mnist', losses)
+  page, _ = write_report(tmp_path)
+  for text in ('alt="Accuracy and training loss', 'and the training loss, in'):
+    assert page.count(text) == 1
+  assert page.count('(Algorithm 2). Each run') == 1
 
 
 def test_two_folders_with_runs_of_one_claim_are_both_named(tmp_path):

@@ -11,6 +11,7 @@ from matplotlib import image
 import pytest
 from written_runs import write_run
 
+from bn_repro import paper
 from bn_repro.errors import UserError
 from bn_repro.report import drawing
 from bn_repro.sweep import comparison, figures, grid
@@ -345,6 +346,44 @@ def test_marks_of_the_picture(usual):
   }
   assert [written[x, 0] for x in (1, 2, 5, 30)] == ['2/2', '2/2', '0/2', '0/2']
   assert [written[x, 1] for x in (1, 15, 30)] == ['2/2', '2/2', '0/2']
+  figures.plt.close(figure)
+
+
+def test_many_lines_are_drawn_in_panels(tmp_path, monkeypatch):
+  """By hand: 7 variants, on 2 data sets, with a rate of .01 and .02."""
+  drawn = []
+  monkeypatch.setattr(drawing, 'save', lambda figure, *_: drawn.append(figure))
+  sweep = grid.load('configs/sweeps/setting.py', ['rate=0.02,0.01', 'length=1'])
+  accuracies = {}
+  for number, trial in enumerate(sweep.trials):
+    variant, data, rate = (trial.values[a] for a in ('variant', 'data', 'rate'))
+    accuracies[variant, data, rate] = number / 100
+    write_run(
+      tmp_path / trial.name, variant, [number / 100] * 5, *trial.overrides
+    )
+  figures.sweep(comparison.read(sweep, tmp_path, ()), tmp_path, '')
+  (figure,) = drawn
+  assert len(figure.axes) == 8
+  lines_of_panel = []
+  for axes, variant in zip(figure.axes, paper.FIG_3, strict=False):
+    assert axes.get_title('left') == paper.label(variant)
+    lines = {line.get_label(): line for line in axes.lines}
+    for data in ('mnist_5k', 'fashion_mnist'):
+      x, y = lines[f'{data}, length 1'].get_data()
+      expected = [accuracies[variant, data, rate] for rate in (0.01, 0.02)]
+      assert list(x) == [0.01, 0.02]
+      assert list(y) == pytest.approx(expected)
+    names = ('mnist_5k, length 1', 'fashion_mnist, length 1')
+    lines_of_panel.append([lines[name].get_color() for name in names])
+  first, second = lines_of_panel[0]
+  assert first != second
+  assert lines_of_panel == [[first, second]] * 7
+  assert not figure.axes[7].axison
+  names = [text.get_text() for text in figure.legends[0].texts]
+  assert names == [
+    *('mnist_5k, length 1', 'fashion_mnist, length 1', 'one run', 'chance')
+  ]
+  figure.canvas.draw()  # Warns if a part does not fit.
   figures.plt.close(figure)
 
 
