@@ -6,7 +6,7 @@ from pathlib import Path
 import re
 
 from bn_repro.errors import UserError
-from bn_repro.report import claims, fig_4, ledger, search, tables
+from bn_repro.report import claims, fig_4, ledger, search, tables, variants
 from bn_repro.report import runs as runs_lib
 from bn_repro.report.ledger import Row
 from bn_repro.report.runs import SPREAD_NOTE, WINDOW, Section
@@ -328,14 +328,19 @@ def write_report(
       settings of the runs were chosen.
 
   Returns:
-    A message for each run that is left out, and for runs of other numerics.
+    A message for each run that is left out, and for runs of other numerics or
+    of variants that are not those of their configs.
 
   Raises:
     UserError: if there is no readable run, or `out` cannot be written.
   """
   runs, problems = runs_lib.read_runs(folders)
   sections, unusual = runs_lib.sections(runs)
-  problems += [*unusual, *runs_lib.other_numerics(sections)]
+  problems += [
+    *unusual,
+    *runs_lib.other_numerics(sections),
+    *variants.changed(sections),
+  ]
   rows = claims.judge([s for s in sections if not search.is_search(s)])
   results = []
   for section in sections:

@@ -493,7 +493,7 @@ class Section:
     """
     setting = group.runs[0].setting()
     fields = [
-      f'{name}={_show(setting[name])}'
+      f'{name}={show_value(setting[name])}'
       for name in self.varying(group)
       if name != without
     ]
@@ -505,13 +505,18 @@ class Section:
     settings = [group.runs[0].setting() for group in self.groups]
     for name in dict.fromkeys(name for setting in settings for name in setting):
       values = dict.fromkeys(setting.get(name) for setting in settings)
-      may_differ = name.startswith(VARIANT_FIELDS) and name != 'model.width'
-      if len(values) > 1 and not may_differ:
-        found.append(f'{name} ({", ".join(map(_show, values))})')
+      if len(values) > 1 and not may_differ(name):
+        found.append(f'{name} ({", ".join(map(show_value, values))})')
     return found
 
 
-def _show(value: Any) -> str:
+def may_differ(name: str) -> bool:
+  """Whether compared variants may differ in a field: see `variants.changed`."""
+  return name.startswith(VARIANT_FIELDS) and name != 'model.width'
+
+
+def show_value(value: Any) -> str:
+  """Formats the value of a field."""
   return f'{value:g}' if isinstance(value, float) else str(value)
 
 
@@ -594,7 +599,7 @@ def _usual(groups: Sequence[Group], problems: list[str]) -> list[Group]:
       continue
     theirs = largest.runs[0].setting()
     fields = ', '.join(
-      f'{name} {_show(value)}, not {_show(theirs.get(name))}'
+      f'{name} {show_value(value)}, not {show_value(theirs.get(name))}'
       for name, value in group.runs[0].setting().items()
       if value != theirs.get(name)
     )

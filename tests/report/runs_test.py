@@ -98,7 +98,7 @@ def test_runs_of_other_settings_are_not_other_seeds(tmp_path):
   # A third of the three is too few for a value of a sweep.
   assert problem == (
     f'{tmp_path.name}/own: left out, because its setting is not that of the 3 '
-    'runs beside it: optim.learning_rate 0.7, not 0.02.'
+    'runs beside it: optim.learning_rate 0.7, not 0.1.'
   )
 
 
