@@ -329,7 +329,7 @@ def write_report(
 
   Returns:
     A message for each run that is left out, and for runs of other numerics or
-    of variants that are not those of their configs.
+    of variants that are not those of their configs or not of a search.
 
   Raises:
     UserError: if there is no readable run, or `out` cannot be written.
@@ -341,7 +341,9 @@ def write_report(
     *runs_lib.other_numerics(sections),
     *variants.changed(sections),
   ]
-  rows = claims.judge([s for s in sections if not search.is_search(s)])
+  searches = [section for section in sections if search.is_search(section)]
+  problems += (text for one in searches for text in search.unmatched(one))
+  rows = claims.judge([s for s in sections if s not in searches])
   results = []
   for section in sections:
     found, unreadable = fig_4.read(section)

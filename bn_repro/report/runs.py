@@ -472,6 +472,10 @@ class Section:
     """Whether a variant has several settings."""
     return len(self.variants) < len(self.groups)
 
+  def is_sweep_of(self, variants: Iterable[str]) -> bool:
+    """Whether each of some variants has several settings."""
+    return all(len(self.settings_of(variant)) > 1 for variant in variants)
+
   def varying(self, group: Group) -> list[str]:
     """Fields in which a group differs from others of its variant."""
     mine = group.runs[0].setting()
