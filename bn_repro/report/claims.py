@@ -600,10 +600,24 @@ CLAIMS: Sequence[Claim] = (
 
 
 def judge(sections: Sequence[Section]) -> list[Row]:
-  """Rows of each claim: one for each section that tests it, or 'not run'."""
+  """Rows of each claim: one for each section that tests it, or 'not run'.
+
+  Beside these, a section in which all variants have several settings has none:
+  it is another experiment. One in which only some have is named.
+  """
   rows = []
   for claim in CLAIMS:
-    found = [row for section in sections if (row := claim.judge(section))]
-    tested = [row for row in found if row.verdict != AMBIGUOUS]
-    rows += tested or found or [Row(claim.group, claim.text, claim.paper)]
+    found = [
+      (section, row) for section in sections if (row := claim.judge(section))
+    ]
+    kept = [
+      row
+      for section, row in found
+      if row.verdict != AMBIGUOUS or not section.is_sweep_of(section.variants)
+    ]
+    rows += (
+      kept
+      or [row for _, row in found]
+      or [Row(claim.group, claim.text, claim.paper)]
+    )
   return rows
