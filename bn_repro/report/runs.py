@@ -528,9 +528,10 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
   """Groups runs into sections.
 
   Returns:
-    The sections, and a message for each run that is left out: because it
-    repeats the config, seed and fold of another, is unfinished beside others
-    that have ended, or has another setting than most runs of its variant.
+    The sections, and a message for each run that is unfinished or left out:
+    because it repeats the config, seed and fold of another, is unfinished
+    beside others that have ended, or has another setting than most runs of its
+    variant.
   """
   # Runs by section, by variant and setting, by repetition.
   found: dict[tuple[Path, str, str], dict[str, dict[Repetition, Run]]] = {}
@@ -556,6 +557,12 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
       )
       groups.append(Group(group[0].variant, group))
     groups = sorted(_usual(groups, problems), key=_place)
+    problems += (
+      f'{run.place}: shown, not judged, because it is unfinished: {run.state}.'
+      for group in groups
+      for run in group.runs
+      if not run.ended
+    )
     result.append(Section(*key, groups, names[key[0]]))
   return result, problems
 
@@ -573,16 +580,17 @@ def _names(folders: Set[Path]) -> dict[Path, str]:
 def _ended(runs: Sequence[Run], problems: list[str]) -> Sequence[Run]:
   """Those runs of a group that have ended; all if none has.
 
-  Adds a message for each of the others to `problems`.
+  Adds a message for each that is left out to `problems`.
   """
   ended = [run for run in runs if run.ended]
-  effect = 'left out' if ended else 'shown, not judged'
+  if not ended:
+    return runs
   problems += (
-    f'{run.place}: {effect}, because it is unfinished: {run.state}.'
+    f'{run.place}: left out, because it is unfinished: {run.state}.'
     for run in runs
     if not run.ended
   )
-  return ended or runs
+  return ended
 
 
 def _usual(groups: Sequence[Group], problems: list[str]) -> list[Group]:
