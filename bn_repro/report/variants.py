@@ -82,8 +82,8 @@ def _differences(run: Run, base: Run) -> list[str]:
   setting, base_setting = run.setting(), base.setting()
   found = []
   for name in filter(may_differ, setting):
-    pair = setting[name], base_setting.get(name)
-    expected = shipped.get(name), shipped_base.get(name)
+    pair: tuple[Any, Any] = setting[name], base_setting.get(name)
+    expected: tuple[Any, Any] = shipped.get(name), shipped_base.get(name)
     if name in _SCALED:
       expected = pair[1] * expected[0] / expected[1], pair[1]
       is_expected = are_close(pair[0], expected[0])
