@@ -3,7 +3,7 @@
 import json
 
 from bn_repro import config as config_lib
-from bn_repro import numerics
+from bn_repro import numerics, paper
 from bn_repro.report import runs as runs_lib
 
 
@@ -13,7 +13,8 @@ def write_run(folder, variant, accuracies, *overrides, **status):
   `accuracies` are with population statistics; with moving averages all are 0.1.
   """
   folder.mkdir(parents=True)
-  base = variant if variant in ('mnist', 'bn_mnist') else 'inception'
+  # Variants whose names are made up have the config of Inception.
+  base = variant if variant in paper.PAPER else 'inception'
   config = config_lib.load(f'configs/{base}.py:mini', overrides)
   (folder / 'config.json').write_text(config_lib.to_json(config))
   facts = {

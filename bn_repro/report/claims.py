@@ -92,16 +92,10 @@ class Claim:
     counts = [len(section.settings_of(variant)) for variant in self.variants]
     if min(counts) < self.min_settings:
       return None
-    if self.min_settings == 1 and max(counts) > 1:
-      return dataclasses.replace(row, verdict=AMBIGUOUS)
-    complete, excluded = self._complete(section)
-    notes = [*self._trains(complete), *excluded]
-    measured = [one for runs in complete if (one := self._measure(runs))]
-    if len(measured) < len(complete):
-      missing = len(complete) - len(measured)
-      notes.append(f'{missing} of {len(complete)} seeds cannot be compared')
+    measured, notes = self._measured(section)
     if not measured:
-      return dataclasses.replace(row, seeds='; '.join(notes))
+      verdict = AMBIGUOUS if self.is_ambiguous(section) else row.verdict
+      return dataclasses.replace(row, verdict=verdict, seeds='; '.join(notes))
     notes += dict.fromkeys(one.note for one in measured if one.note)
     estimate = Estimate([one.value for one in measured])
     return dataclasses.replace(
@@ -114,13 +108,33 @@ class Claim:
   def median(self, section: Section) -> float | None:
     """The median over seeds of what `threshold` is compared with.
 
-    None if no seed has all runs.
+    None if the claim `is_ambiguous`, or no seed can be compared.
     """
-    complete, _ = self._complete(section)
-    values = [
-      one.value for runs in complete if (one := self._measure(runs)) is not None
-    ]
-    return Estimate(values).median if values else None
+    measured, _ = self._measured(section)
+    return (
+      Estimate([one.value for one in measured]).median if measured else None
+    )
+
+  def is_ambiguous(self, section: Section) -> bool:
+    """Whether a variant has several settings, and the claim is about one."""
+    return self.min_settings == 1 and any(
+      len(section.settings_of(variant)) > 1 for variant in self.variants
+    )
+
+  def _measured(self, section: Section) -> tuple[list[Measurement], list[str]]:
+    """The measurement of each seed that can be compared, and remarks.
+
+    None at all if the claim `is_ambiguous`.
+    """
+    if self.is_ambiguous(section):
+      return [], []
+    complete, excluded = self._complete(section)
+    notes = [*self._trains(complete), *excluded]
+    measured = [one for runs in complete if (one := self._measure(runs))]
+    if len(measured) < len(complete):
+      missing = len(complete) - len(measured)
+      notes.append(f'{missing} of {len(complete)} seeds cannot be compared')
+    return measured, notes
 
   def _complete(
     self, section: Section
@@ -589,10 +603,24 @@ CLAIMS: Sequence[Claim] = (
 
 
 def judge(sections: Sequence[Section]) -> list[Row]:
-  """Rows of each claim: one for each section that tests it, or 'not run'."""
+  """Rows of each claim: one for each section that tests it, or 'not run'.
+
+  Beside these, a section in which all variants have several settings has none:
+  it is another experiment. One in which only some have is named.
+  """
   rows = []
   for claim in CLAIMS:
-    found = [row for section in sections if (row := claim.judge(section))]
-    tested = [row for row in found if row.verdict != AMBIGUOUS]
-    rows += tested or found or [Row(claim.group, claim.text, claim.paper)]
+    found = [
+      (section, row) for section in sections if (row := claim.judge(section))
+    ]
+    kept = [
+      row
+      for section, row in found
+      if row.verdict != AMBIGUOUS or not section.is_sweep_of(section.variants)
+    ]
+    rows += (
+      kept
+      or [row for _, row in found]
+      or [Row(claim.group, claim.text, claim.paper)]
+    )
   return rows

@@ -6,7 +6,7 @@ from pathlib import Path
 import re
 
 from bn_repro.errors import UserError
-from bn_repro.report import claims, fig_4, ledger, search, tables
+from bn_repro.report import claims, fig_4, ledger, search, tables, variants
 from bn_repro.report import runs as runs_lib
 from bn_repro.report.ledger import Row
 from bn_repro.report.runs import SPREAD_NOTE, WINDOW, Run, Section
@@ -377,15 +377,22 @@ def write_report(
       settings of the runs were chosen.
 
   Returns:
-    A message for each run that is left out, and for runs of other numerics.
+    A message for each run that is left out, and for runs of other numerics or
+    of variants that are not those of their configs or not of a search.
 
   Raises:
     UserError: if there is no readable run, or `out` cannot be written.
   """
   runs, problems = runs_lib.read_runs(folders)
   sections, unusual = runs_lib.sections(runs)
-  problems += [*unusual, *runs_lib.other_numerics(sections)]
-  rows = claims.judge([s for s in sections if not search.is_search(s)])
+  problems += [
+    *unusual,
+    *runs_lib.other_numerics(sections),
+    *variants.changed(sections),
+  ]
+  searches = [section for section in sections if search.is_search(section)]
+  problems += (text for one in searches for text in search.unmatched(one))
+  rows = claims.judge([s for s in sections if s not in searches])
   results = []
   for section in sections:
     found, unreadable = fig_4.read(section)

@@ -479,6 +479,10 @@ class Section:
     """Whether a variant has several settings."""
     return len(self.variants) < len(self.groups)
 
+  def is_sweep_of(self, variants: Iterable[str]) -> bool:
+    """Whether each of some variants has several settings."""
+    return all(len(self.settings_of(variant)) > 1 for variant in variants)
+
   def varying(self, group: Group) -> list[str]:
     """Fields in which a group differs from others of its variant."""
     mine = group.runs[0].setting()
@@ -500,7 +504,7 @@ class Section:
     """
     setting = group.runs[0].setting()
     fields = [
-      f'{name}={_show(setting[name])}'
+      f'{name}={show_value(setting[name])}'
       for name in self.varying(group)
       if name != without
     ]
@@ -512,13 +516,18 @@ class Section:
     settings = [group.runs[0].setting() for group in self.groups]
     for name in dict.fromkeys(name for setting in settings for name in setting):
       values = dict.fromkeys(setting.get(name) for setting in settings)
-      may_differ = name.startswith(VARIANT_FIELDS) and name != 'model.width'
-      if len(values) > 1 and not may_differ:
-        found.append(f'{name} ({", ".join(map(_show, values))})')
+      if len(values) > 1 and not may_differ(name):
+        found.append(f'{name} ({", ".join(map(show_value, values))})')
     return found
 
 
-def _show(value: Any) -> str:
+def may_differ(name: str) -> bool:
+  """Whether compared variants may differ in a field: see `variants.changed`."""
+  return name.startswith(VARIANT_FIELDS) and name != 'model.width'
+
+
+def show_value(value: Any) -> str:
+  """Formats the value of a field."""
   return f'{value:g}' if isinstance(value, float) else str(value)
 
 
@@ -526,9 +535,10 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
   """Groups runs into sections.
 
   Returns:
-    The sections, and a message for each run that is left out: because it
-    repeats the config, seed and fold of another, is unfinished beside others
-    that have ended, or has another setting than most runs of its variant.
+    The sections, and a message for each run that is unfinished or left out:
+    because it repeats the config, seed and fold of another, is unfinished
+    beside others that have ended, or has another setting than most runs of its
+    variant.
   """
   # Runs by section, by variant and setting, by repetition.
   found: dict[tuple[Path, str, str], dict[str, dict[Repetition, Run]]] = {}
@@ -554,6 +564,12 @@ def sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
       )
       groups.append(Group(group[0].variant, group))
     groups = sorted(_usual(groups, problems), key=_place)
+    problems += (
+      f'{run.place}: shown, not judged, because it is unfinished: {run.state}.'
+      for group in groups
+      for run in group.runs
+      if not run.ended
+    )
     result.append(Section(*key, groups, names[key[0]]))
   return result, problems
 
@@ -571,16 +587,17 @@ def _names(folders: Set[Path]) -> dict[Path, str]:
 def _ended(runs: Sequence[Run], problems: list[str]) -> Sequence[Run]:
   """Those runs of a group that have ended; all if none has.
 
-  Adds a message for each of the others to `problems`.
+  Adds a message for each that is left out to `problems`.
   """
   ended = [run for run in runs if run.ended]
-  effect = 'left out' if ended else 'shown, not judged'
+  if not ended:
+    return runs
   problems += (
-    f'{run.place}: {effect}, because it is unfinished: {run.state}.'
+    f'{run.place}: left out, because it is unfinished: {run.state}.'
     for run in runs
     if not run.ended
   )
-  return ended or runs
+  return ended
 
 
 def _usual(groups: Sequence[Group], problems: list[str]) -> list[Group]:
@@ -601,7 +618,7 @@ def _usual(groups: Sequence[Group], problems: list[str]) -> list[Group]:
       continue
     theirs = largest.runs[0].setting()
     fields = ', '.join(
-      f'{name} {_show(value)}, not {_show(theirs.get(name))}'
+      f'{name} {show_value(value)}, not {show_value(theirs.get(name))}'
       for name, value in group.runs[0].setting().items()
       if value != theirs.get(name)
     )

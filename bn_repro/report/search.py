@@ -9,7 +9,9 @@ import dataclasses
 from typing import NamedTuple
 
 from bn_repro import paper
+from bn_repro.report import variants
 from bn_repro.report.claims import CLAIMS, percent
+from bn_repro.report.ledger import AMBIGUOUS
 from bn_repro.report.runs import Group, Run, Section
 
 
@@ -26,44 +28,63 @@ class Setting(NamedTuple):
 
 
 def is_search(section: Section) -> bool:
-  """Whether a section has several settings of all networks."""
-  return section.is_sweep and set(paper.FIG_3) <= set(section.variants)
+  """Whether a section has several settings of all networks of section 4.2."""
+  return section.is_sweep_of(paper.FIG_3)
 
 
 def settings(section: Section) -> Mapping[Setting, Section]:
-  """The runs of each setting as a section of their own.
+  """The runs of each setting of Inception as a section of their own.
 
-  A network belongs to a rate of Inception by the paper's multiple of it, and to
-  a length by its rank: the shortest runs of each network belong together.
+  A network belongs to a setting whose learning rate it has times the paper's
+  multiple, and whose length times that of the shipped configs. Those that
+  belong to none are `unmatched`.
   """
-  steps = {
-    variant: sorted({_steps(g) for g in section.settings_of(variant)})
-    for variant in section.variants
-  }
   found: dict[Setting, list[Group]] = {}
+  for group in section.settings_of('inception'):
+    found.setdefault(_setting(group), [])
   for group in section.groups:
-    rank = steps[group.variant].index(_steps(group))
-    rate = group.runs[0].learning_rate / paper.rate_multiple(group.variant)
-    setting = Setting(steps['inception'][rank], float(f'{rate:.4g}'))
-    found.setdefault(setting, []).append(group)
+    if group.variant in paper.FIG_3:
+      mine = _setting(group)
+      for setting, groups in found.items():
+        if all(map(variants.are_close, mine, setting)):
+          groups.append(group)
   return {
     setting: dataclasses.replace(section, groups=found[setting])
     for setting in sorted(found)
   }
 
 
-def _steps(group: Group) -> int:
-  return group.runs[0].config['total_steps']
+def _setting(group: Group) -> Setting:
+  """The setting that a network of section 4.2 belongs to."""
+  run = group.runs[0]
+  return Setting(
+    round(run.config['total_steps'] / variants.relative_length(run)),
+    run.learning_rate / paper.rate_multiple(group.variant),
+  )
+
+
+def unmatched(section: Section) -> list[str]:
+  """A message for each group that the `table` leaves out."""
+  matched = [
+    group for part in settings(section).values() for group in part.groups
+  ]
+  return [
+    f'{section.name}: {section.label(group)} is left out of the search, which '
+    'has the networks of section 4.2 at the settings of Inception.'
+    for group in section.groups
+    if group not in matched
+  ]
 
 
 def table(section: Section) -> list[dict[str, str]]:
   """A row for each claim on single settings, and a column for each setting."""
   columns = settings(section)
-  best = {
-    setting: part.settings_of('inception')[0].spread(Run.best).show(percent)
-    for setting, part in columns.items()
-    if part.settings_of('inception')
-  }
+  best = {}
+  for setting, part in columns.items():
+    plain, *others = part.settings_of('inception')
+    best[setting] = (
+      AMBIGUOUS if others else plain.spread(Run.best).show(percent)
+    )
   rows = [{'claim': "Inception's best accuracy"} | _row(columns, best)]
   held = dict.fromkeys(columns, 0)
   for claim in CLAIMS:
@@ -72,7 +93,9 @@ def table(section: Section) -> list[dict[str, str]]:
     cells = {}
     for setting, part in columns.items():
       value = claim.median(part)
-      if value is not None:
+      if claim.is_ambiguous(part):
+        cells[setting] = AMBIGUOUS
+      elif value is not None:
         holds = value > claim.threshold
         held[setting] += holds
         cells[setting] = f'{"✓" if holds else "✗"} {claim.scale.phrase(value)}'

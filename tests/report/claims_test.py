@@ -328,6 +328,20 @@ def test_runs_of_two_settings_are_not_judged_as_one(tmp_path):
   assert judge(tmp_path, 'less than half').verdict == AMBIGUOUS
 
 
+def test_an_ambiguous_section_is_named_beside_others(tmp_path):
+  """Unless all its variants have several settings: then it is a sweep."""
+  for name in ('good', 'stray', 'sweep'):
+    write_pair(tmp_path / name, PLAIN, reaching(20, 0.82))
+  other = reaching(50, 0.82), 'optim.learning_rate=0.1'
+  write_run(tmp_path / 'stray' / 'c', 'bn_baseline', *other)
+  for variant in ('inception', 'bn_baseline'):
+    write_run(tmp_path / 'sweep' / variant, variant, *other)
+  rows = claims.judge(read_sections(tmp_path))
+  assert {
+    row.folder: row.verdict for row in rows if 'less than half' in row.claim
+  } == {'good': UNDECIDED, 'stray': AMBIGUOUS}
+
+
 def write_rates(tmp_path, variant, learning, others, seed=0):
   """Runs at some learning rates at which the network learns, and others."""
   for rates, accuracy in ((learning, 0.9), (others, 0.1)):

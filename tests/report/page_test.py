@@ -203,7 +203,7 @@ def test_runs_that_are_left_out_are_listed_and_change_nothing(tmp_path, capsys):
   errors = capsys.readouterr().err
   for part in (
     'runs/stray: left out, because its setting is not that of the 3 runs '
-    'beside it: total_steps 900, not 1000.',
+    'beside it: total_steps 900, not 500.',
     'runs/going: left out, because it is unfinished: running at step 50.',
     'runs/twin: left out, because runs/good2 has the same config, '
     'seed and fold.',
@@ -436,10 +436,14 @@ def test_fig_1_without_percentiles(tmp_path):
 def test_mismatches_are_named(tmp_path):
   runs = tmp_path / 'runs'
   write_run(runs / 'a', 'inception', [0.5])
-  write_run(runs / 'b', 'bn_x5', [0.5], 'eval_every=50')
+  write_run(runs / 'b', 'bn_x5', [0.5], 'eval_every=50', 'bn.momentum=0.5')
   write_run(runs / 'c', 'bn_x5', [0.5], 'data.name=mnist')
   page, out = write_report(tmp_path)
   assert 'not comparable: they differ in eval_every (20, 50).' in page
+  assert (
+    '<li>runs: BN-x5 does not differ from Inception as configs/bn_x5.py does: '
+    'bn.momentum 0.5 beside 0.9, not 0.9 beside 0.9.</li>'
+  ) in page
   assert 'Fig. 2 and 3 on MNIST (runs)' in page
   assert (out / 'runs_2.png').exists()
 

@@ -99,7 +99,7 @@ def test_runs_of_other_settings_are_not_other_seeds(tmp_path):
   # A third of the three is too few for a value of a sweep.
   assert problem == (
     f'{tmp_path.name}/own: left out, because its setting is not that of the 3 '
-    'runs beside it: optim.learning_rate 0.7, not 0.02.'
+    'runs beside it: optim.learning_rate 0.7, not 0.1.'
   )
 
 
@@ -126,6 +126,18 @@ def test_unfinished_runs_are_shown_only_if_no_other_has_ended(tmp_path):
     f'{place}/bn_x5_running: left out, because it is unfinished: running at '
     'step 10.',
   ]
+
+
+def test_an_unfinished_stray_run_is_named_once(tmp_path):
+  for seed in range(3):
+    write_run(tmp_path / f's{seed}', 'bn_x5', [0.5], f'seed={seed}')
+  stray = tmp_path / 'stray'
+  write_run(stray, 'bn_x5', [0.5], 'total_steps=900', status='running')
+  runs, _ = runs_lib.read_runs([str(tmp_path)])
+  _, (problem,) = runs_lib.sections(runs)
+  assert problem.startswith(
+    f'{tmp_path.name}/stray: left out, because its setting is not that of the 3'
+  )
 
 
 def test_runs_repeat_a_setting_by_seed_and_fold(tmp_path):

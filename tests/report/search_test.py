@@ -4,7 +4,7 @@ import pytest
 from written_runs import read_sections, write_run
 
 from bn_repro import paper
-from bn_repro.report import search
+from bn_repro.report import page, search
 from bn_repro.report.search import Setting
 
 RATES = (0.01, 0.02)
@@ -77,6 +77,60 @@ def test_table(section):
   assert chance == ('✓ 10.0 points below', '✓ 10.0 points below')
   # Of the eight claims, sigmoids are not below ReLUs, .85 both.
   assert cells['claims with ✓'] == ('7', '5')
+
+
+def test_strays_are_in_no_column_or_named_there(tmp_path):
+  """Of another field than rate and length, of another length, or unknown."""
+  for variant in paper.FIG_3:
+    curve = accuracies(variant, RATES[0])
+    rate = 0.01 * paper.rate_multiple(variant)
+    write_run(tmp_path / variant, variant, curve)
+    write_run(
+      tmp_path / f'{variant}_slow',
+      variant,
+      [0.8] * 5,
+      f'optim.learning_rate={rate}',
+    )
+  write_run(tmp_path / 'a', 'bn_x30', [0.8] * 5, 'optim.momentum=0.5')
+  for number, steps in enumerate((300, 700, 900)):
+    stray = tmp_path / f'stray{number}'
+    write_run(stray, 'bn_x5', [0.8] * 5, f'total_steps={steps}')
+  write_run(tmp_path / 'own', 'own', [0.8] * 5)
+  (section,) = read_sections(tmp_path)
+  problems = page.write_report([tmp_path], tmp_path / 'out')
+  stray = 'BN-x5, optim.learning_rate=0.1, total_steps='
+  assert [
+    message.removeprefix(f'{tmp_path.name}: ').partition(' is left out')[0]
+    for message in problems
+  ] == [*(f'{stray}{steps}' for steps in (300, 700, 900)), 'own']
+  rows = {row.pop('claim'): row for row in search.table(section)}
+  slow, usual = '1,000 steps, rate 0.01', '1,000 steps, rate 0.02'
+  assert list(rows["Inception's best accuracy"]) == [slow, usual]
+  x5, x30, slower, *_ = (
+    row
+    for claim, row in rows.items()
+    if claim.startswith(('BN-x5 m', 'BN-x30'))
+  )
+  assert x5 == {slow: '✗ 1x fewer steps', usual: '✓ 2x fewer steps'}
+  assert x30[usual] == slower[usual] == 'several settings'
+  assert rows['claims with ✓'][usual] == '5'
+
+
+def test_inception_of_two_settings_in_a_column(tmp_path):
+  for variant in paper.FIG_3:
+    write_run(tmp_path / variant, variant, [0.8] * 5)
+  write_run(tmp_path / 'a', 'inception', [0.8] * 5, 'optim.momentum=0.5')
+  (section,) = read_sections(tmp_path)
+  best, *_ = search.table(section)
+  assert list(best.values())[1:] == ['several settings']
+
+
+def test_evidence_with_a_stray_run_is_no_search(tmp_path):
+  for variant in paper.FIG_3:
+    write_run(tmp_path / variant, variant, [0.8] * 5)
+  write_run(tmp_path / 'stray', 'bn_x5', [0.8] * 5, 'total_steps=900')
+  (section,) = read_sections(tmp_path)
+  assert not search.is_search(section)
 
 
 def test_a_sweep_of_two_networks_is_no_search(tmp_path):
