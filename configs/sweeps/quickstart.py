@@ -23,9 +23,6 @@ def get_sweep(mode: str = 'mini') -> Sweep:
     else:
       # With BN, an evaluation takes as long as 25 steps.
       config.eval_every *= 2
-    if variant == 'inception_sigmoid':
-      # It stays at chance from the first step on.
-      config.total_steps //= 2
     config.seed = seed
     return config
 
