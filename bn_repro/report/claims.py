@@ -1,7 +1,7 @@
 """The paper's claims, each tested on runs.
 
 A claim is measured for each seed on its own, on runs of that seed: networks
-with the same initial weights and examples. The values of all seeds decide, see
+with the same initial weights and data. The values of all seeds decide, see
 `verdicts`. Steps are counted on the images of `eval_split`, up to `Run.best` of
 Inception. Accuracies are compared on test images after the last step, on which
 nothing was chosen; the paper compares maxima on its validation images.
@@ -249,13 +249,18 @@ def _log_ratio(larger: float | None, smaller: float | None) -> float:
   return math.inf if larger is None else math.log(larger / smaller)
 
 
+def accuracy_to_match(plain: Run) -> float | None:
+  """The best accuracy of a network; None if it does not learn."""
+  return plain.best() if learns(plain) else None
+
+
 def _steps_to_match(plain: Run, *others: Run) -> list[float | None] | None:
   """Steps of networks up to the best accuracy of `plain`; its own first.
 
   None if `plain` does not train: then there is nothing to match.
   """
-  target = plain.best()
-  if target is None or not learns(plain):
+  target = accuracy_to_match(plain)
+  if target is None:
     return None
   return [run.steps_to(target) for run in (plain, *others)]
 

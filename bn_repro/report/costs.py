@@ -63,7 +63,7 @@ def _cpu_minutes(timings: list[Mapping[str, Any]], images: int) -> float | None:
   """CPU-minutes of some images, at the mean rate of lines of metrics.
 
   The lines need not cover all of these images: a run may have been resumed
-  between two lines, and published runs have fewer lines.
+  between two lines.
   """
   if not timings:
     return None

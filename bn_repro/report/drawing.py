@@ -160,6 +160,39 @@ def draw_spread(
   axes.plot(x, medians, label=label, **{'lw': 1.6, 'ms': 5, **style, **line})
 
 
+def small_multiples(
+  count: int, row_height: float, below: float
+) -> tuple[Any, list[Any]]:
+  """A figure of panels in two columns, which share their axes.
+
+  The lowest panel of each column has tick labels; it is among the last two.
+
+  Args:
+    count: number of panels.
+    row_height: height of a row of panels, in inches.
+    below: room for labels and the legend, in inches.
+
+  Returns:
+    The figure, and the axes of the panels.
+  """
+  rows = math.ceil(count / 2)
+  figure, all_axes = plt.subplots(
+    rows,
+    2,
+    squeeze=False,
+    sharex=True,
+    sharey=True,
+    figsize=(WIDTH, row_height * rows + below),
+    layout='constrained',
+  )
+  panels = list(all_axes.flat)
+  for axes in panels[count:]:
+    axes.set_axis_off()
+  for axes in panels[:count][-2:]:
+    axes.tick_params(labelbottom=True)
+  return figure, panels[:count]
+
+
 def draw_curves(
   axes: Any,
   curves: Sequence[Sequence[runs.Point]],

@@ -30,6 +30,7 @@ from bn_repro.report.drawing import (
   draw_shares,
   plain_text,
   save,
+  small_multiples,
   spread_text,
   styles,
   to_png,
@@ -221,7 +222,7 @@ def _targets(section: Section) -> dict[Repetition, float]:
   return {
     run.repetition: best
     for run in plain
-    if (best := run.best()) is not None and claims.learns(run)
+    if (best := claims.accuracy_to_match(run)) is not None
   }
 
 
@@ -324,34 +325,22 @@ def moving_averages(section: Section, out: Path, name: str) -> bool:
   ]
   if not shown:
     return False
-  rows = math.ceil(len(shown) / 2)
-  figure, all_axes = plt.subplots(
-    rows,
-    2,
-    squeeze=False,
-    sharex=True,
-    sharey=True,
-    figsize=(WIDTH, 2.4 * rows + 1.2),
-    layout='constrained',
-  )
-  for axes, (group, style) in zip(all_axes.flat, shown, strict=False):
+  figure, panels = small_multiples(len(shown), row_height=2.4, below=1.2)
+  for axes, (group, style) in zip(panels, shown, strict=True):
     for form, line_style in (('population', '-'), ('moving', ':')):
       line = {**style, 'linestyle': line_style, 'marker': ''}
       draw_curves(axes, accuracies(group, form), line, None)
     _mark_diverged(axes, group, style)
     axes.set_title(plain_text(section.label(group)), loc='left')
-  for axes in all_axes.flat[len(shown) :]:
-    axes.set_axis_off()
   figure.supylabel(_accuracy_label(section.runs), fontsize=11)
-  for axes in all_axes.flat[: len(shown)][-2:]:  # The lowest of each column.
-    axes.tick_params(labelbottom=True)
+  for axes in panels[-2:]:
     _in_thousands(axes, paper.BATCH_SIZE)
   for label, line_style in (
     ('population statistics', '-'),
     ('moving averages', ':'),
   ):
-    all_axes[0, 0].plot([], [], color='#555', ls=line_style, label=label)
-  _draw_legend(figure, all_axes[0, 0], [group for group, _ in shown])
+    panels[0].plot([], [], color='#555', ls=line_style, label=label)
+  _draw_legend(figure, panels[0], [group for group, _ in shown])
   save(figure, out, name)
   return True
 

@@ -174,7 +174,7 @@ def read(sweep: Sweep, folder: Path, failed: Collection[str]) -> Comparison:
     run = runs_lib.read_run(folder / trial.name)
     repeat = trial.values[sweep.repeat]
     if trial.values == {**first, sweep.repeat: repeat}:
-      targets[repeat] = run.best() if run.ended and claims.learns(run) else None
+      targets[repeat] = claims.accuracy_to_match(run) if run.ended else None
     target = targets.get(repeat)
     results.append(
       Result(

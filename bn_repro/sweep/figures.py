@@ -1,7 +1,6 @@
 """The figure of a sweep."""
 
 from collections.abc import Sequence
-import math
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +50,18 @@ def draw_panels(comparison: Comparison) -> Any:
     panels.setdefault(value, []).append(
       line._replace(label=label, style=style_of[tuple(rest)])
     )
-  rows = math.ceil(len(panels) / 2)
-  figure, all_axes = plt.subplots(
-    rows,
-    2,
-    squeeze=False,
-    sharex=True,
-    sharey=True,
-    figsize=(drawing.WIDTH, 2.2 * rows + 0.25 * len(in_panel) + 1.2),
-    layout='constrained',
+  figure, all_axes = drawing.small_multiples(
+    len(panels), row_height=2.2, below=0.25 * len(in_panel) + 1.2
   )
-  for axes, (value, lines) in zip(all_axes.flat, panels.items(), strict=False):
+  for axes, (value, lines) in zip(all_axes, panels.items(), strict=True):
     drawing.draw_best(axes, lines, comparison.chance)
     axes.set_title(plain_text(label_of({first: value})), loc='left')
     _set_ticks(axes, comparison)
-  for axes in all_axes.flat[len(panels) :]:
-    axes.set_axis_off()
-  for axes in all_axes.flat[: len(panels)][-2:]:  # The lowest of each column.
-    axes.tick_params(labelbottom=True)
+  for axes in all_axes[-2:]:
     axes.set_xlabel(comparison.sweep.x)
   label = f'best accuracy, {comparison.eval_split} images'
   figure.supylabel(label, fontsize=11)
-  _draw_legend(figure, all_axes[0, 0], comparison)
+  _draw_legend(figure, all_axes[0], comparison)
   return figure
 
 
