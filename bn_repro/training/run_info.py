@@ -30,8 +30,8 @@ PACKAGES = (
   'numpy',
 )
 
-# Options of `git describe`: all digits, and no names of tags.
-_FULL = ('--abbrev=40', '--exclude=*')
+# All files but those that runs of this code write.
+_CODE = ('.', ':!results')
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
@@ -186,10 +186,12 @@ def git_revision(say: Callable[[str], None]) -> str:
   if root is None:  # Installed, as a package that has a version.
     return ''
   # The owner of the repository does not matter: its code runs already.
-  revision, reason = _git(root, 'describe', '--always', '--dirty', *_FULL)
+  revision, reason = _git(root, 'rev-parse', '--verify', 'HEAD')
   # Another repository, whose folder the code was copied into, is not meant.
   if revision and not _git(root, 'ls-files', 'bn_repro')[0]:
     revision, reason = '', 'the repository does not track bn_repro'
+  if revision and _git(root, 'diff', '--name-only', 'HEAD', '--', *_CODE)[0]:
+    revision += '-dirty'
   written = root / 'REVISION'
   if not revision and written.is_file():
     revision = written.read_text().strip()

@@ -34,7 +34,10 @@ trap 'rm -rf "$code"' EXIT
 if inside=$(git rev-parse --show-prefix 2>/dev/null) && [ -z "$inside" ] &&
   git ls-files --error-unmatch bn_repro >/dev/null 2>&1; then
   what='the files that git tracks'
-  git describe --always --dirty --abbrev=40 >"$code/REVISION"
+  revision=$(git rev-parse HEAD)
+  # As run_info.git_revision does.
+  git diff --quiet HEAD -- . ':!results' || revision+=-dirty
+  echo "$revision" >"$code/REVISION"
   list() {
     git ls-files -z --cached
   }

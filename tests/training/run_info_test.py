@@ -28,6 +28,8 @@ def repository(folder):
   (folder / 'bn_repro').mkdir(parents=True)
   git(folder, 'init', '--quiet')
   (folder / 'bn_repro' / 'code.py').write_text('1\n')
+  (folder / 'results').mkdir()
+  (folder / 'results' / 'run.json').write_text('1\n')
   git(folder, 'add', '.')
   git(folder, *COMMIT, '--message=m')
   git(folder, 'tag', 'v1')
@@ -49,6 +51,9 @@ def test_revision(tmp_path, monkeypatch):
   assert revision(root, monkeypatch) == (head, [])
   # One file that has been left there says nothing about the others.
   (root / 'REVISION').write_text('0123\n')
+  assert revision(root, monkeypatch) == (head, [])
+  # A study that publishes its runs trains the next ones with the same code.
+  (root / 'results' / 'run.json').write_text('changed\n')
   assert revision(root, monkeypatch) == (head, [])
   (root / 'bn_repro' / 'code.py').write_text('2\n')
   assert revision(root, monkeypatch) == (f'{head}-dirty', [])
