@@ -78,7 +78,7 @@ PARTS = {
   'fig1_settings': Part(),
   'ensemble': Part(Kept.CURVES, comparison=True),
   'section_421': Part(Kept.FACTS, arguments=(_FIVE_SEEDS,), comparison=True),
-  'init_scale': Part(Kept.FACTS, arguments=(_FIVE_SEEDS,), comparison=True),
+  'init_scale': Part(Kept.FACTS, comparison=True),
   SEARCH: Part(),
 }
 
@@ -241,8 +241,12 @@ def _export_weights(folder: Path) -> int:
   return 0
 
 
-def report(folder: Path) -> list[str]:
+def report(folder: Path, out: Path) -> list[str]:
   """Writes the report of the parts in a folder.
+
+  Args:
+    folder: folder of the parts.
+    out: folder to write into.
 
   Returns:
     A line for each run that it leaves out.
@@ -256,7 +260,7 @@ def report(folder: Path) -> list[str]:
   if not parts:
     return []
   introduction = INTRODUCTION if (folder / SEARCH).is_dir() else ''
-  return page.write_report(parts, folder / 'report', introduction)
+  return page.write_report(parts, out, introduction)
 
 
 def main() -> int:
@@ -312,9 +316,9 @@ def _run(flags: argparse.Namespace, out: Path) -> int:
       publish(part, out / part)
       if part == 'mnist_5k' and (code := _export_weights(out / part)):
         return code
-  problems = report(out)
+  problems = report(out, out / 'report')
   if flags.publish:
-    problems += report(ROOT / 'results')
+    problems += report(ROOT / 'results', ROOT / 'results/report')
   return cli.report_errors(problems) if problems else 0
 
 

@@ -439,7 +439,7 @@ def _best_accuracy(value: float) -> str:
 
 
 _FEWER = Scale(_factor, 'fewer steps', 'more steps', 'never')
-_POINTS = Scale(_points, 'points above', 'points below', 'diverged')
+POINTS = Scale(_points, 'points above', 'points below', 'diverged')
 
 LESS = Scale(_factor, 'less', 'more', 'never')
 
@@ -485,7 +485,7 @@ CLAIMS: Sequence[Claim] = (
     'With BN it ends higher (a curve, no number).',
     ('mnist', 'bn_mnist'),
     _ends_higher,
-    _POINTS,
+    POINTS,
     'With BN it ends {value} the network without',
     'With BN it diverges',
     min_evaluations=FIG_1_LAST,
@@ -543,7 +543,7 @@ CLAIMS: Sequence[Claim] = (
     _paper_lead('bn_x30', 'bn_x5'),
     ('bn_x30', 'bn_x5', 'bn_baseline', 'inception'),
     _above,
-    _POINTS,
+    POINTS,
     'The accuracy of BN-x30 is {value} that of all others',
     'BN-x30 diverges',
   ),
@@ -553,7 +553,7 @@ CLAIMS: Sequence[Claim] = (
     _paper_lead('bn_x5_sigmoid', 'bn_x5'),
     ('bn_x5_sigmoid', 'bn_x5'),
     _below,
-    _POINTS.flipped(),
+    POINTS.flipped(),
     'The accuracy of BN-x5-Sigmoid is {value} that of BN-x5',
     'BN-x5 diverges',
   ),
@@ -564,7 +564,7 @@ CLAIMS: Sequence[Claim] = (
     f'{paper.PAPER["bn_x5_sigmoid"].accuracy} %; twice chance is 0.2 %.',
     ('bn_x5_sigmoid',),
     _trains,
-    _POINTS,
+    POINTS,
     'BN-x5-Sigmoid: best accuracy {0}, {value} twice chance',
     'BN-x5-Sigmoid diverges',
     _best_accuracy,
@@ -575,7 +575,7 @@ CLAIMS: Sequence[Claim] = (
     'Inception with sigmoids: never better than chance, 0.1 %.',
     ('inception_sigmoid',),
     _fails_to_train,
-    _POINTS.flipped(),
+    POINTS.flipped(),
     'Inception with sigmoids: best accuracy {0}, {value} twice chance',
     '',
     _best_accuracy,
@@ -586,7 +586,7 @@ CLAIMS: Sequence[Claim] = (
     'Inception at x5: its parameters reach machine infinity.',
     ('inception_x5',),
     _fails_to_train,
-    _POINTS.flipped(),
+    POINTS.flipped(),
     'Inception at x5: best accuracy {0}, {value} twice chance',
     '',
     _best_accuracy,

@@ -21,6 +21,7 @@ from bn_repro.errors import UserError
 from bn_repro.report import claims
 from bn_repro.report import runs as runs_lib
 from bn_repro.report.runs import WINDOW, Spread, never, statistic
+from bn_repro.report.verdicts import ENOUGH_SEEDS, UNDECIDED, Estimate
 from bn_repro.runtime.workdir import ENDED, Status, replace_file
 from bn_repro.sweep.sweep import Sweep, Trial, TrialStatus, Value, to_text
 
@@ -246,6 +247,7 @@ def usable_range(settings: Sequence[Setting]) -> list[Value]:
 def conclusions(comparison: Comparison) -> list[str]:
   """What the results show, one sentence per line."""
   found = _ranges(comparison) if comparison.sweep.is_numeric else []
+  found += _differences(comparison)
   found.append(_best(comparison))
   unfinished = [r.trial.name for r in comparison.results if not r.ended]
   if unfinished:
@@ -299,6 +301,44 @@ def _ranges(comparison: Comparison) -> list[str]:
   if any('*' in sentence for sentence in found):
     found.append('(*) An end of the sweep, beyond which nothing was tried.')
   return found
+
+
+def _differences(comparison: Comparison) -> list[str]:
+  """What `Sweep.compared_with` asks for, a sentence for each reference."""
+  sweep = comparison.sweep
+  found = []
+  for settings in comparison.lines.values():
+    by_x = {setting.x: setting for setting in settings}
+    for name in dict.fromkeys(sweep.compared_with.values()):
+      parts = [
+        f'{to_text(setting.x)} {_difference(setting, by_x[name])}'
+        for setting in settings
+        if sweep.compared_with.get(setting.x) == name and name in by_x
+      ]
+      if parts:
+        found.append(
+          f'Best accuracy beside {to_text(name)}, for each {sweep.repeat}: '
+          f'{"; ".join(parts)}.'
+        )
+  return found
+
+
+def _difference(setting: Setting, reference: Setting) -> str:
+  """By how much the best accuracies of a setting differ from another's."""
+  pairs = zip(setting.results, reference.results, strict=True)
+  difference = Estimate(
+    [
+      a.best - b.best
+      for a, b in pairs
+      if a.best is not None and b.best is not None
+    ]
+  )
+  if len(difference.values) < ENOUGH_SEEDS:
+    return f'{UNDECIDED} (fewer than five values)'
+  interval = f'({claims.POINTS.interval(*difference.interval)})'
+  if difference.verdict(0.0) == UNDECIDED:
+    return f'{UNDECIDED} {interval}'
+  return f'{claims.POINTS.phrase(difference.median)} {interval}'
 
 
 def _best(comparison: Comparison) -> str:

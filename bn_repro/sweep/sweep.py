@@ -64,6 +64,8 @@ class Sweep:
     repeat: axis whose values repeat a setting, such as the seed.
     defaults: fields of all base configs, by dotted name. `--config.KEY` takes
       precedence.
+    compared_with: for values of x, another value whose best accuracies theirs
+      are compared with, for each value of `repeat`.
     trials: one for each combination of values; `grid.load` fills them in.
 
   Raises:
@@ -77,6 +79,7 @@ class Sweep:
   x: str
   repeat: str
   defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+  compared_with: Mapping[Value, Value] = dataclasses.field(default_factory=dict)
   trials: tuple[Trial, ...] = ()
 
   def __post_init__(self) -> None:

@@ -59,4 +59,7 @@ def get_sweep(mode: str = 'mini') -> Sweep:
     repeat='seed',
     # Both nets train equally long, so that they can be compared.
     defaults={'total_steps': before['total_steps']},
+    compared_with={
+      net: start for net, (start, changes) in nets.items() if changes
+    },
   )

@@ -109,7 +109,7 @@ def test_the_report_of_what_is_published(tmp_path, monkeypatch):
     add_training_line(run, images_per_second=64.0)
   study.publish('fashion_mnist', folder)
   results = study.ROOT / 'results'
-  assert study.report(results) == []
+  assert study.report(results, results / 'report') == []
   page = (results / 'report' / 'index.html').read_text()
   # 9 seconds of 64 images a second took 2.5 of CPU time; 320 images are asked.
   assert f'{2.5 / (9 * 64) * 320 / 60:.2g} (' in page
