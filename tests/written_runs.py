@@ -5,6 +5,7 @@ import json
 from bn_repro import config as config_lib
 from bn_repro import numerics, paper
 from bn_repro.report import runs as runs_lib
+from bn_repro.report import sections as sections_lib
 
 
 def write_run(folder, variant, accuracies, *overrides, **status):
@@ -75,7 +76,7 @@ def read_sections(folder):
   """The sections of the runs in a folder, all of them readable."""
   runs, problems = runs_lib.read_runs([str(folder)])
   assert problems == []
-  sections, problems = runs_lib.sections(runs)
+  sections, problems = sections_lib.group(runs)
   assert problems == []
   return sections
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from bn_repro import paper
 from bn_repro.report.ledger import AMBIGUOUS, Row
-from bn_repro.report.runs import WINDOW, Run, Section
+from bn_repro.report.runs import WINDOW, Run
+from bn_repro.report.sections import Section
 from bn_repro.report.verdicts import Estimate, Scale, count_of, to_sentence
 from bn_repro.runtime import workdir
 

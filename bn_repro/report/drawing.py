@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from bn_repro import paper
-from bn_repro.report import runs
+from bn_repro.report import runs, sections
 from bn_repro.runtime.workdir import replace_file
 
 # Inches and dots per inch. Text of 11 points is 10 pixels high at a third.
@@ -279,7 +279,7 @@ def spread_text(counts: Iterable[int]) -> str:
   """What lines and bands are, given the numbers of runs of their places."""
   several = sorted({count for count in counts if count > 1})
   if len(several) == 1:
-    return f'{runs.statistic(several[0])} and range'
+    return f'{sections.statistic(several[0])} and range'
   return 'median and range of runs' if several else ''
 
 

@@ -13,7 +13,8 @@ from bn_repro.errors import UserError
 from bn_repro.inference import averaging, probabilities
 from bn_repro.inference.averaging import Scores
 from bn_repro.report.ledger import Row
-from bn_repro.report.runs import Group, Run, Section
+from bn_repro.report.runs import Run
+from bn_repro.report.sections import Group, Section
 from bn_repro.report.verdicts import Estimate, Scale, count_of, to_sentence
 
 # Folder of the files in a workdir. Their names are SPLIT-CROPS.npz.

@@ -35,7 +35,8 @@ from bn_repro.report.drawing import (
   styles,
   to_png,
 )
-from bn_repro.report.runs import Group, Repetition, Run, Section
+from bn_repro.report.runs import Repetition, Run
+from bn_repro.report.sections import Group, Section
 from bn_repro.runtime.workdir import Status
 
 # Images in a row of a contact sheet.

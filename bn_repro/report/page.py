@@ -8,8 +8,10 @@ import re
 from bn_repro.errors import UserError
 from bn_repro.report import claims, fig_4, ledger, search, tables, variants
 from bn_repro.report import runs as runs_lib
+from bn_repro.report import sections as sections_lib
 from bn_repro.report.ledger import Row
-from bn_repro.report.runs import SPREAD_NOTE, WINDOW, Run, Section
+from bn_repro.report.runs import WINDOW, Run
+from bn_repro.report.sections import SPREAD_NOTE, Section
 from bn_repro.report.tables import distinct
 from bn_repro.report.verdicts import FAILS, HOLDS, UNDECIDED, VERDICTS
 from bn_repro.runtime import workdir
@@ -384,10 +386,10 @@ def write_report(
     UserError: if there is no readable run, or `out` cannot be written.
   """
   runs, problems = runs_lib.read_runs(folders)
-  sections, unusual = runs_lib.sections(runs)
+  sections, unusual = sections_lib.group(runs)
   problems += [
     *unusual,
-    *runs_lib.other_numerics(sections),
+    *sections_lib.other_numerics(sections),
     *variants.changed(sections),
   ]
   searches = [section for section in sections if search.is_search(section)]

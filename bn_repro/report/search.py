@@ -12,7 +12,8 @@ from bn_repro import paper
 from bn_repro.report import variants
 from bn_repro.report.claims import CLAIMS, percent
 from bn_repro.report.ledger import AMBIGUOUS
-from bn_repro.report.runs import Group, Run, Section
+from bn_repro.report.runs import Run
+from bn_repro.report.sections import Group, Section
 
 
 class Setting(NamedTuple):

@@ -7,7 +7,8 @@ import statistics
 from bn_repro import paper
 from bn_repro.inference.averaging import Scores
 from bn_repro.report import claims, costs, fig_4
-from bn_repro.report.runs import WINDOW, Group, Run, Section, Spread
+from bn_repro.report.runs import WINDOW, Run
+from bn_repro.report.sections import Group, Section, Spread
 from bn_repro.runtime import workdir
 
 # Rows of text by heading.

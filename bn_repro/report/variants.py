@@ -12,7 +12,8 @@ from typing import Any
 
 from bn_repro import config as config_lib
 from bn_repro import config_fields, paper
-from bn_repro.report.runs import Run, Section, may_differ, show_value
+from bn_repro.report.runs import Run
+from bn_repro.report.sections import Section, may_differ, show_value
 
 # Fields that an experiment scales by one factor in all variants.
 _SCALED = ('total_steps', 'optim.learning_rate', 'optim.decay_epochs')

@@ -20,7 +20,8 @@ from bn_repro import paper
 from bn_repro.errors import UserError
 from bn_repro.report import claims
 from bn_repro.report import runs as runs_lib
-from bn_repro.report.runs import WINDOW, Spread, never, statistic
+from bn_repro.report.runs import WINDOW
+from bn_repro.report.sections import Spread, never, statistic
 from bn_repro.report.verdicts import ENOUGH_SEEDS, UNDECIDED, Estimate
 from bn_repro.runtime.workdir import ENDED, Status, replace_file
 from bn_repro.sweep.sweep import Sweep, Trial, TrialStatus, Value, to_text

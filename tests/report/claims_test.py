@@ -15,6 +15,7 @@ from written_runs import (
 from bn_repro.models import mlp
 from bn_repro.report import claims
 from bn_repro.report import runs as runs_lib
+from bn_repro.report import sections as sections_lib
 from bn_repro.report.ledger import AMBIGUOUS, NOT_RUN
 from bn_repro.report.verdicts import FAILS, HOLDS, UNDECIDED
 
@@ -246,13 +247,13 @@ def test_unfinished_runs_are_named_and_the_rest_is_judged(tmp_path):
   write_run(tmp_path / 'a', 'inception', PLAIN)
   write_run(tmp_path / 'b', 'bn_baseline', [0.9], status='running', step=10)
   runs, _ = runs_lib.read_runs([str(tmp_path)])
-  sections, _ = runs_lib.sections(runs)
+  sections, _ = sections_lib.group(runs)
   (row,) = [r for r in claims.judge(sections) if 'less than half' in r.claim]
   assert (row.verdict, row.ours) == (NOT_RUN, '')
   assert row.seeds == 'a seed is left out: b is running'
   write_pair(tmp_path, PLAIN, reaching(20, 0.82), seed=1)
   runs, _ = runs_lib.read_runs([str(tmp_path)])
-  sections, (problem,) = runs_lib.sections(runs)
+  sections, (problem,) = sections_lib.group(runs)
   (row,) = [r for r in claims.judge(sections) if 'less than half' in r.claim]
   assert row.verdict == UNDECIDED
   assert row.ours == 'BN-Baseline needs 3x fewer steps than Inception.'

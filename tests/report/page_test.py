@@ -21,6 +21,7 @@ from bn_repro.paper import FIG_3
 from bn_repro.report import costs, figures
 from bn_repro.report import page as page_lib
 from bn_repro.report import runs as runs_lib
+from bn_repro.report import sections as sections_lib
 from bn_repro.report.__main__ import main
 from bn_repro.report.costs import Cost
 from bn_repro.report.tables import costs_table, fig_3
@@ -412,7 +413,7 @@ def test_targets_that_are_not_reached(status, shown, tmp_path):
   write_run(tmp_path / 'a', 'inception', [0.8] * 5)
   write_run(tmp_path / 'b', 'bn_baseline', [0.3] * 5, status=status)
   runs, _ = runs_lib.read_runs([str(tmp_path)])
-  sections, _ = runs_lib.sections(runs)
+  sections, _ = sections_lib.group(runs)
   row = fig_3(*sections)[1]
   assert list(row.values()).count(shown) == 2
 

@@ -4,7 +4,6 @@ from collections import Counter
 import csv
 import json
 import math
-from pathlib import Path
 import shutil
 
 from matplotlib import image
@@ -301,7 +300,11 @@ def test_named_settings_have_no_ranges(tmp_path):
   for trial in sweep.trials:
     write_run(tmp_path / trial.name, 'bn_x5', FAST, *trial.overrides)
   found = comparison.read(sweep, tmp_path, ())
-  (best,) = comparison.conclusions(found)
+  beside, best = comparison.conclusions(found)
+  assert beside == (
+    'Best accuracy beside bn_baseline, for each seed: '
+    'baseline_with_smaller_l2 undecided (fewer than five values).'
+  )
   assert 'net bn_baseline, 80.00 %. It was not' in best
   figure = figures.draw_names(found)
   best, shares, _ = figure.axes
@@ -321,12 +324,41 @@ def test_named_settings_have_no_ranges(tmp_path):
   figures.plt.close(figure)
 
 
-def test_what_is_quoted_is_what_was_found():
-  """The README's lines, and those of the published summary."""
-  summary = Path('results/sweeps/lr_multipliers/summary.md').read_text()
-  found = [line[2:] for line in summary.splitlines() if line.startswith('- ')]
-  assert len(found) == 4
-  assert '```\n' + '\n'.join(found) + '\n```' in Path('README.md').read_text()
+def test_named_settings_beside_what_they_change(tmp_path):
+  """By the differences of each seed, whose interval is their range."""
+  sweep = grid.load(
+    'configs/sweeps/section_421.py',
+    [
+      'net=bn_baseline,baseline_with_smaller_l2,baseline_with_faster_decay,'
+      'bn_x5,x5_without_smaller_l2',
+      'seed=0,1,2,3,4',
+    ],
+    overrides=['total_steps=100'],
+  )
+  higher = {
+    'bn_baseline': (0, 0, 0, 0, 0),
+    'baseline_with_smaller_l2': (0.01, 0.02, 0.03, 0.04, 0.05),
+    'baseline_with_faster_decay': (-0.01, 0.02, 0.02, 0.02, 0.03),
+    'bn_x5': (0.1, 0.1, 0.1, 0.1, 0.1),
+    'x5_without_smaller_l2': (0.09, 0.08, 0.07, 0.06, 0.05),
+  }
+  for trial in sweep.trials:
+    more = higher[trial.values['net']][trial.values['seed']]
+    # Other seeds end elsewhere, which pairs leave out.
+    lower = 0.1 * trial.values['seed']
+    curve = [round(a + more - lower, 6) for a in FAST]
+    write_run(tmp_path / trial.name, 'bn_x5', curve, *trial.overrides)
+  baseline, x5, _ = comparison.conclusions(comparison.read(sweep, tmp_path, ()))
+  assert baseline == (
+    'Best accuracy beside bn_baseline, for each seed: '
+    'baseline_with_smaller_l2 3.0 points above (1.0 to 5.0); '
+    'baseline_with_faster_decay undecided (1.0 points below to 3.0 points '
+    'above).'
+  )
+  assert x5 == (
+    'Best accuracy beside bn_x5, for each seed: x5_without_smaller_l2 3.0 '
+    'points below (1.0 to 5.0).'
+  )
 
 
 def test_marks_of_the_picture(usual):
