@@ -228,16 +228,20 @@ def _shortened(
 
 def _export_weights(folder: Path) -> int:
   """Writes the networks of the first fold to `results/weights`."""
+  exported = folder / 'weights'
+  # `export` replaces no file.
+  shutil.rmtree(exported, ignore_errors=True)
+  exported.mkdir()
   for variant in WEIGHTS:
-    out = ROOT / 'results/weights' / f'{variant}.safetensors'
     code = _command(
       'export',
       f'--model={folder / f"{variant}_seed0"}',
       '--format=safetensors',
-      f'--out={out}',
+      f'--out={exported / variant}.safetensors',
     )
     if code:
       return code
+  shutil.copytree(exported, ROOT / 'results/weights', dirs_exist_ok=True)
   return 0
 
 
