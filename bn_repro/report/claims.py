@@ -59,7 +59,8 @@ class Claim:
     scale: how its values are written.
     sentence: template of our figure, with `value` and the numbers of the
       further values.
-    never: the sentence if the median is minus infinity.
+    never: template of the sentence if the median is minus infinity, with the
+      numbers of the further values.
     show: formats a further value.
     threshold: the claim holds for values above.
     min_evaluations: minimum number of evaluations of a run that is done; that
@@ -535,7 +536,8 @@ CLAIMS: Sequence[Claim] = (
     _slower_than,
     _FEWER.flipped(),
     'BN-x30 needs {0} than Inception, BN-x5 {1}: {value} than BN-x5',
-    'BN-x30 or BN-x5 never matches Inception',
+    'Steps to match Inception: BN-x30 {0}, BN-x5 {1}; BN-x30 beside BN-x5: '
+    'never',
     _FEWER.phrase,
   ),
   Claim(

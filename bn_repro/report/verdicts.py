@@ -138,11 +138,13 @@ def to_sentence(
   """
   median = estimate.median
   if median == -math.inf:
-    text = never
+    text = never.format(*shown)
   else:
     text = sentence.format(*shown, value=scale.phrase(median))
   if len(estimate.values) == 1:
     return f'{text}.'
+  if len(set(estimate.values)) == 1:
+    return f'{text} (in all {len(estimate.values)}).'
   return f'{text} ({scale.interval(*estimate.interval)}).'
 
 

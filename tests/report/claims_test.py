@@ -81,17 +81,16 @@ def test_all_hold(tmp_path):
   }
   shown = {row.ours: row.seeds for row in found.values()}
   for sentence in (
-    'BN-Baseline needs 3x fewer steps than Inception (3x to 3x).',
+    'BN-Baseline needs 3x fewer steps than Inception (in all 5).',
     'BN-x5 needs 6x fewer steps than Inception, BN-Baseline 3x fewer steps: '
-    '2x fewer steps than BN-Baseline (2x to 2x).',
+    '2x fewer steps than BN-Baseline (in all 5).',
     'BN-x30 needs 3x fewer steps than Inception, BN-x5 6x fewer steps: 2x more '
-    'steps than BN-x5 (2x to 2x).',
-    'The accuracy of BN-x30 is 5.0 points above that of all others (5.0 '
-    'to 5.0).',
-    'The accuracy of BN-x5-Sigmoid is 2.0 points below that of BN-x5 (2.0 '
-    'to 2.0).',
-    'BN-x5-Sigmoid: best accuracy 83.0 %, 63.0 points above twice chance (63.0 '
-    'to 63.0).',
+    'steps than BN-x5 (in all 5).',
+    'The accuracy of BN-x30 is 5.0 points above that of all others (in all 5).',
+    'The accuracy of BN-x5-Sigmoid is 2.0 points below that of BN-x5 (in '
+    'all 5).',
+    'BN-x5-Sigmoid: best accuracy 83.0 %, 63.0 points above twice chance (in '
+    'all 5).',
   ):
     assert shown[sentence] == '5 seeds'
 
@@ -129,15 +128,20 @@ def test_the_paper_s_figures_are_those_of_the_paper():
       'fewer steps than BN-Baseline',
       HOLDS,
       {'bn_baseline': CHANCE},
-      'BN-Baseline never: ∞x fewer steps than BN-Baseline (∞x to ∞x)',
+      'BN-Baseline never: ∞x fewer steps than BN-Baseline (in all 5)',
     ),
     (
       'slower at first',
       FAILS,
       {'bn_x30': reaching(10, 0.9), 'bn_x5': reaching(20, 0.85)},
-      '2x fewer steps than BN-x5 (2x to 2x)',
+      '2x fewer steps than BN-x5 (in all 5)',
     ),
-    ('slower at first', FAILS, {'bn_x30': CHANCE}, 'never matches'),
+    (
+      'slower at first',
+      FAILS,
+      {'bn_x30': CHANCE},
+      'Inception: BN-x30 never, BN-x5 6x fewer steps; BN-x30 beside BN-x5: never',
+    ),
     ('highest acc', FAILS, {'bn_x30': reaching(20, 0.84)}, '1.0 points below'),
     (
       'lower acc',
@@ -293,8 +297,8 @@ def test_the_end_of_fig_1_is_of_twenty_evaluations(tmp_path):
 @pytest.mark.parametrize(
   'words, diverged, verdict, ours',
   [
-    ('highest accuracy', 'bn_x30', FAILS, 'BN-x30 diverges (diverged to d'),
-    ('lower accuracy', 'bn_x5', FAILS, 'BN-x5 diverges (diverged to d'),
+    ('highest accuracy', 'bn_x30', FAILS, 'BN-x30 diverges (in all 5).'),
+    ('lower accuracy', 'bn_x5', FAILS, 'BN-x5 diverges (in all 5).'),
     ('with sigmoids tr', 'bn_x5_sigmoid', FAILS, 'BN-x5-Sigmoid diverges'),
     ('5 times its', 'inception_x5', HOLDS, 'none (diverged), ∞ points below'),
   ],
@@ -355,8 +359,8 @@ def write_rates(tmp_path, variant, learning, others, seed=0):
 @pytest.mark.parametrize(
   'without, verdict, ours',
   [
-    (0.2, HOLDS, '0.8, Inception up to 0.2: 4x higher (4x to 4x).'),
-    (0.8, UNDECIDED, '0.8, Inception up to 0.8: 1x higher (1x to 1x).'),
+    (0.2, HOLDS, '0.8, Inception up to 0.2: 4x higher (in all 5).'),
+    (0.8, UNDECIDED, '0.8, Inception up to 0.8: 1x higher (in all 5).'),
   ],
 )
 def test_range_of_rates(without, verdict, ours, tmp_path):

@@ -65,7 +65,7 @@ def test_values_are_below_their_headings(tmp_path):
   elements = Elements(page)
   claims, fig_3, costs = (elements.rows(number) for number in (0, 1, 2))
   (claim,) = [row for row in claims if 'less than half' in row['claim']]
-  sentence = 'BN-Baseline needs 1x fewer steps than Inception (1x to 1x).'
+  sentence = 'BN-Baseline needs 1x fewer steps than Inception (in all 5).'
   expected = {
     'claim': 'BN-Baseline matches Inception in less than half the steps.',
     'paper': 'BN-Baseline needs 2.3x fewer steps than Inception.',

@@ -97,7 +97,7 @@ STEPS = Scale('{:g}x'.format, 'fewer', 'more', 'never')
     ([-INF, 3.0, 4.0], 'needs 3x fewer (never to 4x fewer).'),
     ([-INF, -INF, 4.0], 'fails (never to 4x fewer).'),
     ([-INF, -2.0, -1.0], 'needs 2x more (never to 1x more).'),
-    ([-INF, -INF, -INF], 'fails (never to never).'),
+    ([-INF, -INF, -INF], 'fails (in all 3).'),
     ([-INF, INF], 'fails (never to infx fewer).'),
     ([2.0], 'needs 2x fewer.'),
     # The mean of two.
