@@ -140,7 +140,7 @@ def test_the_paper_s_figures_are_those_of_the_paper():
       'slower at first',
       FAILS,
       {'bn_x30': CHANCE},
-      'Inception: BN-x30 never, BN-x5 6x fewer steps; BN-x30 beside BN-x5: never',
+      'BN-x30 never, BN-x5 6x fewer steps; BN-x30 beside BN-x5: never',
     ),
     ('highest acc', FAILS, {'bn_x30': reaching(20, 0.84)}, '1.0 points below'),
     (
