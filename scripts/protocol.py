@@ -469,15 +469,45 @@ def bn_peers() -> str:
 def evidence() -> str:
   """Returns how many claims hold, and a table of the published networks."""
   from bn_repro.report import runs as runs_lib  # NumPy takes a moment.
+  from bn_repro.report import sections as sections_lib
   from bn_repro.report import tables
 
   runs, _ = runs_lib.read_runs([str(RESULTS / name) for name in DATA_SETS])
-  sections, _ = runs_lib.sections(runs)
+  sections, _ = sections_lib.group(runs)
   rows = tables.networks(sections)
   lines = [list(rows[0]), ['---'] * len(rows[0]), *(r.values() for r in rows)]
   first, _, _ = (RESULTS / 'report/ledger.md').read_text().partition('\n')
   table = '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
   return f'**{first}**\n\n{table}'
+
+
+def _conclusions(sweep: str) -> list[str]:
+  """Returns what the published summary of a sweep concludes, by lines."""
+  summary = (RESULTS / sweep / 'summary.md').read_text()
+  return [line[2:] for line in summary.splitlines() if line.startswith('- ')]
+
+
+def lr_multipliers() -> str:
+  """Returns what the sweep of learning rates prints."""
+  return '\n'.join(['```', *_conclusions('lr_multipliers'), '```'])
+
+
+def ensemble() -> str:
+  """Returns the accuracies of the published ensemble and its members."""
+  from bn_repro.report import fig_4
+  from bn_repro.report import runs as runs_lib
+  from bn_repro.report import sections as sections_lib
+
+  runs, _ = runs_lib.read_runs([str(RESULTS / 'ensemble')])
+  (section,), _ = sections_lib.group(runs)
+  ((result,), _) = fig_4.read(section)
+  assert result.ensemble is not None
+  members = [result.networks[name].accuracy for name in result.members]
+  return (
+    f'On {result.images}, the members reach {100 * min(members):.1f} to '
+    f'{100 * max(members):.1f} %,\nand all six together '
+    f'{100 * result.ensemble.accuracy:.1f} %.'
+  )
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -494,6 +524,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
   'bn_bytes': bn_bytes,
   'deviations': deviations,
   'evidence': evidence,
+  'lr_multipliers': lr_multipliers,
+  'ensemble': ensemble,
 }
 
 

@@ -43,6 +43,8 @@ class Kept(enum.Enum):
   CURVES = enum.auto()
   # No lines of training, and none with moving averages.
   EVALUATIONS = enum.auto()
+  # The same, without percentiles.
+  ACCURACIES = enum.auto()
   # Only `run.json`: the report does not read the runs.
   FACTS = enum.auto()
 
@@ -75,7 +77,7 @@ PARTS = {
   'mnist_5k_avx2': Part(sweep='mnist_5k', xla_flags='--xla_cpu_max_isa=AVX2'),
   'lr_multipliers': Part(arguments=(_FIVE_SEEDS,), comparison=True),
   'fig1': Part(),
-  'fig1_settings': Part(),
+  'fig1_settings': Part(Kept.ACCURACIES),
   'ensemble': Part(Kept.CURVES, comparison=True),
   'section_421': Part(Kept.FACTS, arguments=(_FIVE_SEEDS,), comparison=True),
   'init_scale': Part(Kept.FACTS, comparison=True),
@@ -220,7 +222,8 @@ def _shortened(
       short['timing'] = {key: x for key, x in timing if key != 'shares'}
     if 'percentiles' in line:
       # They are most of what a network of Fig. 1 writes.
-      if is_moving or num_probed % _PERCENTILES_EVERY:
+      is_left_out = is_moving or num_probed % _PERCENTILES_EVERY
+      if is_left_out or kept == Kept.ACCURACIES:
         del short['percentiles']
       num_probed += not is_moving
     yield short

@@ -9,6 +9,7 @@ as these do not get faster on more than one.
 from ml_collections import ConfigDict
 
 from bn_repro.sweep.sweep import Base, Sweep
+from configs.sweeps import setting
 
 
 def get_sweep(mode: str = 'mini') -> Sweep:
@@ -20,10 +21,11 @@ def get_sweep(mode: str = 'mini') -> Sweep:
     if config.model.name == 'mlp':
       # The first 15,000 of the 50,000 steps show what Fig. 1 shows.
       config.total_steps = 15_000
-    else:
-      # With BN, an evaluation takes as long as 25 steps.
-      config.eval_every *= 2
-    config.seed = seed
+      config.seed = seed
+      return config
+    # Half the steps of the study. With BN, an evaluation takes as long as 25.
+    config = setting.trial(base, variant, 'mnist_5k', 0.5, setting.RATE, seed)
+    config.eval_every = 25
     return config
 
   variants = ('mnist', 'bn_mnist', 'inception', 'bn_baseline', 'bn_x5')

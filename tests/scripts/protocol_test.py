@@ -22,7 +22,12 @@ def test_documents_are_up_to_date():
   """`python scripts/protocol.py` updates them."""
   performance = protocol.PERFORMANCE.read_text()
   of_performance = {'benchmarks', 'bn_peers'}
-  of_readme = {'slurm_sweep', 'evidence'}
+  of_readme = {
+    'slurm_sweep',
+    'evidence',
+    'lr_multipliers',
+    'ensemble',
+  }
   for name in protocol.BLOCKS.keys() - of_readme:
     assert f'<!-- {name} -->' in (
       performance if name in of_performance else TEXT

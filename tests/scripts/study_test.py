@@ -98,6 +98,17 @@ def test_what_is_kept_of_a_run(part, tmp_path, monkeypatch):
   assert run.curve('validation', 'accuracy', 'moving') == [(10, 0.1), (20, 0.1)]
 
 
+def test_what_is_kept_of_fig_1_at_other_settings(tmp_path, monkeypatch):
+  """Accuracies: percentiles would be most of what is published."""
+  monkeypatch.setattr(study, 'ROOT', tmp_path / 'root')
+  folder = tmp_path / 'out' / 'fig1_settings'
+  write_run(folder / 'run', 'bn_mnist', [0.5, 0.9])
+  add_percentiles(folder / 'run', BEFORE)
+  study.publish('fig1_settings', folder)
+  run = runs_lib.read_run(study.ROOT / 'results/fig1_settings/run')
+  assert run.accuracies() == [0.5, 0.9] and run.probed() == []
+
+
 def test_the_report_of_what_is_published(tmp_path, monkeypatch):
   """It has the costs that the runs recorded."""
   monkeypatch.setattr(study, 'ROOT', tmp_path / 'root')

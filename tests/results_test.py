@@ -1,0 +1,119 @@
+"""What is published is what the committed runs give, made by this code."""
+
+import csv
+import json
+
+import pytest
+import study
+
+from bn_repro import config as config_lib
+from bn_repro import numerics
+from bn_repro.report import runs as runs_lib
+from bn_repro.runtime import workdir
+from bn_repro.sweep import grid
+
+RESULTS = study.ROOT / 'results'
+
+
+PARTS = [part for part in study.PARTS if (RESULTS / part).is_dir()]
+
+
+@pytest.mark.parametrize('part', PARTS)
+def test_a_part_has_all_of_its_runs_made_by_this_code(part):
+  """Nobody has to trust a run of other code, or miss one that was bad."""
+  kind = study.PARTS[part]
+  axes = [
+    argument.removeprefix('--sweep.')
+    for argument in kind.arguments
+    if argument.startswith('--sweep.')
+  ]
+  sweep = grid.load(kind.sweep or part, axes, '', [])
+  trials = {trial.name: trial for trial in sweep.trials}
+  runs = {path.parent.name: path for path in RESULTS.glob(f'{part}/*/run.json')}
+  # Of the search, those that have ended are published.
+  assert runs and runs.keys() <= trials.keys()
+  assert runs.keys() == trials.keys() or part == study.SEARCH
+  for name, path in runs.items():
+    facts = json.loads(path.read_text())
+    assert facts['numerics'] == numerics.digest(), name
+    assert not facts['git_revision'].endswith('-dirty'), name
+    if kind.kept != study.Kept.FACTS:
+      config = workdir.read_json(path.with_name('config.json'))
+      expected = json.loads(config_lib.to_json(trials[name].config))
+      assert config == expected, name
+
+
+def test_the_page_is_that_of_the_runs(tmp_path):
+  """`python scripts/study.py --publish` writes it. Pictures may differ."""
+  assert study.report(RESULTS, tmp_path) == []
+  for name in ('index.html', 'ledger.md'):
+    assert (tmp_path / name).read_text() == (
+      RESULTS / 'report' / name
+    ).read_text()
+  published = {path.name for path in (RESULTS / 'report').iterdir()}
+  assert published == {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_base_rate_is_the_best_of_the_search():
+  """Inception's best mean of five evaluations in a row, at full length."""
+  from configs.sweeps import setting
+
+  best = {}
+  for folder in RESULTS.glob('setting/inception_fashion_mnist_length1_*'):
+    run = runs_lib.read_run(folder)
+    best[run.learning_rate] = run.best()
+  assert len(best) == 4
+  assert max(best, key=best.get) == setting.RATE
+
+
+def test_results_are_small():
+  size = sum(p.stat().st_size for p in RESULTS.rglob('*') if p.is_file())
+  assert size <= 10e6
+
+
+def test_what_is_quoted_of_the_first_runs():
+  """`docs/evidence.md` beside `results/explored.csv`."""
+  with (RESULTS / 'explored.csv').open() as file:
+    runs = list(csv.DictReader(file))
+
+  def best(variant, steps, rate, width=0.125, init_scale=1.0):
+    """Best accuracy in percent, of the run with most decay."""
+    found = [
+      run
+      for run in runs
+      if (run['variant'], int(run['total_steps'])) == (variant, steps)
+      and (float(run['learning_rate']), float(run['width'])) == (rate, width)
+      and float(run['init_scale']) == init_scale
+    ]
+    chosen = min(found, key=lambda run: float(run['last_learning_rate']))
+    return 100 * float(chosen['best_mean_of_5_validation_accuracy'])
+
+  short = [
+    best('bn_x30', 600, 0.15),
+    best('bn_x5', 600, 0.025),
+    best('bn_x5_sigmoid', 600, 0.025),
+  ]
+  inception = best('inception', 3000, 0.005)
+  assert inception > short[0] > short[1] > short[2]
+  x30, x5 = best('bn_x30', 600, 0.3), best('bn_x5', 600, 0.05)
+  longer = best('bn_x5', 2400, 0.05) - best('bn_x30', 2400, 0.3)
+  wide = [best('bn_x30', 600, 0.3, 0.25), best('bn_x5', 600, 0.05, 0.25)]
+  small = [
+    best('inception', 3000, rate, init_scale=0.7071)
+    for rate in (0.01, 0.02, 0.04)
+  ]
+  assert small[0] == small[1] == 10
+  quoted = [
+    f'before the sweep, {len(runs)} runs',
+    f'order ({", ".join(f"{value:.1f}" for value in short)} %)',
+    f"all are below Inception's {inception:.1f} %",
+    f'BN-x30 is behind ({x30:.1f} against {x5:.1f} %)',
+    f'falls behind BN-x5 by {longer:.1f} points after 2,400',
+    f'and by {x5 - x30:.1f} after 600',
+    f'the same at 0.01: {wide[0]:.1f} against {wide[1]:.1f} %',
+    f'reaches {small[2]:.0f} % at 0.04',
+    f'BN-Baseline reaches {best("bn_baseline", 1500, 0.01, 0.125, 0.7071):.0f}',
+  ]
+  text = (study.ROOT / 'docs' / 'evidence.md').read_text().lower()
+  text = ' '.join(text.split())
+  assert [one for one in quoted if one.lower() not in text] == []
