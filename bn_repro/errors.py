@@ -1,4 +1,4 @@
-"""The error that commands report to the user, and the limit on open files."""
+"""The errors that commands report to the user, and the limit on open files."""
 
 import resource
 
@@ -9,7 +9,10 @@ class UserError(Exception):
   Attributes:
     problems: one line for each problem: what is wrong, where, and what to do.
       Characters that cannot be printed are shown as escape sequences.
+    exit_code: exit code of a command that reports it.
   """
+
+  exit_code = 1
 
   def __init__(self, *problems: str):
     self.problems = tuple(
@@ -17,6 +20,12 @@ class UserError(Exception):
       for problem in problems
     )
     super().__init__('\n'.join(self.problems))
+
+
+class StorageDown(UserError):
+  """A bucket cannot be reached; later, the same command may succeed."""
+
+  exit_code = 75  # EX_TEMPFAIL of BSD.
 
 
 def require_open_files(count: int) -> None:

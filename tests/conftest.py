@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+import types
 
 # Tests compile more than they compute: XLA optimizes as little as it can.
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -30,6 +31,50 @@ def x64():
   """Float64 for the length of a test."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope='session')
+def _bucket_server():
+  """A server of buckets behind a proxy, which this process uses as Google's."""
+  import bucket_proxy
+  import bucket_server
+
+  from bn_repro.runtime import places
+
+  server = bucket_server.Server()
+  proxy = bucket_proxy.Proxy(server.server_address)
+  address = f'http://127.0.0.1:{proxy.server_address[1]}'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('STORAGE_EMULATOR_HOST', address)
+    patch.setenv('TENSORSTORE_GCS_HTTP_URL', address)
+    # The client opens its session at its first request, and several of them if
+    # that is made by several threads at once.
+    server.store.buckets = {'bucket': {}}
+    places.find(places.parse('--workdir', 'gs://bucket/run'))
+    yield server, proxy
+
+
+@pytest.fixture
+def bucket(_bucket_server):
+  """An empty bucket; `bucket_proxy` says how requests can be made to fail.
+
+  Attributes:
+    path: 'gs://bucket'.
+    objects: the objects, by name; each a dict, with its `data`.
+    denied: set of the permissions that nobody has.
+    proxy: the `bucket_proxy.Proxy` that all requests pass.
+  """
+  server, proxy = _bucket_server
+  store = server.store
+  store.buckets, store.denied = {'bucket': {}}, set()
+  proxy.reset()
+  yield types.SimpleNamespace(
+    path='gs://bucket',
+    objects=store.buckets['bucket'],
+    denied=store.denied,
+    proxy=proxy,
+  )
+  proxy.reset()
 
 
 @pytest.fixture(scope='session')

@@ -1,0 +1,327 @@
+"""The claim of a workdir: one process at a time trains in it.
+
+In a local workdir it is a lock of the kernel, which ends with the process. In a
+bucket it is the object `lock`, which its holder writes again every ten seconds.
+Who finds it waits for the next write. If none comes for a minute, it replaces
+the object, on condition that nobody else has: of several, one succeeds.
+
+A holder that cannot write to the bucket stops before the minute is over. One
+that was suspended meanwhile, and does not know yet, finds out when it renews
+its claim, which it has to do before it commits anything that counts. What it
+commits within one request of that may still be too late.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+import socket
+import tempfile
+import threading
+import time
+from typing import IO, Any, Protocol, TextIO
+import uuid
+
+from bn_repro import files
+from bn_repro.errors import StorageDown, UserError
+from bn_repro.runtime import places
+
+# Seconds after which a claim that nobody has renewed is taken over. Our choice:
+# longer than most pauses of a machine, shorter than the start of another one.
+EXPIRES = 60.0
+# Shares of it, our choice: how often a holder renews its claim, and how long it
+# goes on if it cannot. The rest is for requests that are under way.
+_BEAT = 1 / 6
+_PATIENCE = 2 / 3
+
+
+class ClaimLost(StorageDown):
+  """Another process may continue the run, so this one has to stop."""
+
+
+class Claim(Protocol):
+  """The claim of one workdir."""
+
+  def take(self) -> None:
+    """Takes the claim, until it is released or this process ends.
+
+    Raises:
+      UserError: if another process holds it, or the workdir cannot be written.
+    """
+
+  def check(self) -> None:
+    """Checks, without a request, that this process holds the claim.
+
+    Raises:
+      ClaimLost: if it may have lost it.
+    """
+
+  def renew(self) -> None:
+    """Makes sure that this process holds the claim, before it commits.
+
+    Raises:
+      ClaimLost: if another process has taken it over.
+      StorageDown: if the bucket cannot be reached.
+    """
+
+  def release(self) -> None:
+    """Releases the claim; leaves no directory that holds nothing else."""
+
+  def holder(self) -> str:
+    """Names the process that last held the claim; empty if none has."""
+
+
+def create(workdir: places.Place, expires: float = EXPIRES) -> Claim:
+  """Returns the claim of a workdir, which is not taken yet.
+
+  Args:
+    workdir: place of the workdir.
+    expires: seconds after which others may take over a claim in a bucket; the
+      same for all processes.
+  """
+  if isinstance(workdir, Path):
+    return _LocalClaim(workdir)
+  return _BucketClaim(workdir, expires)
+
+
+class _LocalClaim:
+  """A lock on the file `lock` in a directory, which `take` creates."""
+
+  def __init__(self, workdir: Path):
+    self._workdir = workdir
+    self._path = workdir / 'lock'
+    self._lock: TextIO | None = None
+
+  def take(self) -> None:
+    try:
+      self._workdir.mkdir(parents=True, exist_ok=True)
+      lock = self._path.open('a+')
+    except OSError as error:
+      raise UserError(
+        f'--workdir={self._workdir}: cannot be written ({error.strerror}).'
+      ) from error
+    try:
+      is_free = files.lock(lock)
+    except UserError:
+      self._lock = lock
+      self.release()
+      raise
+    if not is_free:
+      lock.seek(0)
+      holder = lock.read().strip()
+      lock.close()
+      raise _in_use(self._workdir, holder)
+    lock.truncate(0)
+    lock.write(_this_process())
+    lock.flush()
+    # Processes on other hosts read it.
+    os.fsync(lock.fileno())
+    self._lock = lock
+
+  def check(self) -> None:
+    pass
+
+  def renew(self) -> None:
+    pass
+
+  def release(self) -> None:
+    if self._lock is None:
+      return
+    if [path.name for path in self._workdir.iterdir()] == ['lock']:
+      self._path.unlink()
+      self._workdir.rmdir()
+    self._lock.close()
+    self._lock = None
+
+  def holder(self) -> str:
+    try:
+      return self._path.read_text().strip()
+    except OSError:
+      return ''
+
+
+class _BucketClaim:
+  """An object of a bucket, which a thread renews."""
+
+  def __init__(self, workdir: places.Place, expires: float):
+    self._workdir = workdir
+    self._place = workdir / 'lock'
+    self._expires = expires
+    self._beat = _BEAT * expires
+    self._patience = _PATIENCE * expires
+    self._content = b''
+    self._alive: IO[Any] | None = None
+    self._renewed = 0.0
+    self._successor: str | None = None
+    self._stopped = threading.Event()
+    self._thread = threading.Thread()
+
+  def take(self) -> None:
+    # Never the same twice: `renew` recognizes what this process has written.
+    id_ = uuid.uuid4().hex
+    self._content = json.dumps({'holder': _this_process(), 'id': id_}).encode()
+    self._alive = _alive_path(id_).open('w')
+    try:
+      files.lock(self._alive)
+      found = self._wait_for_end()
+      self._renewed = _now()
+      places.replace_if(
+        self._place,
+        self._content,
+        found.generation if found else 0,
+        retry_for=self._patience,
+      )
+    except places.ChangedError as error:
+      self._remove_alive()
+      raise _in_use(self._workdir, _holder(error.found)) from None
+    except UserError:
+      self._remove_alive()
+      raise
+    self._successor = None
+    self._stopped = threading.Event()
+    self._thread = threading.Thread(target=self._keep, daemon=True)
+    self._thread.start()
+
+  def check(self) -> None:
+    if self._successor is not None:
+      raise ClaimLost(
+        f'--workdir={self._workdir}: this process did not renew its claim of '
+        f'the run for {self._expires:.0f} s, and {self._successor} has taken '
+        'it over.'
+      )
+    if _now() > self._renewed + self._patience:
+      raise ClaimLost(
+        f'--workdir={self._workdir}: this process could not renew its claim of '
+        f'the run for {self._patience:.0f} s, and another one may take it '
+        'over. Run the same command again.'
+      )
+
+  def renew(self) -> None:
+    started = _now()
+    found = self._read()
+    try:
+      if found is None or found.content != self._content:
+        raise places.ChangedError(found)
+      places.replace_if(
+        self._place,
+        self._content,
+        found.generation,
+        retry_for=self._patience,
+      )
+    except places.ChangedError as error:
+      self._successor = _holder(error.found) or 'another process'
+    else:
+      # When the request was made: how long it took to be carried out, or its
+      # answer to arrive, is not known.
+      self._renewed = max(self._renewed, started)
+    self.check()
+
+  def release(self) -> None:
+    if self._alive is None:
+      return
+    self._stopped.set()
+    self._thread.join(self._beat)
+    # Otherwise the claim expires.
+    with contextlib.suppress(UserError):
+      found = places.read_version(self._place, retry_for=self._beat)
+      if found is not None and found.content == self._content:
+        places.remove(self._place, found.generation, retry_for=self._beat)
+    self._remove_alive()
+
+  def holder(self) -> str:
+    return _holder(self._read())
+
+  def _read(self) -> places.Version | None:
+    return places.read_version(self._place, retry_for=self._patience)
+
+  def _keep(self) -> None:
+    """Renews the claim until it is released or lost."""
+    while not self._stopped.wait(self._beat):
+      try:
+        self.renew()
+      except ClaimLost:
+        return
+      except UserError:
+        pass  # Tries again; `check` raises if this lasts too long.
+
+  def _wait_for_end(self) -> places.Version | None:
+    """Waits until nobody holds the claim.
+
+    Returns:
+      The claim of a process that is gone; None if there is none.
+
+    Raises:
+      UserError: if a process renews it.
+    """
+    found = self._read()
+    if found is None or _has_died(found):
+      return found
+    print(
+      f'{self._workdir}: claimed by {_holder(found) or "another process"}. '
+      f'Waits {self._expires:.0f} s for a sign of it.'
+    )
+    end = _now() + self._expires
+    while _now() < end:
+      time.sleep(self._beat / 4)
+      latest = self._read()
+      if latest is None:
+        return None
+      if latest.generation != found.generation:
+        raise _in_use(self._workdir, _holder(latest))
+    return found
+
+  def _remove_alive(self) -> None:
+    assert self._alive is not None
+    Path(self._alive.name).unlink(missing_ok=True)
+    self._alive.close()
+    self._alive = None
+
+
+def _this_process() -> str:
+  return f'process {os.getpid()} on {socket.gethostname()}'
+
+
+def _in_use(workdir: places.Place, holder: str) -> UserError:
+  return UserError(
+    f'--workdir={workdir}: in use by {holder or "another process"}. Wait for '
+    'it, stop it, or use another workdir.'
+  )
+
+
+def _now() -> float:
+  """Seconds, also of the time for which this machine is suspended."""
+  return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _field(found: places.Version | None, name: str) -> str:
+  """A field of a claim; empty if there is no claim, or it was edited."""
+  try:
+    return str(json.loads(found.content)[name]) if found else ''
+  except (ValueError, KeyError, TypeError):
+    return ''
+
+
+def _holder(found: places.Version | None) -> str:
+  return _field(found, 'holder')
+
+
+def _alive_path(id_: str) -> Path:
+  """The path of a file that the holder of a claim locks on its machine.
+
+  The kernel releases the lock when the process ends, however it ends, so that
+  the next one on the same machine need not wait.
+  """
+  return Path(tempfile.gettempdir(), f'bn_repro-{id_}')
+
+
+def _has_died(found: places.Version) -> bool:
+  """Whether the holder of a claim ran on this machine, and has ended."""
+  path = _alive_path(_field(found, 'id'))
+  try:
+    with path.open() as alive:
+      has_ended = files.lock(alive)
+  except (OSError, UserError):
+    return False
+  if has_ended:
+    path.unlink(missing_ok=True)
+  return has_ended
