@@ -39,18 +39,17 @@ def _bucket_server():
   import bucket_proxy
   import bucket_server
 
-  from bn_repro.runtime import places
+  from bn_repro.runtime import buckets
 
   server = bucket_server.Server()
   proxy = bucket_proxy.Proxy(server.server_address)
   address = f'http://127.0.0.1:{proxy.server_address[1]}'
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('STORAGE_EMULATOR_HOST', address)
-    patch.setenv('TENSORSTORE_GCS_HTTP_URL', address)
     # The client opens its session at its first request, and several of them if
     # that is made by several threads at once.
     server.store.buckets = {'bucket': {}}
-    places.find(places.parse('--workdir', 'gs://bucket/run'))
+    buckets.find(buckets.parse('--workdir', 'gs://bucket/run'))
     yield server, proxy
 
 

@@ -49,7 +49,7 @@ CONFINED = {
   'matplotlib': 'report.drawing report.figures sweep.figures',
   'tensorflow_datasets': 'data',
   'array_record': 'data',
-  **dict.fromkeys(('etils', 'fsspec', 'gcsfs', 'google'), 'runtime.places'),
+  **dict.fromkeys(('google', 'google_crc32c'), 'runtime.buckets'),
   **dict.fromkeys(
     ('jax', 'flax', 'optax'),
     'parallel models data runtime training inference tpu cli overview examples',

@@ -1,14 +1,14 @@
-"""The claim of a workdir: one process at a time trains in it.
+"""The claim of a workdir in a bucket: one process at a time trains in it.
 
-In a local workdir it is a lock of the kernel, which ends with the process. In a
-bucket it is the object `lock`, which its holder writes again every ten seconds.
-Who finds it waits for the next write. If none comes for a minute, it replaces
-the object, on condition that nobody else has: of several, one succeeds.
+It is the object `lock`, which its holder writes again every half minute. A
+process that finds it waits for the next write. If none comes for three minutes,
+the process replaces the object, on condition that nobody else has: of several,
+one succeeds.
 
-A holder that cannot write to the bucket stops before the minute is over. One
-that was suspended meanwhile, and does not know yet, finds out when it renews
-its claim, which it has to do before it commits anything that counts. What it
-commits within one request of that may still be too late.
+A holder that cannot write to the bucket stops after two minutes. One that was
+suspended meanwhile, and does not know yet, finds out when it renews its claim,
+which it has to do before it commits anything that counts. What it commits
+within one request of that may still be too late.
 """
 
 import contextlib
@@ -19,16 +19,17 @@ import socket
 import tempfile
 import threading
 import time
-from typing import IO, Any, Protocol, TextIO
+from typing import IO, Any
 import uuid
 
 from bn_repro import files
 from bn_repro.errors import StorageDown, UserError
-from bn_repro.runtime import places
+from bn_repro.runtime import buckets
+from bn_repro.runtime.buckets import Place
 
 # Seconds after which a claim that nobody has renewed is taken over. Our choice:
 # longer than most pauses of a machine, shorter than the start of another one.
-EXPIRES = 60.0
+EXPIRES = 180.0
 # Shares of it, our choice: how often a holder renews its claim, and how long it
 # goes on if it cannot. The rest is for requests that are under way.
 _BEAT = 1 / 6
@@ -39,111 +40,17 @@ class ClaimLost(StorageDown):
   """Another process may continue the run, so this one has to stop."""
 
 
-class Claim(Protocol):
-  """The claim of one workdir."""
+class Claim:
+  """The claim of a workdir in a bucket, an object that a thread renews."""
 
-  def take(self) -> None:
-    """Takes the claim, until it is released or this process ends.
+  def __init__(self, workdir: Place, expires: float = EXPIRES):
+    """Does not take the claim.
 
-    Raises:
-      UserError: if another process holds it, or the workdir cannot be written.
+    Args:
+      workdir: place of the workdir.
+      expires: seconds after which others may take the claim over; the same for
+        all processes.
     """
-
-  def check(self) -> None:
-    """Checks, without a request, that this process holds the claim.
-
-    Raises:
-      ClaimLost: if it may have lost it.
-    """
-
-  def renew(self) -> None:
-    """Makes sure that this process holds the claim, before it commits.
-
-    Raises:
-      ClaimLost: if another process has taken it over.
-      StorageDown: if the bucket cannot be reached.
-    """
-
-  def release(self) -> None:
-    """Releases the claim; leaves no directory that holds nothing else."""
-
-  def holder(self) -> str:
-    """Names the process that last held the claim; empty if none has."""
-
-
-def create(workdir: places.Place, expires: float = EXPIRES) -> Claim:
-  """Returns the claim of a workdir, which is not taken yet.
-
-  Args:
-    workdir: place of the workdir.
-    expires: seconds after which others may take over a claim in a bucket; the
-      same for all processes.
-  """
-  if isinstance(workdir, Path):
-    return _LocalClaim(workdir)
-  return _BucketClaim(workdir, expires)
-
-
-class _LocalClaim:
-  """A lock on the file `lock` in a directory, which `take` creates."""
-
-  def __init__(self, workdir: Path):
-    self._workdir = workdir
-    self._path = workdir / 'lock'
-    self._lock: TextIO | None = None
-
-  def take(self) -> None:
-    try:
-      self._workdir.mkdir(parents=True, exist_ok=True)
-      lock = self._path.open('a+')
-    except OSError as error:
-      raise UserError(
-        f'--workdir={self._workdir}: cannot be written ({error.strerror}).'
-      ) from error
-    try:
-      is_free = files.lock(lock)
-    except UserError:
-      self._lock = lock
-      self.release()
-      raise
-    if not is_free:
-      lock.seek(0)
-      holder = lock.read().strip()
-      lock.close()
-      raise _in_use(self._workdir, holder)
-    lock.truncate(0)
-    lock.write(_this_process())
-    lock.flush()
-    # Processes on other hosts read it.
-    os.fsync(lock.fileno())
-    self._lock = lock
-
-  def check(self) -> None:
-    pass
-
-  def renew(self) -> None:
-    pass
-
-  def release(self) -> None:
-    if self._lock is None:
-      return
-    if [path.name for path in self._workdir.iterdir()] == ['lock']:
-      self._path.unlink()
-      self._workdir.rmdir()
-    self._lock.close()
-    self._lock = None
-
-  def holder(self) -> str:
-    try:
-      return self._path.read_text().strip()
-    except OSError:
-      return ''
-
-
-class _BucketClaim:
-  """An object of a bucket, which a thread renews."""
-
-  def __init__(self, workdir: places.Place, expires: float):
     self._workdir = workdir
     self._place = workdir / 'lock'
     self._expires = expires
@@ -157,6 +64,12 @@ class _BucketClaim:
     self._thread = threading.Thread()
 
   def take(self) -> None:
+    """Takes the claim, until it is released or lost.
+
+    Raises:
+      StorageDown: if the bucket cannot be reached.
+      UserError: if another process holds it, or the bucket refuses access.
+    """
     # Never the same twice: `renew` recognizes what this process has written.
     id_ = uuid.uuid4().hex
     self._content = json.dumps({'holder': _this_process(), 'id': id_}).encode()
@@ -165,13 +78,13 @@ class _BucketClaim:
       files.lock(self._alive)
       found = self._wait_for_end()
       self._renewed = _now()
-      places.replace_if(
+      buckets.write(
         self._place,
         self._content,
         found.generation if found else 0,
         retry_for=self._patience,
       )
-    except places.ChangedError as error:
+    except buckets.ChangedError as error:
       self._remove_alive()
       raise _in_use(self._workdir, _holder(error.found)) from None
     except UserError:
@@ -183,6 +96,11 @@ class _BucketClaim:
     self._thread.start()
 
   def check(self) -> None:
+    """Checks, without a request, that this process holds the claim.
+
+    Raises:
+      ClaimLost: if it may have lost it.
+    """
     if self._successor is not None:
       raise ClaimLost(
         f'--workdir={self._workdir}: this process did not renew its claim of '
@@ -197,18 +115,24 @@ class _BucketClaim:
       )
 
   def renew(self) -> None:
+    """Makes sure that this process holds the claim, before it commits.
+
+    Raises:
+      ClaimLost: if another process has taken it over.
+      StorageDown: if the bucket cannot be reached.
+    """
     started = _now()
     found = self._read()
     try:
       if found is None or found.content != self._content:
-        raise places.ChangedError(found)
-      places.replace_if(
+        raise buckets.ChangedError(found)
+      buckets.write(
         self._place,
         self._content,
         found.generation,
         retry_for=self._patience,
       )
-    except places.ChangedError as error:
+    except buckets.ChangedError as error:
       self._successor = _holder(error.found) or 'another process'
     else:
       # When the request was made: how long it took to be carried out, or its
@@ -217,22 +141,20 @@ class _BucketClaim:
     self.check()
 
   def release(self) -> None:
+    """Gives the claim back; without the bucket it expires."""
     if self._alive is None:
       return
     self._stopped.set()
     self._thread.join(self._beat)
     # Otherwise the claim expires.
     with contextlib.suppress(UserError):
-      found = places.read_version(self._place, retry_for=self._beat)
+      found = buckets.read(self._place, retry_for=self._beat)
       if found is not None and found.content == self._content:
-        places.remove(self._place, found.generation, retry_for=self._beat)
+        buckets.remove(self._place, found.generation, retry_for=self._beat)
     self._remove_alive()
 
-  def holder(self) -> str:
-    return _holder(self._read())
-
-  def _read(self) -> places.Version | None:
-    return places.read_version(self._place, retry_for=self._patience)
+  def _read(self) -> buckets.Version | None:
+    return buckets.read(self._place, retry_for=self._patience)
 
   def _keep(self) -> None:
     """Renews the claim until it is released or lost."""
@@ -244,7 +166,7 @@ class _BucketClaim:
       except UserError:
         pass  # Tries again; `check` raises if this lasts too long.
 
-  def _wait_for_end(self) -> places.Version | None:
+  def _wait_for_end(self) -> buckets.Version | None:
     """Waits until nobody holds the claim.
 
     Returns:
@@ -281,7 +203,7 @@ def _this_process() -> str:
   return f'process {os.getpid()} on {socket.gethostname()}'
 
 
-def _in_use(workdir: places.Place, holder: str) -> UserError:
+def _in_use(workdir: Place, holder: str) -> UserError:
   return UserError(
     f'--workdir={workdir}: in use by {holder or "another process"}. Wait for '
     'it, stop it, or use another workdir.'
@@ -293,7 +215,7 @@ def _now() -> float:
   return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _field(found: places.Version | None, name: str) -> str:
+def _field(found: buckets.Version | None, name: str) -> str:
   """A field of a claim; empty if there is no claim, or it was edited."""
   try:
     return str(json.loads(found.content)[name]) if found else ''
@@ -301,7 +223,7 @@ def _field(found: places.Version | None, name: str) -> str:
     return ''
 
 
-def _holder(found: places.Version | None) -> str:
+def _holder(found: buckets.Version | None) -> str:
   return _field(found, 'holder')
 
 
@@ -314,7 +236,7 @@ def _alive_path(id_: str) -> Path:
   return Path(tempfile.gettempdir(), f'bn_repro-{id_}')
 
 
-def _has_died(found: places.Version) -> bool:
+def _has_died(found: buckets.Version) -> bool:
   """Whether the holder of a claim ran on this machine, and has ended."""
   path = _alive_path(_field(found, 'id'))
   try:

@@ -1,8 +1,7 @@
-"""Places: what names them, and what is read and written in a bucket."""
+"""Places in a bucket: what names them, and what is read and written there."""
 
 import importlib.util
 import os
-from pathlib import Path
 
 import bucket_proxy
 from google.auth import exceptions as auth_exceptions
@@ -10,7 +9,7 @@ from google.cloud.storage import retry
 import pytest
 
 from bn_repro.errors import StorageDown, UserError
-from bn_repro.runtime import places
+from bn_repro.runtime import buckets
 
 
 @pytest.fixture
@@ -18,8 +17,8 @@ def run(bucket, monkeypatch):
   """A place in a bucket, whose requests are repeated without much waiting."""
   quick = retry.DEFAULT_RETRY.with_delay(initial=0.05)
   monkeypatch.setattr(retry, 'DEFAULT_RETRY', quick)
-  monkeypatch.setattr(places, '_TIMEOUT', 0.5)
-  return places.parse('--workdir', f'{bucket.path}/runs/a')
+  monkeypatch.setattr(buckets, '_TIMEOUT', 0.5)
+  return buckets.parse('--workdir', f'{bucket.path}/runs/a')
 
 
 # Names.
@@ -33,12 +32,10 @@ def run(bucket, monkeypatch):
     ('gs://bucket/é .x/..y/a=1,b+c@d~e', 'gs://bucket/é .x/..y/a=1,b+c@d~e'),
   ],
 )
-def test_places_in_a_bucket(text, expected):
-  place = places.parse('--workdir', text)
-  assert places.is_remote(place)
+def test_places(text, expected):
+  place = buckets.parse('--workdir', text)
   assert str(place) == expected
   assert str(place / 'x' / 'y.json') == f'{expected}/x/y.json'
-  assert (place / 'x').parent == place
 
 
 @pytest.mark.parametrize(
@@ -47,102 +44,100 @@ def test_places_in_a_bucket(text, expected):
     *('gs://', 'gs:///', 'gs://bucket', 'gs://bucket/', 'gs:/bucket/run'),
     *('gs://b/run', 'gs://Bucket/run', 'gs://-ab/run', 'gs://../run'),
     *('gs://bucket/..', 'gs://bucket/a/../b', 'gs://bucket/./a'),
-    # Patterns of fsspec and Orbax, and a generation.
+    # Patterns of shells and Google's tools.
     *(f'gs://bucket/a{c}b' for c in '*?[]#\\{}\n\0'),
-    *('s3://bucket/run', 'gcs://bucket/run', 'C:/runs', 'file:///tmp/x'),
   ],
 )
 def test_refused_places(text):
   with pytest.raises(UserError) as caught:
-    places.parse('--workdir', text)
+    buckets.parse('--workdir', text)
   (problem,) = caught.value.problems
   shown = text.encode('unicode_escape').decode().replace('\\\\', '\\')
   assert problem.startswith(f'--workdir={shown}: must be a path or gs://')
 
 
-def test_local_places(tmp_path):
-  place = places.parse('--workdir', str(tmp_path))
-  assert place == tmp_path and isinstance(place, Path)
-  assert not places.is_remote(place)
-  with pytest.raises(UserError, match='must not be empty'):
-    places.parse('--workdir', '')
-  assert places.read(tmp_path / 'a') is None
-  (tmp_path / 'b').mkdir()
-  for name, content in {'a': 'é', 'b/c': b'\xff'}.items():
-    places.write(tmp_path / name, content)
-  assert places.read(tmp_path / 'a') == 'é'.encode()
-  assert places.find(tmp_path) == ['a', 'b/c']
-  assert places.find(tmp_path / 'none') == []
-
-
 def test_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(UserError, match='pip install -r requirements-tpu.txt'):
-    places.parse('--workdir', 'gs://bucket/run')
-  assert places.parse('--workdir', '/x') == Path('/x')
+    buckets.parse('--workdir', 'gs://bucket/run')
 
 
 # Requests.
 
 
-def test_contents(run, bucket):
+def test_contents(run, bucket, tmp_path):
   """In one request each, as another client sees them."""
-  assert places.read(run / 'x') is None
-  for name, content in {'x': 'é\n', 'y/z': bytes(range(256))}.items():
-    places.write(run / name, content)
-  places.write(run / 'x', b'')
+  assert buckets.read(run / 'x') is None
+  for name, content in {'x': b'1', 'y/z': bytes(range(256))}.items():
+    buckets.write(run / name, content)
+  (tmp_path / 'x').write_bytes(b'')
+  buckets.write(run / 'x', tmp_path / 'x')
   assert len(bucket.proxy.seen) == 4
-  contents = {name: item['data'] for name, item in bucket.objects.items()}
-  assert contents == {'runs/a/x': b'', 'runs/a/y/z': bytes(range(256))}
-  assert places.read(run / 'y' / 'z') == bytes(range(256))
-  assert places.read(run / 'y') is None
+  assert contents(bucket) == {'x': b'', 'y/z': bytes(range(256))}
+  assert buckets.read(run / 'y' / 'z').content == bytes(range(256))
+  assert buckets.read(run / 'y') is None
 
 
-def test_large_contents(run):
-  content = os.urandom(9 << 20)
-  places.write(run / 'model', content)
-  assert places.read(run / 'model') == content
+@pytest.mark.parametrize('form', ['bytes', 'file'])
+def test_large_contents(form, run, tmp_path):
+  content, copy = os.urandom(9 << 20), tmp_path / 'copy'
+  (tmp_path / 'model').write_bytes(content)
+  buckets.write(
+    run / 'model', content if form == 'bytes' else tmp_path / 'model'
+  )
+  assert buckets.read(run / 'model').content == content
+  assert buckets.download(run / 'model', copy)
+  assert copy.read_bytes() == content
+
+
+def test_what_is_not_there_to_copy(run, tmp_path):
+  (tmp_path / 'x').write_text('old')
+  assert not buckets.download(run / 'x', tmp_path / 'x')
+  assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [('x', 'old')]
+  with pytest.raises(FileNotFoundError):
+    buckets.write(run / 'x', tmp_path / 'y')
+  assert buckets.find(run) == {}
 
 
 def test_find(run, bucket):
-  assert places.find(run) == []
+  """As a local file is described: CRC-32C of b'' is 0."""
+  assert buckets.find(run) == {}
   names = sorted(['a', 'b/a/c', 'b-d', *(f'c/{n}' for n in range(1100))])
-  for name in names:
-    bucket.objects[f'runs/a/{name}'] = {'name': f'runs/a/{name}'}
-  bucket.objects['runs/ab'] = {'name': 'runs/ab'}
+  for name in (*(f'runs/a/{name}' for name in names), 'runs/ab', 'runs/a-'):
+    bucket.objects[name] = {'name': name, 'size': '0', 'crc32c': 'AAAAAA=='}
   before = len(bucket.proxy.seen)
-  assert places.find(run) == names
+  found = buckets.find(run)
+  assert list(found) == names
   assert len(bucket.proxy.seen) - before == 2
+  assert set(found.values()) == {(0, 'AAAAAA==')}
+  assert buckets.find(run / 'a') == {'': (0, 'AAAAAA==')}
 
 
-def test_copy_and_remove(run, bucket):
-  places.write(run / 'x', b'1')
-  places.copy(run / 'x', run / 'aside' / 'x')
-  places.remove(run / 'x')
-  places.remove(run / 'x')
-  assert [item['data'] for item in bucket.objects.values()] == [b'1']
-  assert places.find(run) == ['aside/x']
-  with pytest.raises(UserError, match=r'runs/a/x: does not exist'):
-    places.copy(run / 'x', run / 'y')
+def test_entries_of_local_files(run, tmp_path):
+  """As the server computes them."""
+  for size in (0, 1, 3 << 20):
+    (tmp_path / 'x').write_bytes(os.urandom(size))
+    buckets.write(run / 'x', tmp_path / 'x')
+    assert buckets.find(run) == {'x': buckets.entry_of(tmp_path / 'x')}
 
 
 def test_generations(run, bucket):
   place = run / 'lock'
-  assert places.read_version(place) is None
-  first = places.replace_if(place, b'1', 0)
-  assert places.read_version(place) == (b'1', first)
-  second = places.replace_if(place, b'2', first)
+  assert buckets.read(place) is None
+  first = buckets.write(place, b'1', 0)
+  assert buckets.read(place) == (b'1', first)
+  second = buckets.write(place, b'2', first)
   for generation in (0, first):
-    with pytest.raises(places.ChangedError) as caught:
-      places.replace_if(place, b'3', generation)
+    with pytest.raises(buckets.ChangedError) as caught:
+      buckets.write(place, b'3', generation)
     assert caught.value.found == (b'2', second)
-    places.remove(place, generation)
+    buckets.remove(place, generation)
     assert bucket.objects['runs/a/lock']['data'] == b'2'
   # As after an answer that was lost.
-  assert places.replace_if(place, b'2', first) == second
-  places.remove(place, second)
-  with pytest.raises(places.ChangedError) as caught:
-    places.replace_if(place, b'3', second)
+  assert buckets.write(place, b'2', first) == second
+  buckets.remove(place, second)
+  with pytest.raises(buckets.ChangedError) as caught:
+    buckets.write(place, b'3', second)
   assert caught.value.found is None and bucket.objects == {}
 
 
@@ -150,35 +145,32 @@ def test_generations(run, bucket):
 # bucket contains afterwards.
 OPERATIONS = {
   'read': (
-    lambda run, **options: places.read(run / 'x', **options),
+    lambda run, **options: buckets.read(run / 'x', **options).content,
     b'old',
     {'x': b'old'},
   ),
   'write': (
-    lambda run, **options: places.write(run / 'x', b'new', **options),
-    None,
+    lambda run, **options: buckets.write(run / 'x', b'new', **options) > 0,
+    True,
     {'x': b'new'},
   ),
-  'find': (places.find, ['x'], {'x': b'old'}),
-  'copy': (
-    lambda run, **options: places.copy(run / 'x', run / 'y', **options),
-    None,
-    {'x': b'old', 'y': b'old'},
+  'find': (
+    lambda run, **options: list(buckets.find(run, **options)),
+    ['x'],
+    {'x': b'old'},
   ),
   'remove': (
-    lambda run, **options: places.remove(run / 'x', **options),
+    lambda run, **options: buckets.remove(run / 'x', **options),
     None,
     {},
   ),
   'create': (
-    lambda run, **options: (
-      places.replace_if(run / 'y', b'new', 0, **options) > 0
-    ),
+    lambda run, **options: buckets.write(run / 'y', b'new', 0, **options) > 0,
     True,
     {'x': b'old', 'y': b'new'},
   ),
   'check': (
-    lambda run, **options: places.check_writable('--workdir', run, **options),
+    lambda run, **options: buckets.check_writable('--workdir', run, **options),
     None,
     {'x': b'old'},
   ),
@@ -201,7 +193,7 @@ def contents(bucket):
 def test_faults_that_pass(name, fault, run, bucket):
   """Twice, after which the request is answered."""
   operation, returned, left = OPERATIONS[name]
-  places.write(run / 'x', b'old')
+  buckets.write(run / 'x', b'old')
   bucket.proxy.rule = bucket_proxy.first(2, fault)
   assert operation(run) == returned
   assert contents(bucket) == left
@@ -213,7 +205,7 @@ def test_faults_that_pass(name, fault, run, bucket):
 @pytest.mark.parametrize('name', OPERATIONS)
 def test_faults_that_stay(name, fault, run, bucket):
   """A later run of the command may succeed; nothing is half done."""
-  places.write(run / 'x', b'old')
+  buckets.write(run / 'x', b'old')
   before = len(bucket.proxy.seen)
   bucket.proxy.rule = bucket_proxy.always(fault)
   with pytest.raises(StorageDown, match='cannot be reached') as caught:
@@ -235,55 +227,64 @@ def test_faults_that_stay(name, fault, run, bucket):
 )
 def test_refused_requests(name, code, run, bucket):
   """At once: waiting does not help."""
-  places.write(run / 'x', b'old')
+  buckets.write(run / 'x', b'old')
   before = len(bucket.proxy.seen)
   bucket.proxy.rule = bucket_proxy.always(('status', code))
   with pytest.raises(UserError, match='refuses access: ') as caught:
     OPERATIONS[name][0](run)
   assert not isinstance(caught.value, StorageDown)
+  if code != 401:  # The client then tries to renew its credentials first.
+    assert str(caught.value).endswith(f': HTTP status {code}, injected.')
   assert len(bucket.proxy.seen) - before == 1
+
+
+@pytest.mark.parametrize(
+  'cause, kind',
+  [
+    (auth_exceptions.TransportError('no metadata server'), StorageDown),
+    (None, UserError),
+  ],
+)
+def test_a_token_that_cannot_be_renewed(cause, kind, run, monkeypatch):
+  """Because of the network, or because the account is gone."""
+
+  def fail(blob, **options):
+    raise auth_exceptions.RefreshError('no token') from cause
+
+  monkeypatch.setattr('google.cloud.storage.Blob.download_as_bytes', fail)
+  with pytest.raises(UserError) as caught:
+    buckets.read(run / 'x')
+  assert type(caught.value) is kind
 
 
 def test_listings_that_are_stale(run, bucket):
   """Only listings can be: the client remembers nothing."""
-  places.write(run / 'x', b'1')
-  assert places.find(run) == ['x']
+  buckets.write(run / 'x', b'1')
+  assert list(buckets.find(run)) == ['x']
   bucket.proxy.rule = bucket_proxy.always(('stale',))
   for name in 'xy':
-    places.write(run / name, b'22')
-  assert places.find(run) == ['x']
-  assert places.read(run / 'x') == places.read(run / 'y') == b'22'
+    buckets.write(run / name, b'22')
+    assert buckets.read(run / name).content == b'22'
+  assert [(n, e.size) for n, e in buckets.find(run).items()] == [('x', 1)]
   bucket.proxy.rule = None
-  assert places.find(run) == ['x', 'y']
-
-
-def test_the_file_system_of_orbax_remembers_nothing(run):
-  places.write(run / 'x', b'1')
-  assert [path.name for path in run.iterdir()] == ['x']
-  # By another process, as far as that file system knows.
-  places.write(run / 'x', b'22')
-  places.write(run / 'y', b'3')
-  assert (run / 'x').read_text() == '22'
-  assert (run / 'y').exists()
-  places.remove(run / 'x')
-  assert [path.name for path in run.iterdir()] == ['y']
+  assert [e.size for e in buckets.find(run).values()] == [2, 2]
 
 
 # What a user may have forgotten.
 
 
 def test_a_bucket_that_can_be_used(run, bucket):
-  places.check_writable('--workdir', run)
+  buckets.check_writable('--workdir', run)
   assert bucket.objects == {}
 
 
 @pytest.mark.parametrize(
-  'permission', ['storage.objects.delete', 'storage.buckets.get']
+  'permission', ['storage.objects.delete', 'storage.objects.create']
 )
 def test_a_permission_that_is_missing(permission, run, bucket):
   bucket.denied.add(permission)
   with pytest.raises(UserError) as caught:
-    places.check_writable('--workdir', run)
+    buckets.check_writable('--workdir', run)
   (problem,) = caught.value.problems
   assert problem.startswith(
     f'--workdir={run}: this account lacks {permission}.'
@@ -292,24 +293,24 @@ def test_a_permission_that_is_missing(permission, run, bucket):
 
 
 def test_a_bucket_that_does_not_exist(bucket):
-  run = places.parse('--workdir', 'gs://another/run')
+  run = buckets.parse('--workdir', 'gs://another/run')
   for operation in (
-    lambda: places.check_writable('--workdir', run),
-    lambda: places.write(run / 'x', b''),
-    lambda: places.find(run),
+    lambda: buckets.check_writable('--workdir', run),
+    lambda: buckets.write(run / 'x', b''),
+    lambda: buckets.find(run),
   ):
     with pytest.raises(UserError, match='there is no bucket of this name'):
       operation()
-  assert places.read(run / 'x') is None
+  assert buckets.read(run / 'x') is None
 
 
 @pytest.fixture
 def no_client(run, monkeypatch):
   """Outside of the emulator, as far as the client knows; makes no request."""
   monkeypatch.delenv('STORAGE_EMULATOR_HOST')
-  places._client.cache_clear()
+  buckets._client.cache_clear()
   yield
-  places._client.cache_clear()
+  buckets._client.cache_clear()
 
 
 def test_no_credentials(run, no_client, monkeypatch):
@@ -318,15 +319,4 @@ def test_no_credentials(run, no_client, monkeypatch):
 
   monkeypatch.setattr('google.auth.default', default)
   with pytest.raises(UserError, match='gcloud auth application-default login'):
-    places.check_writable('--workdir', run)
-
-
-def test_no_project(run, no_client, monkeypatch):
-  from google.auth.credentials import AnonymousCredentials
-
-  monkeypatch.delenv('GOOGLE_CLOUD_PROJECT', raising=False)
-  monkeypatch.setattr(
-    'google.auth.default', lambda **options: (AnonymousCredentials(), None)
-  )
-  with pytest.raises(UserError, match='GOOGLE_CLOUD_PROJECT'):
-    places.check_writable('--workdir', run)
+    buckets.check_writable('--workdir', run)
