@@ -34,7 +34,8 @@ def run(main: Callable[[], int]) -> int:
     finally:
       sys.stdout.flush()
   except UserError as error:
-    return report_errors(error.problems)
+    report_errors(error.problems)
+    return error.exit_code
   except KeyboardInterrupt:
     return report_errors(['stopped'])
 
@@ -188,8 +189,9 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     parser,
     '--model',
     required=True,
+    in_bucket=True,
     metavar='MODEL',
-    help='workdir of a run, or a model file',
+    help='workdir of a run, or a model file; also in a bucket',
   )
 
 

@@ -54,6 +54,11 @@ def _path(value: str) -> str | None:
   return files.path_problem(value) if value else None
 
 
+def _workdir(value: str) -> str | None:
+  # Places in buckets are checked where they are read.
+  return None if value.startswith(files.BUCKET) else _path(value)
+
+
 def _fold(value: int) -> str | None:
   return None if BEFORE_FOLDS <= value < 5 else 'must be 0 to 4'
 
@@ -112,7 +117,7 @@ FIELDS: Mapping[str, Field] = {
   'profile_steps': Field(int, _at_least(0), changeable=True),
   'profile_first_step': Field(int, _at_least(0), changeable=True),
   'divergence_loss': Field(float, _above(0)),
-  'init_from': Field(str, _path),
+  'init_from': Field(str, _workdir),
   # One of `data.datasets.SOURCES`, which is checked where data are loaded: a
   # trained network can be used where its data set is unknown.
   'data.name': Field(str),

@@ -26,7 +26,7 @@ from bn_repro import config as config_lib
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
 from bn_repro.inference import crops
-from bn_repro.runtime import backend
+from bn_repro.runtime import backend, mirror
 from bn_repro.runtime.workdir import (
   EXIT_CODES,
   Status,
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser,
     '--workdir',
     required=True,
-    help='workdir of a run',
+    in_bucket=True,
+    help='workdir of a run, also in a bucket',
   )
   parser.add_argument(
     '--split',
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags, _ = cli.parse_arguments(
       sys.argv[1:] if argv is None else argv, parser
     )
+    flags.workdir = mirror.fetch(flags.workdir)
     evaluate = _evaluate_model if _uses_model(flags) else _evaluate
     for line in evaluate(flags):
       print(_describe(line), flush=True)

@@ -2,8 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
+import dataclasses
 import errno
 import fcntl
+import importlib.util
 import os
 from pathlib import Path
 import re
@@ -16,12 +18,76 @@ from bn_repro.errors import UserError
 # Errors of a disk that is full or takes no larger file.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+# Begins a URL of Cloud Storage.
+BUCKET = 'gs://'
+# Google's names of buckets. In a name, no characters that shells or Google's
+# tools take for patterns, and no parts that a path cannot have.
+_BUCKET_URL = re.compile(
+  r'gs://([a-z0-9][a-z0-9._-]+[a-z0-9])((/+(?!\.\.?(/|$))[\w .+=@,~-]+)+)/*'
+)
 # With one slash, a URL that was normalized as a path.
 _SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')
 # Unicode categories of control characters and separators of lines.
 _CONTROL = ('Cc', 'Zl', 'Zp')
 # Category of bytes that the encoding of the locale does not have.
 _NOT_DECODED = 'Cs'
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """An object in a bucket, or a folder: all objects below a name.
+
+  Attributes:
+    bucket: name of the bucket.
+    name: name in the bucket, without a slash at either end.
+  """
+
+  bucket: str
+  name: str
+
+  def __str__(self) -> str:
+    return f'{BUCKET}{self.bucket}/{self.name}'
+
+  def __truediv__(self, name: str) -> 'Place':
+    return Place(self.bucket, f'{self.name}/{name}')
+
+
+def cache(kind: str) -> Path:
+  """A folder for local copies of what is in buckets."""
+  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return Path(home, 'bn_repro', kind)
+
+
+def parse_place(name: str, text: str) -> Place:
+  """Returns the place in a bucket that a flag or field names.
+
+  Args:
+    name: the flag or field that has the value `text`, for messages.
+    text: `gs://BUCKET/NAME`.
+
+  Raises:
+    UserError: if it is not.
+  """
+  found = _BUCKET_URL.fullmatch(text)
+  if not found:
+    raise UserError(
+      f'{name}={text}: must be a path or gs://BUCKET/NAME. A name in a bucket '
+      'consists of letters, digits, spaces and any of -_.+=@,~/.'
+    )
+  return Place(found[1], re.sub('/+', '/', found[2]).strip('/'))
+
+
+def local_path(place: Place) -> Path:
+  """The local path that stands for a place in a bucket."""
+  return cache('buckets') / place.bucket / place.name
+
+
+def place_of(path: Path) -> Place | None:
+  """The place in a bucket that a local path stands for; None if it is local."""
+  if not path.is_relative_to(cache('buckets')):
+    return None
+  parts = path.relative_to(cache('buckets')).parts
+  return Place(parts[0], '/'.join(parts[1:])) if len(parts) > 1 else None
 
 
 def path_problem(text: str) -> str | None:
@@ -61,13 +127,28 @@ def check_path(name: str, text: str) -> None:
     raise UserError(f'{name}={text}: {problem}.')
 
 
-def expand(name: str, text: str) -> Path:
+def expand(name: str, text: str, *, in_bucket: bool = False) -> Path:
   """Returns the absolute path that a flag or field names; `~` is expanded.
+
+  Args:
+    name: the flag or field that has the value `text`, for messages.
+    text: a path.
+    in_bucket: whether it may also be a place in a bucket, of which the local
+      path is returned.
 
   Raises:
     UserError: as `check_path`, also for the current and the home folder; if
-      the current folder no longer exists.
+      the current folder no longer exists; if what a bucket requires is not
+      installed.
   """
+  if in_bucket and text.startswith('gs:'):
+    place = parse_place(name, text)
+    if importlib.util.find_spec('google_crc32c') is None:
+      raise UserError(
+        f'{name}={text}: a bucket requires further packages. Run: pip install '
+        '-r requirements-tpu.txt'
+      )
+    return local_path(place)
   check_path(name, text)
   try:
     path = Path(text).expanduser().absolute()
@@ -100,6 +181,7 @@ def add_path_argument(
   flag: str,
   *,
   metavar: str = 'DIR',
+  in_bucket: bool = False,
   **options: Any,
 ) -> None:
   """Adds an argument whose value is what `expand` returns.
@@ -108,10 +190,14 @@ def add_path_argument(
     parser: parser to add it to.
     flag: such as '--workdir'.
     metavar: the value in the help.
+    in_bucket: see `expand`.
     **options: further ones of `argparse.ArgumentParser.add_argument`.
   """
   parser.add_argument(
-    flag, type=lambda text: expand(flag, text), metavar=metavar, **options
+    flag,
+    type=lambda text: expand(flag, text, in_bucket=in_bucket),
+    metavar=metavar,
+    **options,
   )
 
 

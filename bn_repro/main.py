@@ -5,6 +5,7 @@ Mistakes in a command are found before JAX is imported.
 
 import argparse
 from collections.abc import Callable, Sequence
+import contextlib
 import os
 from pathlib import Path
 import sys
@@ -19,6 +20,7 @@ from bn_repro import config as config_lib
 from bn_repro.data import datasets
 from bn_repro.errors import UserError
 from bn_repro.runtime import processes, streams
+from bn_repro.runtime.mirror import fetch
 from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.workdir import (
   EXIT_CODES,
@@ -116,8 +118,10 @@ def _main(argv: Sequence[str] | None) -> int:
       flags.config,
       accept_lost_metrics=flags.accept_lost_metrics,
     )
-  except UserError as error:
     workdir.release()
+  except UserError as error:
+    with contextlib.suppress(UserError):
+      workdir.release()
     return _report(error)
   except Exception as error:
     if processes.is_peer_failure(error):
@@ -144,7 +148,9 @@ def _create_parser() -> cli.Parser:
     parser,
     '--workdir',
     required=True,
-    help='directory of this run; created if it does not exist',
+    in_bucket=True,
+    help='directory of this run, or gs://BUCKET/NAME; created if it does not '
+    'exist',
   )
   parser.add_argument(
     '--accept_lost_metrics',
@@ -157,10 +163,10 @@ def _create_parser() -> cli.Parser:
 
 def _report(error: UserError) -> int:
   """Prints an error; leaves the other processes if they do not have it too."""
-  exit_code = cli.report_errors(error.problems)
+  cli.report_errors(error.problems)
   if not isinstance(error, processes.AllProcessesError):
     processes.leave()
-  return exit_code
+  return error.exit_code
 
 
 def _check(
@@ -205,13 +211,17 @@ def _exit_code_if_ended(
   """
 
   def ended() -> tuple[int, str] | None:
-    status = workdir.status()
+    if not workdir.writes:
+      return None
+    names = ['status.json', 'metrics.jsonl', 'model.safetensors']
+    found = Workdir(fetch(workdir.path, names))
+    status = found.status()
     num_examples = len(dataset.splits['train'])
     total_steps = config_lib.total_steps(config, num_examples)
     is_done = (
       status.get('status') == Status.DONE and status.get('step') == total_steps
     )
-    if is_done and not workdir.model.exists():
+    if is_done and not found.model.exists():
       return None  # The last evaluation writes it again.
     if is_done:
       message = f'this run is done, at step {status["step"]}.'
@@ -223,7 +233,7 @@ def _exit_code_if_ended(
     else:
       return None
     try:
-      check_metrics(workdir.metrics, status.get('metrics'))
+      check_metrics(found.metrics, status.get('metrics'))
     except UserError:
       if not accept_lost_metrics:
         raise
@@ -235,16 +245,20 @@ def _exit_code_if_ended(
     return None
   exit_code, message = found
   if workdir.writes:
-    print(f'{workdir.path}: {message}')
+    print(f'{workdir}: {message}')
   return exit_code
 
 
 def _check_shared_workdir(workdir: Workdir) -> None:
   """Checks that every process sees the files that process 0 writes.
 
+  Those in a bucket are for other machines; no other process reads them now.
+
   Raises:
     AllProcessesError: if one of them does not.
   """
+  if files.place_of(workdir.path):
+    return
   holder = processes.broadcast(workdir.holder())
 
   def check() -> None:

@@ -39,6 +39,7 @@ def _bucket_server():
   import bucket_proxy
   import bucket_server
 
+  from bn_repro import files
   from bn_repro.runtime import buckets
 
   server = bucket_server.Server()
@@ -49,7 +50,7 @@ def _bucket_server():
     # The client opens its session at its first request, and several of them if
     # that is made by several threads at once.
     server.store.buckets = {'bucket': {}}
-    buckets.find(buckets.parse('--workdir', 'gs://bucket/run'))
+    buckets.find(files.parse_place('--workdir', 'gs://bucket/run'))
     yield server, proxy
 
 

@@ -27,6 +27,7 @@ from bn_repro.errors import UserError
 from bn_repro.inference import forward
 from bn_repro.inference.crops import convert_channels
 from bn_repro.models import factory
+from bn_repro.runtime import mirror
 from bn_repro.runtime.workdir import Workdir
 from bn_repro.training import model_file
 
@@ -229,7 +230,8 @@ def find(path: str | os.PathLike[str]) -> Path:
   Raises:
     UserError: if there is none.
   """
-  found = files.expand('--model', os.fspath(path))
+  path = files.expand('--model', os.fspath(path), in_bucket=True)
+  found = mirror.fetch(path, ['', model_file.NAME])
   return Workdir(found).require_model() if found.is_dir() else found
 
 

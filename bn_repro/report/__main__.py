@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--runs',
     action='append',
     required=True,
-    help='workdir, or folder of workdirs; may be repeated',
+    in_bucket=True,
+    help='workdir, or folder of workdirs, also in a bucket; may be repeated',
   )
   files.add_path_argument(
     parser,

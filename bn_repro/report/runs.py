@@ -12,6 +12,7 @@ import numpy as np
 from bn_repro import config as config_lib
 from bn_repro import config_fields, paper
 from bn_repro.errors import UserError
+from bn_repro.runtime import mirror
 from bn_repro.runtime import workdir as workdir_lib
 
 # BN statistics of the evaluations to report, most preferred first. Networks
@@ -35,6 +36,8 @@ Point = tuple[float, float]
 
 # The files of a workdir that the report reads.
 _FILES = ('config.json', 'run.json', 'status.json', 'metrics.jsonl')
+# The same in folders of workdirs, and probabilities.
+_PATTERNS = (*(f'*{name}' for name in _FILES), '*.npz')
 
 
 class Repetition(NamedTuple):
@@ -258,11 +261,12 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
   runs, problems = [], []
   seen: set[Path] = set()
   for folder in folders:
+    root = mirror.fetch(Path(folder), _PATTERNS)
     # In a workdir that has lost one of these files, the others are left.
     workdirs = dict.fromkeys(
       path.parent
       for depth in ('', '*/', '*/*/')
-      for path in sorted(Path(folder).glob(f'{depth}*.json*'))
+      for path in sorted(root.glob(f'{depth}*.json*'))
       if path.name in _FILES
     )
     if not workdirs:

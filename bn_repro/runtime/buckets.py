@@ -12,15 +12,13 @@ content twice, or to remove what is gone, changes nothing.
 import base64
 from collections.abc import Callable
 import contextlib
-import dataclasses
 import functools
-import importlib.util
 import os
 from pathlib import Path
-import re
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from bn_repro.errors import StorageDown, UserError
+from bn_repro.files import Place
 
 if TYPE_CHECKING:
   from google.cloud import storage
@@ -34,35 +32,10 @@ RETRY_FOR = 120.0
 # choice; they answer within one.
 _TIMEOUT = 15.0
 
-SCHEME = 'gs://'
-# Google's names of buckets. In a name, no characters that shells or Google's
-# tools take for patterns, and no parts that a path cannot have.
-_URL = re.compile(
-  r'gs://([a-z0-9][a-z0-9._-]+[a-z0-9])((/+(?!\.\.?(/|$))[\w .+=@,~-]+)+)/*'
-)
 # What a run does to objects.
 _PERMISSIONS = tuple(
   f'storage.objects.{name}' for name in ('create', 'delete', 'get', 'list')
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-  """An object, or a folder: the objects whose names begin with its own.
-
-  Attributes:
-    bucket: name of the bucket.
-    name: name in the bucket, without a slash at either end.
-  """
-
-  bucket: str
-  name: str
-
-  def __str__(self) -> str:
-    return f'{SCHEME}{self.bucket}/{self.name}'
-
-  def __truediv__(self, name: str) -> 'Place':
-    return Place(self.bucket, f'{self.name}/{name}')
 
 
 class Entry(NamedTuple):
@@ -99,30 +72,6 @@ class ChangedError(Exception):
   def __init__(self, found: Version | None):
     super().__init__('the object has another generation')
     self.found = found
-
-
-def parse(name: str, text: str) -> Place:
-  """Returns the place that a flag or field names.
-
-  Args:
-    name: the flag or field that has the value `text`, for messages.
-    text: `gs://BUCKET/NAME`.
-
-  Raises:
-    UserError: if it is not, or what buckets need is not installed.
-  """
-  found = _URL.fullmatch(text)
-  if not found:
-    raise UserError(
-      f'{name}={text}: must be a path or gs://BUCKET/NAME. A name in a bucket '
-      'consists of letters, digits, spaces and any of -_.+=@,~/.'
-    )
-  if importlib.util.find_spec('google.cloud.storage') is None:
-    raise UserError(
-      f'{name}={text}: a bucket requires further packages. Run: pip install -r '
-      'requirements-tpu.txt'
-    )
-  return Place(found[1], re.sub('/+', '/', found[2]).strip('/'))
 
 
 def entry_of(path: Path) -> Entry:

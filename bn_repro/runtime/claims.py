@@ -24,8 +24,8 @@ import uuid
 
 from bn_repro import files
 from bn_repro.errors import StorageDown, UserError
+from bn_repro.files import Place
 from bn_repro.runtime import buckets
-from bn_repro.runtime.buckets import Place
 
 # Seconds after which a claim that nobody has renewed is taken over. Our choice:
 # longer than most pauses of a machine, shorter than the start of another one.

@@ -24,9 +24,10 @@ import threading
 import time
 from typing import NamedTuple
 
+from bn_repro import files
 from bn_repro.errors import StorageDown
+from bn_repro.files import Place
 from bn_repro.runtime import buckets, claims
-from bn_repro.runtime.buckets import Place
 
 # Seconds between uploads. Our choice: at the prices of Cloud Storage, those of
 # a month cost less than a dollar.
@@ -56,24 +57,6 @@ class _File(NamedTuple):
   content: bytes
 
 
-def _cache(kind: str) -> Path:
-  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return Path(home, 'bn_repro', kind)
-
-
-def local_path(place: Place) -> Path:
-  """The local path that stands for an object or a folder in a bucket."""
-  return _cache('buckets') / place.bucket / place.name
-
-
-def place_of(path: Path) -> Place | None:
-  """The place in a bucket that a local path stands for; None if it is local."""
-  if not path.is_relative_to(_cache('buckets')):
-    return None
-  parts = path.relative_to(_cache('buckets')).parts
-  return Place(parts[0], '/'.join(parts[1:])) if len(parts) > 1 else None
-
-
 class Mirror:
   """The workdir of a run, on this machine and in its bucket."""
 
@@ -91,7 +74,7 @@ class Mirror:
       interval: seconds between uploads.
       expires: see `claims.Claim`.
     """
-    place = place_of(local)
+    place = files.place_of(local)
     assert place is not None, local
     self._local, self._place = local, place
     self._claim = claims.Claim(place, expires)
@@ -256,10 +239,10 @@ def fetch(path: Path, patterns: Sequence[str] = ('*',)) -> Path:
     StorageDown: if the bucket cannot be reached.
     UserError: if it refuses access.
   """
-  place = place_of(path)
+  place = files.place_of(path)
   if place is None:
     return path
-  copy = _cache('fetched') / place.bucket / place.name
+  copy = files.cache('fetched') / place.bucket / place.name
   _download(place, copy, patterns)
   return copy
 
@@ -271,7 +254,7 @@ def upload(path: Path) -> None:
     StorageDown: if the bucket cannot be reached.
     UserError: if it refuses access.
   """
-  place = place_of(path)
+  place = files.place_of(path)
   if place is not None:
     buckets.write(place, path)
 
@@ -341,9 +324,11 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 def _names(local: Path) -> list[str]:
   """The files of a folder, without locks and files that are being written."""
   return sorted(
-    path.relative_to(local).as_posix()
-    for path in local.rglob('*')
-    if path.is_file() and path.name != _LOCK and not path.name.endswith('.tmp')
+    Path(folder, name).relative_to(local).as_posix()
+    # Folders that disappear meanwhile are left out.
+    for folder, _, names in os.walk(local)
+    for name in names
+    if name != _LOCK and not name.endswith('.tmp')
   )
 
 

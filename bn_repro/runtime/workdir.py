@@ -19,6 +19,8 @@ from ml_collections import ConfigDict
 from bn_repro import config as config_lib
 from bn_repro import files
 from bn_repro.errors import UserError
+from bn_repro.runtime import buckets
+from bn_repro.runtime.mirror import Mirror, fetch
 
 # The trained network of a run, which `training.model_file` describes.
 MODEL = 'model.safetensors'
@@ -219,6 +221,11 @@ class Workdir:
     self.path = Path(path).absolute()
     self.writes = writes
     self._lock: TextIO | None = None
+    self._mirror: Mirror | None = None
+
+  def __str__(self) -> str:
+    """As the user names it."""
+    return str(files.place_of(self.path) or self.path)
 
   @property
   def checkpoints(self) -> Path:
@@ -252,6 +259,7 @@ class Workdir:
     """Checks, without writing, that a run of `config` can use the directory.
 
     Raises:
+      StorageDown: if it is in a bucket that cannot be reached.
       UserError: if the path is not a directory, is not writable, or holds a run
         whose config differs in fields that a resumed run cannot change.
     """
@@ -267,13 +275,16 @@ class Workdir:
         f'--workdir={self.path}: {existing} cannot be written. Change its '
         'permissions, or use another workdir.'
       )
-    saved = read_json(self.path / 'config.json')
+    place = files.place_of(self.path)
+    if place:
+      buckets.check_writable('--workdir', place)
+    saved = read_json(fetch(self.path, ['config.json']) / 'config.json')
     if saved is None:
       return
     differences = config_lib.differences(saved, config)
     if differences:
       raise UserError(
-        f'--workdir={self.path}: holds a run of another config. Use its config '
+        f'--workdir={self}: holds a run of another config. Use its config '
         f'or another workdir. Differences: {"; ".join(differences)}.'
       )
 
@@ -299,6 +310,7 @@ class Workdir:
     The kernel releases the lock when the process ends, however it ends.
 
     Raises:
+      StorageDown: if it is in a bucket that cannot be reached.
       UserError: if another process holds the lock, or the directory cannot be
         created or locked.
     """
@@ -322,7 +334,7 @@ class Workdir:
       holder = lock.read().strip() or 'another process'
       lock.close()
       raise UserError(
-        f'--workdir={self.path}: in use by {holder}. Wait for it, stop it, or '
+        f'--workdir={self}: in use by {holder}. Wait for it, stop it, or '
         'use another workdir.'
       )
     lock.truncate(0)
@@ -331,11 +343,38 @@ class Workdir:
     # Processes on other hosts read it.
     os.fsync(lock.fileno())
     self._lock = lock
+    if files.place_of(self.path):
+      self._mirror = Mirror(self.path)
+      try:
+        self._mirror.open()
+      except UserError:
+        self._mirror = None
+        self.release()
+        raise
+
+  def check_claim(self) -> None:
+    """Raises if the run cannot continue, because of its bucket.
+
+    Raises:
+      StorageDown: if the bucket cannot be reached, or the claim may be lost.
+      UserError: if the bucket refuses access.
+    """
+    if self._mirror:
+      self._mirror.check()
 
   def release(self) -> None:
-    """Releases the lock; removes the directory if it holds nothing else."""
+    """Releases the lock; removes the directory if it holds nothing else.
+
+    Of a workdir in a bucket, what has changed is uploaded first.
+
+    Raises:
+      StorageDown, UserError: as `check_claim`.
+    """
     if self._lock is None:
       return
+    mirror, self._mirror = self._mirror, None
+    if mirror:
+      mirror.close()
     if [path.name for path in self.path.iterdir()] == ['lock']:
       (self.path / 'lock').unlink()
       self.path.rmdir()

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from bn_repro import files, parallel
 from bn_repro.errors import UserError
-from bn_repro.runtime import processes
+from bn_repro.runtime import mirror, processes
 from bn_repro.runtime.workdir import Workdir, add_checksum, remove_checksum
 from bn_repro.training import model_file
 from bn_repro.training.experiment import Experiment
@@ -484,7 +484,8 @@ def warm_start(state: TrainState, init_from: str) -> TrainState:
 
 def _trained_variables(init_from: str) -> Mapping[str, Any]:
   """Reads the `params` and `batch_stats` that `warm_start` takes."""
-  workdir = Workdir(files.expand('config.init_from', init_from))
+  path = files.expand('config.init_from', init_from, in_bucket=True)
+  workdir = Workdir(mirror.fetch(path))
   model = workdir.path / model_file.NAME
   try:
     with Checkpoints(workdir.checkpoints, keep=None) as checkpoints:

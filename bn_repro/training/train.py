@@ -313,6 +313,7 @@ class Trainer:
   def check(self) -> None:
     """Raises if a save has failed, or if the run is to stop."""
     self.checkpoints.check()
+    self._workdir.check_claim()
     self._check()
 
   def advance(self, stream: Iterator[Any]) -> None:

@@ -8,6 +8,7 @@ from google.auth import exceptions as auth_exceptions
 from google.cloud.storage import retry
 import pytest
 
+from bn_repro import files
 from bn_repro.errors import StorageDown, UserError
 from bn_repro.runtime import buckets
 
@@ -18,7 +19,7 @@ def run(bucket, monkeypatch):
   quick = retry.DEFAULT_RETRY.with_delay(initial=0.05)
   monkeypatch.setattr(retry, 'DEFAULT_RETRY', quick)
   monkeypatch.setattr(buckets, '_TIMEOUT', 0.5)
-  return buckets.parse('--workdir', f'{bucket.path}/runs/a')
+  return files.parse_place('--workdir', f'{bucket.path}/runs/a')
 
 
 # Names.
@@ -33,7 +34,7 @@ def run(bucket, monkeypatch):
   ],
 )
 def test_places(text, expected):
-  place = buckets.parse('--workdir', text)
+  place = files.parse_place('--workdir', text)
   assert str(place) == expected
   assert str(place / 'x' / 'y.json') == f'{expected}/x/y.json'
 
@@ -50,7 +51,7 @@ def test_places(text, expected):
 )
 def test_refused_places(text):
   with pytest.raises(UserError) as caught:
-    buckets.parse('--workdir', text)
+    files.parse_place('--workdir', text)
   (problem,) = caught.value.problems
   shown = text.encode('unicode_escape').decode().replace('\\\\', '\\')
   assert problem.startswith(f'--workdir={shown}: must be a path or gs://')
@@ -59,7 +60,7 @@ def test_refused_places(text):
 def test_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(UserError, match='pip install -r requirements-tpu.txt'):
-    buckets.parse('--workdir', 'gs://bucket/run')
+    files.expand('--workdir', 'gs://bucket/run', in_bucket=True)
 
 
 # Requests.
@@ -293,7 +294,7 @@ def test_a_permission_that_is_missing(permission, run, bucket):
 
 
 def test_a_bucket_that_does_not_exist(bucket):
-  run = buckets.parse('--workdir', 'gs://another/run')
+  run = files.parse_place('--workdir', 'gs://another/run')
   for operation in (
     lambda: buckets.check_writable('--workdir', run),
     lambda: buckets.write(run / 'x', b''),

@@ -10,6 +10,7 @@ import bucket_proxy
 from google.cloud.storage import retry
 import pytest
 
+from bn_repro import files
 from bn_repro.errors import StorageDown, UserError
 from bn_repro.runtime import buckets, claims
 
@@ -22,7 +23,7 @@ def create(bucket, tmp_path, monkeypatch):
   quick = retry.DEFAULT_RETRY.with_delay(initial=0.05)
   monkeypatch.setattr(retry, 'DEFAULT_RETRY', quick)
   monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
-  workdir = buckets.parse('--workdir', f'{bucket.path}/run')
+  workdir = files.parse_place('--workdir', f'{bucket.path}/run')
   created = []
 
   def create():

@@ -9,6 +9,7 @@ import bucket_proxy
 from google.cloud.storage import retry
 import pytest
 
+from bn_repro import files
 from bn_repro.errors import StorageDown, UserError
 from bn_repro.runtime import buckets, claims, mirror
 from bn_repro.runtime.mirror import Mirror
@@ -30,7 +31,7 @@ def quick(bucket, tmp_path, monkeypatch):
 @pytest.fixture
 def folder():
   """The local folder of a workdir, which does not exist yet."""
-  return mirror.local_path(buckets.parse('--workdir', 'gs://bucket/runs/a'))
+  return files.local_path(files.parse_place('--workdir', 'gs://bucket/runs/a'))
 
 
 @pytest.fixture
@@ -172,10 +173,10 @@ def train(folder, first, last):
 
 def test_local_paths(folder, tmp_path):
   assert folder == tmp_path / 'cache/bn_repro/buckets/bucket/runs/a'
-  assert str(mirror.place_of(folder)) == 'gs://bucket/runs/a'
-  assert str(mirror.place_of(folder / 'x.json')) == 'gs://bucket/runs/a/x.json'
+  assert str(files.place_of(folder)) == 'gs://bucket/runs/a'
+  assert str(files.place_of(folder / 'x.json')) == 'gs://bucket/runs/a/x.json'
   for path in (tmp_path, folder.parents[1], folder.parents[2]):
-    assert mirror.place_of(path) is None
+    assert files.place_of(path) is None
 
 
 # A run.
@@ -315,7 +316,7 @@ def test_a_bucket_is_the_truth(folder, opened, bucket):
     pass
   one.close()
   del bucket.objects['runs/a/status.json']
-  place = buckets.parse('--workdir', 'gs://bucket/runs/a')
+  place = files.parse_place('--workdir', 'gs://bucket/runs/a')
   buckets.write(place / 'run.json', b'started at 1')  # As long as before.
   buckets.write(place / 'notes' / 'x', b'new')
   opened()
@@ -344,7 +345,7 @@ def test_a_process_that_was_suspended(folder, opened, bucket, tmp_path):
   for path in tmp_path.glob('bn_repro-*'):  # As if on another machine.
     path.unlink()
   before = contents(bucket)
-  other = claims.Claim(mirror.place_of(folder), EXPIRES)
+  other = claims.Claim(files.place_of(folder), EXPIRES)
   other.take()
   save(folder, 3)
   write(folder / 'status.json', '{"step": 3}')
@@ -435,7 +436,7 @@ def test_fetch(folder, opened, bucket, tmp_path):
   one.close()
   before = len(bucket.proxy.seen)
   copy = mirror.fetch(folder, ['*/config.json', '*/metrics.jsonl'])
-  assert not copy.is_relative_to(mirror.local_path(mirror.place_of(folder)))
+  assert not copy.is_relative_to(files.local_path(files.place_of(folder)))
   expected = files_of(folder)
   names = {'one/config.json', 'one/metrics.jsonl'}
   assert files_of(copy) == {name: expected[name] for name in names}
