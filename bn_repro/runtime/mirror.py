@@ -247,6 +247,24 @@ def fetch(path: Path, patterns: Sequence[str] = ('*',)) -> Path:
   return copy
 
 
+def pull(path: Path, patterns: Sequence[str]) -> None:
+  """Makes a part of a workdir on this machine equal to its bucket.
+
+  For the processes of a run that write nothing, and know from its files what
+  it has computed already; does nothing for a local path.
+
+  Args:
+    path: path of the workdir.
+    patterns: see `fetch`.
+
+  Raises:
+    OSError, StorageDown, UserError: as `fetch`.
+  """
+  place = files.place_of(path)
+  if place is not None:
+    _download(place, path, patterns)
+
+
 def upload(path: Path) -> None:
   """Uploads a file that a command has written, if its path has a place.
 

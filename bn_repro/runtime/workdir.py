@@ -20,7 +20,7 @@ from bn_repro import config as config_lib
 from bn_repro import files
 from bn_repro.errors import UserError
 from bn_repro.runtime import buckets
-from bn_repro.runtime.mirror import Mirror, fetch
+from bn_repro.runtime.mirror import Mirror, fetch, pull
 
 # The trained network of a run, which `training.model_file` describes.
 MODEL = 'model.safetensors'
@@ -315,6 +315,8 @@ class Workdir:
         created or locked.
     """
     if not self.writes:
+      # Of a local workdir, which all processes share, it does nothing.
+      pull(self.path, ['*.json', 'metrics.jsonl', MODEL])
       return
     try:
       self.path.mkdir(parents=True, exist_ok=True)

@@ -101,9 +101,7 @@ def test_killed_again_and_again(kills, machine, bucket, fetched, reference):
 
 
 def test_preempted(machine, bucket, fetched, reference):
-  """Its claim is free at once; the other machine has another number of
-  devices.
-  """
+  """Its claim is free at once, also for a machine with other devices."""
   process = machine('one')
   wait_for_line(process, 'step 210/600  train')
   process.send_signal(signal.SIGTERM)
@@ -130,6 +128,38 @@ def test_two_at_once(machine):
   )
   (ended,) = finish(first)
   assert (ended.returncode, ended.stderr) == (0, '')
+
+
+@pytest.mark.slow
+def test_two_processes(machine, bucket, fetched, tmp_path):
+  """One of them is killed; both continue on other machines."""
+
+  def pair(start):
+    address = f'--coordinator=127.0.0.1:{support.free_port()}'
+    return [
+      start(number, address, '--num_processes=2', f'--process_id={number}')
+      for number in range(2)
+    ]
+
+  undisturbed = tmp_path / 'reference'
+  ended = finish(
+    *pair(
+      lambda _, *flags: support.start(
+        *NETWORK, f'--workdir={undisturbed}', *flags
+      )
+    )
+  )
+  assert [one.returncode for one in ended] == [0, 0], ended
+  first = pair(lambda number, *flags: machine(f'first{number}', *flags))
+  wait_for_line(first[0], 'step 210/')
+  while not is_saved(bucket):
+    time.sleep(0.05)
+  kill(first[0])
+  assert finish(*first)[1].returncode in (75, -signal.SIGABRT)
+  second = pair(lambda number, *flags: machine(f'second{number}', *flags))
+  ended = finish(*second)
+  assert [one.returncode for one in ended] == [0, 0], ended
+  assert_same_run(fetched(), undisturbed)
 
 
 @pytest.mark.parametrize(
