@@ -222,6 +222,50 @@ def test_a_run_that_goes_on_while_files_are_uploaded(folder, opened, bucket):
   assert contents(bucket) == files_of(folder)
 
 
+def test_a_run_that_goes_on_while_files_are_read(
+  folder, opened, bucket, monkeypatch
+):
+  """Before each local file is read, others change; checkpoints disappear."""
+  one = opened()
+  writing = train(folder, 0, 60)
+  stamp = mirror._stamp
+
+  def stamp_later(path):
+    next(writing, None)
+    return stamp(path)
+
+  monkeypatch.setattr(mirror, '_stamp', stamp_later)
+  watch = Watch(bucket)
+  while steps_of(files_of(folder)) != {59, 60}:
+    one._upload()
+  watch.check()
+  one.close()
+  assert contents(bucket) == files_of(folder)
+
+
+def test_a_checkpoint_that_is_deleted_meanwhile(
+  folder, opened, bucket, monkeypatch
+):
+  """The bucket keeps the ones before it until there is a newer one."""
+  one = opened()
+  for _ in train(folder, 0, 3):
+    pass
+  one._upload()
+  for _ in train(folder, 3, 6):
+    pass
+  stamp = mirror._stamp
+
+  def stamp_and_delete(path):
+    found = stamp(path)
+    if path.name == 'metadata':
+      shutil.rmtree(folder / 'checkpoints' / '6', ignore_errors=True)
+    return found
+
+  monkeypatch.setattr(mirror, '_stamp', stamp_and_delete)
+  one._upload()
+  assert check_resumable(contents(bucket)) == 3
+
+
 def test_a_half_written_line_stays_here(folder, opened, bucket):
   one = opened()
   folder.mkdir(parents=True)
