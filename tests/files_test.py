@@ -19,6 +19,7 @@ from bn_repro.runtime.workdir import Workdir
 REFUSED = {
   '': 'must not be empty',
   ' ': 'must not be empty',
+  'gs://': 'mount it',
   'gs://bucket/run': 'mount it',
   's3://b': 'mount it',
   'hdfs://host:9000/x': 'mount it',
@@ -130,6 +131,14 @@ COMMANDS = {
 }
 
 
+# What may also be in a bucket.
+IN_BUCKET = (
+  ('bn_repro.main', '--workdir'),
+  ('bn_repro.evaluate', '--workdir'),
+  ('bn_repro.report.__main__', '--runs'),
+)
+
+
 @pytest.mark.parametrize(
   'command, flag',
   [
@@ -148,13 +157,16 @@ def test_every_command_refuses_them(
   arguments = [*COMMANDS[command][0], flag]
   # Their handlers of signals would stay in this process.
   monkeypatch.setattr('signal.signal', lambda *_: None)
-  for text in ('', 'gs://bucket/run', 'a\nb', '~no.such.user/x'):
+  in_bucket = (command, flag) in IN_BUCKET
+  bucket = 'gs://' if in_bucket else 'gs://bucket/run'
+  for text in ('', bucket, 'a\nb', '~no.such.user/x'):
     arguments[-1] = f'{flag}={text}'
     monkeypatch.setattr(sys, 'argv', [command, *arguments])
     assert main() == 1
     error = capsys.readouterr().err
     assert error.startswith(f'error: {flag}=')
-    assert REFUSED[text] in error
+    is_place = in_bucket and text == bucket
+    assert ('gs://BUCKET/NAME' if is_place else REFUSED[text]) in error
     assert error.count('\n') == 1
     assert list(tmp_path.iterdir()) == []
 

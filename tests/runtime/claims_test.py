@@ -1,6 +1,6 @@
 """The claim of a workdir in a bucket; `workdir_test` has that of a local one.
 
-A claim expires after three seconds here, which a busy machine does not exceed.
+A claim expires after five seconds here, which a busy machine does not exceed.
 """
 
 import threading
@@ -14,7 +14,7 @@ from bn_repro import files
 from bn_repro.errors import StorageDown, UserError
 from bn_repro.runtime import buckets, claims
 
-EXPIRES = 3.0
+EXPIRES = 5.0
 
 
 @pytest.fixture

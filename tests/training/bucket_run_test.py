@@ -15,10 +15,10 @@ from bn_repro.runtime import mirror
 # In one worker, so that the run which others are compared with trains once.
 pytestmark = pytest.mark.xdist_group('resume')
 
-# Uploads all the time, and takes a claim over after four seconds.
+# Uploads all the time, and takes a claim over after ten seconds.
 PROGRAM = """
 from bn_repro.runtime import mirror
-mirror.Mirror.__init__.__kwdefaults__.update(interval=0.05, expires=4.0)
+mirror.Mirror.__init__.__kwdefaults__.update(interval=0.05, expires=10.0)
 from bn_repro import main
 main.run_and_exit()
 """
