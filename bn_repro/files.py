@@ -95,7 +95,10 @@ def path_problem(text: str) -> str | None:
   if not text.strip():
     return 'must not be empty (is a shell variable unset?)'
   if _SCHEME.match(text):
-    return 'must be a path; to use a bucket, mount it and name the folder'
+    how = (
+      ' (gcsfuse --implicit-dirs BUCKET FOLDER)' if text[:3] == 'gs:' else ''
+    )
+    return f'must be a path; to use a bucket, mount it{how} and name the folder'
   categories = {unicodedata.category(c) for c in text}
   if categories.intersection(_CONTROL):
     return 'must not contain control characters'

@@ -40,7 +40,7 @@ class Job:
   Attributes:
     name: name of the launch.
     command: training command.
-    workdir: workdir on the hosts.
+    workdir: workdir on the hosts, or a place in a bucket.
     data_dir: folder of the data set on the hosts; may be empty.
     files: files of the repository that the command names.
     num_trials: number of trials of a sweep, otherwise 0. With `--trial=NUMBER`
@@ -85,19 +85,13 @@ def create_job(
   Raises:
     UserError: if an argument is invalid.
   """
-  name, workdir = flags.name, flags.workdir
+  name = flags.name
   if not re.fullmatch('[a-z]([-a-z0-9]{0,48}[a-z0-9])?', name):
     raise UserError(
       f'--name={name}: use at most 50 lower-case letters, digits and hyphens, '
       'starting with a letter and not ending with a hyphen.'
     )
-  files.check_path('--workdir', workdir)
-  # The folder above the workdir, on which a share is mounted, must not be /.
-  if not re.match('/[^/]+/+[^/]', workdir):
-    raise UserError(
-      f'--workdir={workdir}: use an absolute path on the hosts, in a folder, '
-      f'such as /mnt/runs/{name}.'
-    )
+  workdir = _workdir(flags)
   configs = _load_configs(flags, axes, overrides)
   data_dir = configs[0].data.data_dir
   if data_dir and not data_dir.startswith('/'):
@@ -123,6 +117,46 @@ def create_job(
   named = tuple(config_lib.split_mode(spec)[0] for spec in specs.values())
   num_trials = len(configs) if flags.sweep else 0
   return Job(name, command, workdir, data_dir, named, num_trials), configs
+
+
+def _workdir(flags: argparse.Namespace) -> str:
+  """Returns the workdir on the hosts.
+
+  Raises:
+    UserError: if it is no path that hosts can use, nor a place in a bucket; if
+      the job cannot use a bucket.
+  """
+  text = flags.workdir
+  if not text.startswith('gs:'):
+    files.check_path('--workdir', text)
+    # The folder above the workdir, on which a share is mounted, must not be /.
+    if not re.match('/[^/]+/+[^/]', text):
+      raise UserError(
+        f'--workdir={text}: use an absolute path on the hosts, in a folder, '
+        f'such as /mnt/runs/{flags.name}.'
+      )
+    return text
+  place = files.parse_place('--workdir', text)
+  if flags.place == 'slurm':
+    raise UserError(
+      f'--workdir={text}: jobs of SLURM do not use buckets. Name a folder that '
+      f'all nodes share, such as /shared/runs/{flags.name}.'
+    )
+  if flags.sweep:
+    raise UserError(
+      f'--workdir={text}: sweeps do not use buckets. Name a folder, such as '
+      f'/mnt/runs/{flags.name}, and give --workdir_mount=SERVER:/SHARE.'
+    )
+  if flags.workdir_mount or flags.shared_workdir:
+    flag = '--workdir_mount' if flags.workdir_mount else '--shared_workdir'
+    raise UserError(f'{flag}: a workdir in a bucket needs no mount. Omit it.')
+  return str(place)
+
+
+def _is_shared(job: Job, flags: argparse.Namespace) -> bool:
+  """Whether all hosts see the workdir, and it outlives a slice."""
+  in_bucket = job.workdir.startswith(files.BUCKET)
+  return bool(in_bucket or flags.workdir_mount or flags.shared_workdir)
 
 
 def _load_configs(
@@ -198,15 +232,16 @@ def check_storage(
       'such as /mnt/data.'
     )
   hosts, spot = flags.topology.num_hosts, flags.place == 'sky' or flags.spot
-  if (hosts > 1 or spot) and not (flags.workdir_mount or flags.shared_workdir):
+  if (hosts > 1 or spot) and not _is_shared(job, flags):
     why = (
       f'{hosts} hosts must share it'
       if hosts > 1
       else 'it must outlive a preempted spot slice'
     )
     problems.append(
-      f'--workdir={job.workdir}: {why}. Give --workdir_mount=SERVER:/SHARE, or '
-      '--shared_workdir if you mount the share yourself.'
+      f'--workdir={job.workdir}: {why}. Use gs://BUCKET/NAME; or give '
+      '--workdir_mount=SERVER:/SHARE, or --shared_workdir if you mount the '
+      'share yourself.'
     )
   if problems:
     raise UserError(*problems)
@@ -264,7 +299,7 @@ def tpu_vm(job: Job, flags: argparse.Namespace, folder: str) -> Launch:
         'one. Use a slice of one host, or sky, which gives each trial a slice.'
       )
     job = dataclasses.replace(job, command=(*job.command, '--jobs=1'))
-  shared = flags.workdir_mount or flags.shared_workdir
+  shared = _is_shared(job, flags)
   values = {
     **_slice_values(job, flags),
     'source': 'git' if flags.source else 'local',

@@ -20,8 +20,10 @@ training.
 _NOTES = """
 The training command is restarted after exit code 75 (preempted and saved) and
 after it is killed, but not after 0 (done), 1 (failed) or 3 (diverged); see
-scripts/train_loop.sh. Several hosts share one workdir. On TPUs,
---workdir_mount mounts an NFS share, such as Filestore, on the folder above it.
+scripts/train_loop.sh. Several hosts share one workdir. On TPUs it may be in a
+bucket, gs://BUCKET/NAME, to which the service account of the hosts can write
+(roles/storage.objectUser). Otherwise --workdir_mount mounts an NFS share, such
+as Filestore, on the folder above it.
 
 --sweep=configs/sweeps/NAME.py:full in place of --config trains a sweep: as a
 job array with SLURM, as one managed job per trial with SkyPilot, or one trial
@@ -39,7 +41,7 @@ def examples() -> dict[str, list[str]]:
     'tpu-vm': protocol.launch_command(),
     'sky': [
       *(*program, 'sky', '--name=bn-x30', f'--topology={protocol.SLICE}'),
-      *('--workdir_mount=10.0.0.2:/runs', '--data_bucket=gs://BUCKET'),
+      '--data_bucket=gs://my-imagenet',
       *protocol.training_arguments('bn_x30'),
     ],
     'slurm': [
@@ -228,7 +230,8 @@ def create_parser() -> argparse.ArgumentParser:
       '--workdir',
       required=True,
       metavar='DIR',
-      help='absolute path on the hosts, such as /mnt/runs/bn_x30',
+      help='absolute path on the hosts, such as /mnt/runs/bn_x30, or on TPUs '
+      'gs://BUCKET/NAME',
     )
     files.add_path_argument(
       one,

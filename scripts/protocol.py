@@ -144,7 +144,7 @@ def as_trained(variant: str) -> ConfigDict:
 
 
 def training_arguments(
-  variant: str, *, runs: str = '/mnt/runs', data: str = '/mnt/data'
+  variant: str, *, runs: str = 'gs://my-bucket/runs', data: str = '/mnt/data'
 ) -> list[str]:
   """Returns the arguments that select a variant, its workdir and its data."""
   return [
@@ -160,8 +160,8 @@ def launch_command() -> list[str]:
   return [
     *('python', 'scripts/launch.py', 'tpu-vm', '--name=bn-x30'),
     *(f'--topology={SLICE}', '--spot', '--project=PROJECT'),
-    *('--zone=us-west4-a', '--workdir_mount=10.0.0.2:/runs'),
-    *('--data_disk=imagenet', *training_arguments('bn_x30')),
+    *('--zone=us-west4-a', '--data_disk=imagenet'),
+    *training_arguments('bn_x30'),
   ]
 
 

@@ -30,8 +30,8 @@ REFUSED = {
   '\x1b[2Ja': 'control characters',
   'a\u2028b': 'control characters',
   os.fsdecode(b'a\xffb'): 'must be utf-8 text',
-  'gs:/bucket/run': 'mount it',
-  'C:/runs': 'mount it',
+  'gs:/bucket/run': 'mount it (gcsfuse --implicit-dirs BUCKET FOLDER) and',
+  'C:/runs': 'mount it and',
   '~no.such.user/x': 'home folder is unknown',
 }
 

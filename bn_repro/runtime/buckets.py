@@ -279,9 +279,11 @@ def check_writable(
 
   lacking = _request(place, missing, retry_for)
   if lacking:
+    # Of a service account of a machine, which the request above has looked up.
+    email = getattr(_client()._credentials, 'service_account_email', None)
     raise UserError(
-      f'{flag}={place}: this account lacks {", ".join(sorted(lacking))}. Grant '
-      'it roles/storage.objectUser on '
+      f'{flag}={place}: {email or "this account"} lacks '
+      f'{", ".join(sorted(lacking))}. Grant it roles/storage.objectUser on '
       f'gs://{bucket.name}.'
     )
 

@@ -4,7 +4,7 @@
 COMMAND=(@command@)
 SOURCE_URL=@url@
 SOURCE_REVISION=@revision@
-# All hosts share WORKDIR; see scripts/launch/prepare_host.sh.
+# In a bucket, or shared by all hosts; see scripts/launch/prepare_host.sh.
 WORKDIR=@workdir@
 WORKDIR_MOUNT=@workdir_mount@
 DATA_DIR=@data_dir@

@@ -2,7 +2,7 @@
 # Prepares a host of a TPU slice for training. The files that scripts/launch.py
 # writes run it on every host, in the repository. It can be run repeatedly.
 #
-#   WORKDIR        workdir of the run
+#   WORKDIR        workdir of the run, a path or gs://BUCKET/NAME
 #   WORKDIR_MOUNT  NFS share, such as Filestore, to mount on the folder above
 #                  WORKDIR, as SERVER:/SHARE; may be empty
 #   DATA_DIR       folder of the data set; may be empty
@@ -23,32 +23,34 @@ fail() {
   exit 1
 }
 
-share=$(dirname "$WORKDIR")
-if [ -n "$WORKDIR_MOUNT" ] && ! mountpoint -q "$share"; then
-  command -v mount.nfs >/dev/null || {
-    # A host may install updates, and hold the lock, just after its start.
-    sudo apt-get -qq -o DPkg::Lock::Timeout=300 update
-    sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y nfs-common
-  }
-  sudo mkdir -p "$share"
-  # A host must see at once the files that another host has written or created.
-  sudo mount -t nfs -o hard,sync,lookupcache=positive "$WORKDIR_MOUNT" "$share" ||
-    fail "mounting $WORKDIR_MOUNT on $share failed. Check that the server is" \
-      "reachable and exports the share"
-  [ -w "$share" ] ||
-    sudo install -d -o "$(id -u)" -g "$(id -g)" "$WORKDIR"
-fi
-mkdir -p "$WORKDIR" 2>/dev/null ||
-  fail "$WORKDIR cannot be created. Mount a shared folder on $share, or" \
-    "launch with --workdir_mount=SERVER:/SHARE"
-if [ "$(stat -c %d "$WORKDIR")" = "$(stat -c %d /)" ]; then
-  [ "$HOSTS" -eq 1 ] ||
-    fail "$WORKDIR is local to this host, but $HOSTS hosts must share it." \
-      "Launch with --workdir_mount=SERVER:/SHARE"
-  [ "$SPOT" = no ] ||
-    fail "$WORKDIR is on the boot disk, which is lost when a spot slice is" \
-      "preempted. Launch with --workdir_mount=SERVER:/SHARE"
-  echo "warning: $WORKDIR is on the boot disk and is deleted with the slice" >&2
+if [[ $WORKDIR != gs://* ]]; then
+  share=$(dirname "$WORKDIR")
+  if [ -n "$WORKDIR_MOUNT" ] && ! mountpoint -q "$share"; then
+    command -v mount.nfs >/dev/null || {
+      # A host may install updates, and hold the lock, just after its start.
+      sudo apt-get -qq -o DPkg::Lock::Timeout=300 update
+      sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y nfs-common
+    }
+    sudo mkdir -p "$share"
+    # A host must see at once the files that another host has written or created.
+    sudo mount -t nfs -o hard,sync,lookupcache=positive "$WORKDIR_MOUNT" "$share" ||
+      fail "mounting $WORKDIR_MOUNT on $share failed. Check that the server is" \
+        "reachable and exports the share"
+    [ -w "$share" ] ||
+      sudo install -d -o "$(id -u)" -g "$(id -g)" "$WORKDIR"
+  fi
+  mkdir -p "$WORKDIR" 2>/dev/null ||
+    fail "$WORKDIR cannot be created. Mount a shared folder on $share, or" \
+      "launch with --workdir=gs://BUCKET/NAME"
+  if [ "$(stat -c %d "$WORKDIR")" = "$(stat -c %d /)" ]; then
+    [ "$HOSTS" -eq 1 ] ||
+      fail "$WORKDIR is local to this host, but $HOSTS hosts must share it." \
+        "Launch with --workdir=gs://BUCKET/NAME"
+    [ "$SPOT" = no ] ||
+      fail "$WORKDIR is on the boot disk, which is lost when a spot slice is" \
+        "preempted. Launch with --workdir=gs://BUCKET/NAME"
+    echo "warning: $WORKDIR is on the boot disk and is deleted with the slice" >&2
+  fi
 fi
 
 if [ -n "$DATA_DISK" ] && ! mountpoint -q "$DATA_DIR"; then
@@ -76,3 +78,8 @@ if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
 fi
 source scripts/environment.sh
 use_environment requirements-tpu.txt
+
+# The client for buckets is among the requirements.
+if [[ $WORKDIR == gs://* ]]; then
+  python scripts/launch/check_bucket.py --workdir="$WORKDIR"
+fi

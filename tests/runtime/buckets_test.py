@@ -293,6 +293,16 @@ def test_a_permission_that_is_missing(permission, run, bucket):
   assert caught.value.exit_code == 1
 
 
+def test_a_service_account_is_named(run, bucket, monkeypatch):
+  bucket.denied.add('storage.objects.get')
+  credentials = buckets._client()._credentials
+  monkeypatch.setattr(
+    credentials, 'service_account_email', 'tpu@host', raising=False
+  )
+  with pytest.raises(UserError, match=f'={run}: tpu@host lacks storage.objec'):
+    buckets.check_writable('--workdir', run)
+
+
 def test_a_bucket_that_does_not_exist(bucket):
   run = files.parse_place('--workdir', 'gs://another/run')
   for operation in (

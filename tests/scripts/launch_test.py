@@ -4,12 +4,14 @@ The files that the examples of `--help` write are in `tests/scripts/launch/`;
 `PYTHONPATH=.:scripts:tests python tests/scripts/launch_test.py` updates them.
 """
 
+import json
 import os
 from pathlib import Path
 import re
 import resource
 import shlex
 import shutil
+import signal
 import sys
 
 import jsonschema
@@ -53,6 +55,12 @@ TRAIN = ['-m', 'bn_repro.main', *RUN[1:]]
 
 def without(prefix, arguments):
   return tuple(a for a in arguments if not a.startswith(prefix))
+
+
+def in_bucket(arguments):
+  """The same launch with a workdir in a bucket."""
+  rest = (a for a in arguments if 'workdir' not in a)
+  return (*rest, '--workdir=gs://bucket/run')
 
 
 def write(out, arguments):
@@ -202,6 +210,15 @@ def test_sky_source_and_data(tmp_path):
   assert task['envs']['DATA_DIR'] == '/mnt/data'
   out = tmp_path / 'local'
   assert sky_task(out)['workdir'] == f'{out}/source'
+
+
+def test_sky_with_a_workdir_in_a_bucket(tmp_path):
+  """Nothing is mounted for it."""
+  task = yaml.safe_load(write(tmp_path / 'out', in_bucket(SKY))['sky.yaml'])
+  assert task['envs']['WORKDIR'] == 'gs://bucket/run'
+  assert task['envs']['WORKDIR_MOUNT'] == ''
+  assert task['file_mounts'] == {}
+  assert '--workdir=gs://bucket/run' in task['run']
 
 
 STEPS = '6,000,000 steps of 32: 192,000,000 images'
@@ -597,6 +614,90 @@ def test_a_preempted_slice_is_recreated(cloud, bin_dir, tmp_path):
   ]
   assert 'exit code 0: exiting' in kept.stderr
   assert '-C source checkout --quiet --detach v1' in (cloud / 'git').read_text()
+
+
+# Trains for 60 steps as far as a workdir shows. Of several processes, the first
+# writes.
+TRAINS = """
+import json, os, sys, time
+from bn_repro import files
+from bn_repro.runtime import mirror, workdir
+(text,) = (a for a in sys.argv if a.startswith('--workdir='))
+text = text.removeprefix('--workdir=')
+path = files.expand('--workdir', text, in_bucket=True)
+mirror.Mirror.__init__.__kwdefaults__.update(interval=0.1, expires=3.0)
+run = workdir.Workdir(path, writes=os.environ['HOME'].endswith('host0'))
+with open(os.environ['NOTES'] + '/processes', 'a') as processes:
+  print(os.getpid(), os.getppid(), file=processes)
+run.claim()
+start = len(workdir.read_metrics(run.metrics))
+if run.writes:
+  run.write_status('running', start, '')
+  for step in range(start, 60):
+    line = {'step': step, 'split': 'train', 'start': start}
+    with run.metrics.open('a') as lines:
+      print(json.dumps(line), file=lines)
+    run.check_claim()
+    time.sleep(0.05)
+  run.write_status('done', 60, '')
+  run.release()
+while run.status().get('status') != 'done':
+  time.sleep(0.2)
+  run.claim()
+"""
+# Creates environments without installing. Each host has a cache and processes
+# of its own.
+TRAINING = f"""
+case "$1 $2" in
+  '-m venv') mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+  '-m pip') echo "$@" >>"$NOTES/pip" ;;
+  '-m bn_repro.main')
+    export XDG_CACHE_HOME=$HOME/cache TMPDIR=$HOME
+    exec {sys.executable} -c "$TRAINS" "$@" ;;
+  scripts/*) exec {sys.executable} "$@" ;;
+esac
+"""
+
+
+@pytest.mark.slow
+def test_the_life_of_a_spot_slice_with_a_bucket(
+  cloud, bin_dir, bucket, tmp_path, monkeypatch, capfd
+):
+  """The second slice continues what the first one has left in the bucket."""
+  stand_in(bin_dir / 'python3', TRAINING)
+  stand_in(bin_dir / 'sleep', 'exec /bin/sleep 0.2\n')
+  monkeypatch.setenv('TRAINS', TRAINS)
+  out = tmp_path / 'out'
+  arguments = (*in_bucket(without(DATA, TPU_VM)), *DIGITS, '--spot')
+  launched = launch.main([*arguments, f'--out={out}', '--run'])
+  assert launched == 0, capfd.readouterr().err
+  with started('bash', out / 'slice.sh', 'keep', '--delete') as keeping:
+
+    def saved():
+      data = bucket.objects.get('run/metrics.jsonl', {'data': b''})['data']
+      return [json.loads(line) for line in data.splitlines()]
+
+    wait_until(lambda: len(saved()) >= 10)
+    (cloud / 'states').write_text('SUSPENDED\n')
+    for process in (cloud / 'processes').read_text().split()[::-1]:
+      os.kill(int(process), signal.SIGKILL)
+    left = len(saved())
+    _, said = keeping.communicate(timeout=TIMEOUT)
+  assert keeping.returncode == 0, said
+  assert 'preempted, recreating the slice' in said
+  assert said.endswith('exit code 0. The slice is deleted\n')
+  assert not (cloud / 'states').exists() and not (cloud / 'host0').exists()
+  requested = [call.split()[1] for call in calls(cloud) if 'queued' in call]
+  assert requested == ['create', 'delete', 'create', 'delete']
+  assert not (cloud / 'mounts').exists()
+  assert 10 <= left < 60
+  assert [line['step'] for line in saved()] == list(range(60))
+  starts = [line['start'] for line in saved()]
+  assert starts == [0] * starts[-1] + [starts[-1]] * (60 - starts[-1])
+  assert starts[-1] >= 10
+  status = json.loads(bucket.objects['run/status.json']['data'])
+  assert status['status'] == 'done'
+  assert 'run/lock' not in bucket.objects
 
 
 def assert_gave_up(kept, out):
@@ -1035,6 +1136,41 @@ def test_an_unsuitable_host(settings, expected, cloud, bin_dir, tmp_path):
   assert error.startswith('error: ') and expected in error
 
 
+@pytest.mark.parametrize(
+  'workdir, denied, expected',
+  [
+    ('gs://bucket/run', None, ''),
+    (
+      'gs://bucket/run',
+      'storage.objects.create',
+      'error: --workdir=gs://bucket/run: this account lacks '
+      'storage.objects.create. Grant it roles/storage.objectUser on '
+      'gs://bucket.\n',
+    ),
+    (
+      'gs://another/run',
+      None,
+      'error: gs://another/run: does not exist, or there is no bucket of this '
+      'name.\n',
+    ),
+  ],
+)
+def test_a_host_checks_the_bucket(
+  workdir, denied, expected, cloud, bin_dir, bucket, copied, tmp_path
+):
+  """Once what this requires is installed; nothing is made or mounted."""
+  if denied:
+    bucket.denied.add(denied)
+  stand_in(bin_dir / 'python3', TRAINING)
+  settings = {'WORKDIR': workdir, 'SPOT': 'yes'}
+  prepared = prepare_host(tmp_path, cwd=copied, **settings)
+  assert prepared.stderr == expected
+  assert prepared.returncode == bool(expected)
+  assert 'requirements-tpu.txt' in (cloud / 'pip').read_text()
+  assert not (cloud / 'mounts').exists() and not (copied / 'gs:').exists()
+  assert bucket.objects == {}
+
+
 def test_a_host_with_an_old_python(cloud, bin_dir, copied, tmp_path):
   """Python 3.11 is installed: images of TPU VMs have 3.10."""
   stand_in(
@@ -1133,16 +1269,33 @@ def test_no_mistakes(arguments, tmp_path):
     ((*TPU_VM, '--name=../bn'), '--name=../bn: use'),
     ((*SLURM, '--name=a\nb'), 'lower-case letters'),
     ((*TPU_VM, '--workdir=runs/bn'), ABSOLUTE),
-    ((*TPU_VM, '--workdir=gs://runs/bn'), 'mount it'),
+    ((*TPU_VM, '--workdir=gs://'), 'must be a path or gs://BUCKET/NAME'),
+    ((*SKY, '--workdir=gs://runs'), 'must be a path or gs://BUCKET/NAME'),
+    ((*TPU_VM, '--workdir=gs:/runs/bn'), 'must be a path or gs://BUCKET/NAME'),
+    ((*TPU_VM, '--workdir=s3://runs/bn'), 'must be a path'),
+    (
+      (*TPU_VM, '--workdir=gs://runs/bn'),
+      '--shared_workdir: a workdir in a bucket needs no mount. Omit it.',
+    ),
+    (
+      (*in_bucket(SKY), '--workdir_mount=10.0.0.2:/runs'),
+      '--workdir_mount: a workdir in a bucket needs no mount. Omit it.',
+    ),
+    (in_bucket(SLURM), 'Name a folder that all nodes share, such as /shared/'),
+    (in_bucket(SKY_SWEEP), 'sweeps do not use buckets. Name a folder, such as'),
+    (
+      (*TPU_VM, '--config.data.data_dir=gs://b/imagenet'),
+      'mount it (gcsfuse --implicit-dirs BUCKET FOLDER) and name the folder',
+    ),
     ((*TPU_VM, '--workdir=/runs'), ABSOLUTE),
     ((*SLURM, '--config.data.data_dir=data'), ABSOLUTE),
     (without(DATA, TPU_VM), FOLDER),
     (without(DATA, SKY), FOLDER),
     ((*without(DATA, SKY), *DIGITS, '--data_bucket=gs://b'), FOLDER),
-    (UNSHARED, '4 hosts must share it. Give --workdir'),
+    (UNSHARED, '4 hosts must share it. Use gs://BUCKET/NAME; or give --work'),
     (
       (*UNSHARED, '--topology=v5e:2x4', '--spot'),
-      'must outlive a preempted spot slice. Give --workdir_mount=SERVER:/SHARE',
+      'must outlive a preempted spot slice. Use gs://BUCKET/NAME; or give',
     ),
     ((*UNSHARED_SKY, '--topology=v5e:2x4'), 'a preempted spot slice'),
     ((*TPU_VM, '--project='), "--project: '' is not of the form NAME"),

@@ -6,7 +6,7 @@ COMMAND=(
   -m
   bn_repro.main
   --config=configs/bn_x30.py
-  --workdir=/mnt/runs/bn_x30
+  --workdir=gs://my-bucket/runs/bn_x30
   --config.data.data_dir=/mnt/data
   --config.batch_size=512
   --config.total_steps=375000
@@ -20,9 +20,9 @@ COMMAND=(
 )
 SOURCE_URL=''
 SOURCE_REVISION=''
-# All hosts share WORKDIR; see scripts/launch/prepare_host.sh.
-WORKDIR=/mnt/runs/bn_x30
-WORKDIR_MOUNT=10.0.0.2:/runs
+# In a bucket, or shared by all hosts; see scripts/launch/prepare_host.sh.
+WORKDIR=gs://my-bucket/runs/bn_x30
+WORKDIR_MOUNT=''
 DATA_DIR=/mnt/data
 DATA_DISK=imagenet
 HOSTS=4

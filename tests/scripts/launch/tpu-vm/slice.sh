@@ -225,7 +225,7 @@ case $1 in
     delete=${2:+yes}
     if [ "$delete" = yes ] && [ "$SHARED" = no ]; then
       say 'error: --delete: the workdir is on the boot disk, and is deleted with' \
-        'the slice. Launch with --workdir_mount=SERVER:/SHARE'
+        'the slice. Launch with --workdir=gs://BUCKET/NAME'
       exit 1
     fi
     missing=no
