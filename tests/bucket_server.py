@@ -1,9 +1,8 @@
 """A bucket in memory: the part of Cloud Storage's JSON API that is used here.
 
-By Google's client, which `bn_repro/runtime/places.py` uses, and by gcsfs and
-TensorStore, which Orbax uses. Preconditions on generations hold for every
-request, unlike in other emulators. The API is described at
-https://cloud.google.com/storage/docs/json_api/v1/objects.
+By Google's client, which `bn_repro/runtime/buckets.py` uses. Preconditions on
+generations hold for every request, unlike in other emulators. The API is
+described at https://cloud.google.com/storage/docs/json_api/v1/objects.
 """
 
 import base64
@@ -185,10 +184,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.reply(store.list(found[1], query))
       else:
         self.upload(found[1], query, data)
-    elif found := re.fullmatch(f'{_OBJECT}/copyTo/b/([^/]+)/o/([^/]+)', path):
-      bucket, name, *to = map(unquote, found.groups())
-      item = store.get(bucket, name, {})
-      self.reply(public(store.put(*to, item['data'], {}, query)))
     elif found := re.fullmatch(_OBJECT, path):
       bucket, name = map(unquote, found.groups())
       if method == 'DELETE':
