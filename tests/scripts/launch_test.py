@@ -466,6 +466,8 @@ case "$*" in
   *' tpu-vm scp '*)
     for host in "${hosts[@]}"; do cp "${files[@]}" "$host/$target"; done ;;
   *' tpu-vm ssh '*)
+    # No host of a preempted slice answers.
+    [ "$(cat "$states" 2>&1)" != SUSPENDED ] || exit 255
     for host in "${hosts[@]}"; do
       (cd "$host" && HOME=$host bash -c "$command") || exit
     done ;;
