@@ -34,8 +34,7 @@ def run(main: Callable[[], int]) -> int:
     finally:
       sys.stdout.flush()
   except UserError as error:
-    report_errors(error.problems)
-    return error.exit_code
+    return report_user_error(error)
   except KeyboardInterrupt:
     return report_errors(['stopped'])
 
@@ -238,6 +237,12 @@ def describe_length(
   images = total_steps * batch_size
   epochs = f', {images / num_examples:,.1f} epochs' if num_examples else ''
   return f'{total_steps:,} steps of {batch_size}: {images:,} images{epochs}'
+
+
+def report_user_error(error: UserError) -> int:
+  """Prints an error to standard error; returns the exit code that it has."""
+  report_errors(error.problems)
+  return error.exit_code
 
 
 def report_errors(problems: Sequence[str]) -> int:

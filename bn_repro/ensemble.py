@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     _run(flags.FILE, flags.csv, flags.plot)
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
   return 0
 
 

@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in evaluate(flags):
       print(_describe(line), flush=True)
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
   except KeyboardInterrupt:
     print('stopped; run the same command again', file=sys.stderr)
     return EXIT_CODES[Status.PREEMPTED]

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       _draw(config, dataset, flags.step, flags.sheet)
       print(f'drawn: {flags.sheet}')
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
   return 0
 
 

@@ -32,7 +32,7 @@ def main() -> int:
     image_shape, num_classes = datasets.input_size(config)
     cli.set_up_jax(config)
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
   from bn_repro.models import factory, summary
 
   model = factory.create_model(

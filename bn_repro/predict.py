@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     return _predict(parser.parse_args(argv))
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
 
 
 def _path(text: str) -> Path:

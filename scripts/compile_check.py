@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check = {'tpu': _check_tpu, 'cpu': _check_cpu, 'gpu': _check_gpu}
     return check[flags.platform](flags, overrides)
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
 
 
 def _check_writable(path: Path | None) -> None:

@@ -522,7 +522,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix='fault_injection_') as folder:
       return 1 if run_trials(flags, Path(folder)) else 0
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
 
 
 if __name__ == '__main__':

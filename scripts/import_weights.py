@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     _import(flags.source, flags.file, flags.out, flags.label_names)
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
   return 0
 
 

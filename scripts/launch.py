@@ -543,7 +543,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       check_tools(launch.tools)
     write(launch.files, out)
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
   except OSError as error:
     return cli.report_errors([str(error)])
   print(f'wrote {", ".join(f"{folder}/{name}" for name in launch.files)}')

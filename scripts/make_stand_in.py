@@ -194,7 +194,7 @@ def main() -> int:
   try:
     flags = parser.parse_args()
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
   validation = imagenet_metadata.validation_synsets()[: flags.num_validation]
   classes = sorted(set(validation))
   flags.out.mkdir(parents=True, exist_ok=True)

@@ -308,7 +308,7 @@ def main() -> int:
   try:
     return _run(flags, files.expand('--out', flags.out))
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
 
 
 def _run(flags: argparse.Namespace, out: Path) -> int:

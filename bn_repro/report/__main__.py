@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.make_output_optional()
     problems = page.write_report(flags.runs, flags.out)
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
   for problem in problems:
     print(f'warning: {problem}', file=sys.stderr)
   print(f'wrote {flags.out / "index.html"}')

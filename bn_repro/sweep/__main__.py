@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir.claim()
     return _run(folder, sweep, slots, flags.retries, preemption)
   except UserError as error:
-    return cli.report_errors(error.problems)
+    return cli.report_user_error(error)
   except OSError as error:
     return cli.report_errors([str(error)])
   except KeyboardInterrupt:
