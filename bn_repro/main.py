@@ -23,7 +23,9 @@ from bn_repro.runtime import processes, streams
 from bn_repro.runtime.mirror import fetch
 from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.workdir import (
+  ENDED,
   EXIT_CODES,
+  MODEL,
   Status,
   Workdir,
   check_metrics,
@@ -163,10 +165,10 @@ def _create_parser() -> cli.Parser:
 
 def _report(error: UserError) -> int:
   """Prints an error; leaves the other processes if they do not have it too."""
-  cli.report_errors(error.problems)
+  exit_code = cli.report_user_error(error)
   if not isinstance(error, processes.AllProcessesError):
     processes.leave()
-  return error.exit_code
+  return exit_code
 
 
 def _check(
@@ -213,9 +215,12 @@ def _exit_code_if_ended(
   def ended() -> tuple[int, str] | None:
     if not workdir.writes:
       return None
-    names = ['status.json', 'metrics.jsonl', 'model.safetensors']
-    found = Workdir(fetch(workdir.path, names))
+    found = Workdir(fetch(workdir.path, ['status.json']))
     status = found.status()
+    if status.get('status') not in ENDED:
+      return None
+    # A run that goes on downloads them when it claims the workdir.
+    fetch(workdir.path, ['metrics.jsonl', MODEL])
     num_examples = len(dataset.splits['train'])
     total_steps = config_lib.total_steps(config, num_examples)
     is_done = (

@@ -26,6 +26,20 @@ TRAIN = ('-m', 'bn_repro.main')
 # The network of two Inception modules, which compiles in seconds.
 TINY = '--config.model.name=inception_tiny'
 
+# Further arguments of the MNIST networks, which compile in a second, for what
+# does not depend on the network.
+MNIST = (
+  '--config.total_steps=600',
+  '--config.steps_per_call=1',
+  '--config.log_every=70',
+  '--config.eval_every=200',
+  '--config.checkpoint_every=100',
+  '--config.bn.population_batches=4',
+  '--config.data.distorted_copies=0',
+  '--config.data.shuffle=within_shard',
+  '--config.data.num_shards=20',
+)
+
 # Compiles in two thirds of the time, to programs as fast as by default. (LLVM
 # optimizes, unlike in the tests themselves: here hundreds of steps are taken.)
 QUICK_COMPILATION = (

@@ -145,7 +145,7 @@ class Mirror:
       self._problem = problem
 
   def _upload(self) -> None:
-    """Makes the bucket equal to the folder as it is now."""
+    """Uploads what has changed in the folder, and removes what is gone."""
     # Read in this order, and written in the opposite one.
     status = self._changed([_STATUS])
     names = _names(self._local)
@@ -263,18 +263,6 @@ def pull(path: Path, patterns: Sequence[str]) -> None:
   place = files.place_of(path)
   if place is not None:
     _download(place, path, patterns)
-
-
-def upload(path: Path) -> None:
-  """Uploads a file that a command has written, if its path has a place.
-
-  Raises:
-    StorageDown: if the bucket cannot be reached.
-    UserError: if it refuses access.
-  """
-  place = files.place_of(path)
-  if place is not None:
-    buckets.write(place, path)
 
 
 def _download(

@@ -461,18 +461,19 @@ def test_stale_listings(folder, opened, bucket, monkeypatch):
 
 def test_a_listing_that_is_never_right(folder, opened, bucket, monkeypatch):
   monkeypatch.setattr(buckets, 'RETRY_FOR', 0.1)
+  place = files.place_of(folder / 'x')
   write(folder / 'x', '1')
-  mirror.upload(folder / 'x')
+  buckets.write(place, folder / 'x')
   mirror.fetch(folder)
   bucket.proxy.rule = bucket_proxy.always(('stale',))
   write(folder / 'x', '2')
-  mirror.upload(folder / 'x')
+  buckets.write(place, folder / 'x')
   with pytest.raises(StorageDown, match='faster than it can be read'):
     opened()
   assert 'runs/a/lock' not in bucket.objects
 
 
-# Commands that read or write a file.
+# Commands that read.
 
 
 def test_fetch(folder, opened, bucket, tmp_path):
@@ -502,10 +503,3 @@ def test_fetch(folder, opened, bucket, tmp_path):
 
 def test_fetch_of_what_does_not_exist(folder):
   assert not mirror.fetch(folder).exists()
-
-
-def test_upload(folder, bucket, tmp_path):
-  write(folder / 'x.npz', '1')
-  mirror.upload(folder / 'x.npz')
-  assert contents(bucket) == {'x.npz': '1'}
-  mirror.upload(tmp_path / 'none')  # A local file stays where it is.

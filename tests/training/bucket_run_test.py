@@ -23,16 +23,7 @@ from bn_repro import main
 main.run_and_exit()
 """
 WORKDIR = 'gs://bucket/runs/a'
-NETWORK = (
-  '--config=configs/bn_mnist.py:mini',
-  '--config.total_steps=600',
-  '--config.steps_per_call=1',
-  '--config.log_every=70',
-  '--config.eval_every=200',
-  '--config.checkpoint_every=100',
-  '--config.bn.population_batches=4',
-  '--config.data.distorted_copies=0',
-)
+NETWORK = ('--config=configs/bn_mnist.py:mini', *support.MNIST)
 
 
 @pytest.fixture(scope='module')

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import support
 from support import (
+  MNIST,
   assert_same_run,
   finish,
   metrics,
@@ -38,25 +39,13 @@ _SMALL_INCEPTION = (
   '--config.checkpoint_every=15',
   '--config.bn.population_batches=4',
 )
-# For what does not depend on the network: this one compiles in a second.
-_MNIST = (
-  '--config.total_steps=600',
-  '--config.steps_per_call=1',
-  '--config.log_every=70',
-  '--config.eval_every=200',
-  '--config.checkpoint_every=100',
-  '--config.bn.population_batches=4',
-  '--config.data.distorted_copies=0',
-  '--config.data.shuffle=within_shard',
-  '--config.data.num_shards=20',
-)
 
 
 def command(variant, workdir, *overrides):
   return (
     f'--config=configs/{variant}.py:mini',
     f'--workdir={workdir}',
-    *(_MNIST if variant in ('mnist', 'bn_mnist') else _SMALL_INCEPTION),
+    *(MNIST if variant in ('mnist', 'bn_mnist') else _SMALL_INCEPTION),
     *overrides,
   )
 
