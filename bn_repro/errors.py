@@ -22,8 +22,8 @@ class UserError(Exception):
     super().__init__('\n'.join(self.problems))
 
 
-class StorageDown(UserError):
-  """A bucket cannot be reached; later, the same command may succeed."""
+class TemporaryError(UserError):
+  """An error that may pass: later, the same command may succeed."""
 
   exit_code = 75  # EX_TEMPFAIL of BSD.
 

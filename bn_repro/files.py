@@ -90,6 +90,14 @@ def place_of(path: Path) -> Place | None:
   return Place(parts[0], '/'.join(parts[1:])) if len(parts) > 1 else None
 
 
+def as_given(path: Path) -> str:
+  """A path as users name it: a local copy of a place in a bucket by its URL."""
+  for kind in ('buckets', 'fetched'):
+    if path.is_relative_to(cache(kind)) and path != cache(kind):
+      return f'{BUCKET}{path.relative_to(cache(kind))}'
+  return str(path)
+
+
 def path_problem(text: str) -> str | None:
   """Returns the requirement that the text of a path violates, or None."""
   if not text.strip():

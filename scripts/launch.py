@@ -142,11 +142,6 @@ def _workdir(flags: argparse.Namespace) -> str:
       f'--workdir={text}: jobs of SLURM do not use buckets. Name a folder that '
       f'all nodes share, such as /shared/runs/{flags.name}.'
     )
-  if flags.sweep:
-    raise UserError(
-      f'--workdir={text}: sweeps do not use buckets. Name a folder, such as '
-      f'/mnt/runs/{flags.name}, and give --workdir_mount=SERVER:/SHARE.'
-    )
   if flags.workdir_mount or flags.shared_workdir:
     flag = '--workdir_mount' if flags.workdir_mount else '--shared_workdir'
     raise UserError(f'{flag}: a workdir in a bucket needs no mount. Omit it.')
@@ -408,7 +403,9 @@ def _comparison(job: Job) -> list[tuple[str, str]]:
   if not job.num_trials:
     return []
   command = shlex.join([*job.command, '--compare'])
-  return [(command, 'compares the trials; run it where the workdir is')]
+  in_bucket = job.workdir.startswith(files.BUCKET)
+  where = 'anywhere' if in_bucket else 'where the workdir is'
+  return [(command, f'compares the trials; run it {where}')]
 
 
 def create_launch(

@@ -32,6 +32,7 @@ from bn_repro.errors import UserError
 from bn_repro.report import fig_4, page
 from bn_repro.runtime import workdir
 from bn_repro.sweep import __main__ as sweep_command
+from bn_repro.sweep.sweep import RESULTS
 
 _FIVE_SEEDS = '--sweep.seed=0,1,2,3,4'
 
@@ -97,8 +98,6 @@ INTRODUCTION = (
   'folds overlap by three quarters, so the five values are not independent.'
 )
 
-# The files of a sweep that are published.
-SWEEP_FILES = ('trials.csv', 'summary.md', 'sweep.png')
 # Evaluations from one whose percentiles are published to the next.
 _PERCENTILES_EVERY = 8
 
@@ -172,7 +171,7 @@ def publish(part: str, folder: Path) -> None:
   shutil.rmtree(copy, ignore_errors=True)
   for config in sorted(folder.glob('*/config.json')):
     _publish_run(config.parent, copy / config.parent.name, kind.kept)
-  for name in SWEEP_FILES if kind.comparison else ():
+  for name in RESULTS if kind.comparison else ():
     shutil.copy(folder / name, copy)
   # A failure leaves the old or the new runs.
   published = ROOT / 'results' / part

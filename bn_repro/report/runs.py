@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_repro import config as config_lib
-from bn_repro import config_fields, paper
+from bn_repro import config_fields, files, paper
 from bn_repro.errors import UserError
 from bn_repro.runtime import mirror
 from bn_repro.runtime import workdir as workdir_lib
@@ -38,6 +38,18 @@ Point = tuple[float, float]
 _FILES = ('config.json', 'run.json', 'status.json', 'metrics.jsonl')
 # The same in folders of workdirs, and probabilities.
 _PATTERNS = (*(f'*{name}' for name in _FILES), '*.npz')
+
+
+def fetch(folder: Path) -> Path:
+  """Downloads what the report reads of a workdir or a folder of workdirs.
+
+  Returns:
+    The folder to read; `folder` itself if it is not in a bucket.
+
+  Raises:
+    OSError, TemporaryError, UserError: as `mirror.fetch`.
+  """
+  return mirror.fetch(folder, _PATTERNS)
 
 
 class Repetition(NamedTuple):
@@ -261,7 +273,8 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
   runs, problems = [], []
   seen: set[Path] = set()
   for folder in folders:
-    root = mirror.fetch(Path(folder), _PATTERNS)
+    given = Path(folder)
+    root = fetch(given)
     # In a workdir that has lost one of these files, the others are left.
     workdirs = dict.fromkeys(
       path.parent
@@ -271,8 +284,8 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[str]]:
     )
     if not workdirs:
       problems.append(
-        f'--runs={folder}: contains no run (no config.json). Name a workdir, '
-        'or a folder of workdirs.'
+        f'--runs={files.as_given(given)}: contains no run (no '
+        'config.json). Name a workdir, or a folder of workdirs.'
       )
     for workdir in workdirs:
       if workdir.resolve() in seen:

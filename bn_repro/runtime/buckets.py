@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from bn_repro.errors import StorageDown, UserError
+from bn_repro.errors import TemporaryError, UserError
 from bn_repro.files import Place
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def find(place: Place, *, retry_for: float | None = None) -> dict[str, Entry]:
     The objects by name relative to the place; that of the place itself is ''.
 
   Raises:
-    StorageDown: if the bucket cannot be reached.
+    TemporaryError: if the bucket cannot be reached.
     UserError: if it refuses access or does not exist.
   """
 
@@ -130,7 +130,7 @@ def read(place: Place, *, retry_for: float | None = None) -> Version | None:
     The object; None if it does not exist.
 
   Raises:
-    StorageDown: if the bucket cannot be reached.
+    TemporaryError: if the bucket cannot be reached.
     UserError: if it refuses access.
   """
 
@@ -157,7 +157,7 @@ def download(place: Place, path: Path) -> bool:
 
   Raises:
     OSError: if the file cannot be written.
-    StorageDown: if the bucket cannot be reached.
+    TemporaryError: if the bucket cannot be reached.
     UserError: if it refuses access.
   """
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -200,7 +200,7 @@ def write(
   Raises:
     ChangedError: if it has another generation and another content.
     FileNotFoundError: if the local file does not exist.
-    StorageDown: if the bucket cannot be reached.
+    TemporaryError: if the bucket cannot be reached.
     UserError: if it refuses access or does not exist.
   """
 
@@ -243,7 +243,7 @@ def remove(
     retry_for: seconds for which a request is repeated, if not `RETRY_FOR`.
 
   Raises:
-    StorageDown, UserError: as `read`.
+    TemporaryError, UserError: as `read`.
   """
 
   def delete() -> None:
@@ -266,7 +266,7 @@ def check_writable(
     retry_for: seconds for which a request is repeated, if not `RETRY_FOR`.
 
   Raises:
-    StorageDown: if the bucket cannot be reached.
+    TemporaryError: if the bucket cannot be reached.
     UserError: if it does not exist, or this account lacks a permission.
   """
   bucket = _blob(place).bucket
@@ -325,8 +325,8 @@ def _request(
     ) from error
 
 
-def _down(place: Place, error: Exception) -> StorageDown:
-  return StorageDown(
+def _down(place: Place, error: Exception) -> TemporaryError:
+  return TemporaryError(
     f'{place}: Cloud Storage cannot be reached: {_reason(error)}. Run the same '
     'command again later.'
   )

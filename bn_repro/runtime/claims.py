@@ -23,7 +23,7 @@ from typing import IO, Any
 import uuid
 
 from bn_repro import files
-from bn_repro.errors import StorageDown, UserError
+from bn_repro.errors import TemporaryError, UserError
 from bn_repro.files import Place
 from bn_repro.runtime import buckets
 
@@ -36,7 +36,7 @@ _BEAT = 1 / 6
 _PATIENCE = 2 / 3
 
 
-class ClaimLost(StorageDown):
+class ClaimLost(TemporaryError):
   """Another process may continue the run, so this one has to stop."""
 
 
@@ -67,8 +67,9 @@ class Claim:
     """Takes the claim, until it is released or lost.
 
     Raises:
-      StorageDown: if the bucket cannot be reached.
-      UserError: if another process holds it, or the bucket refuses access.
+      TemporaryError: if another process holds it, or the bucket cannot be
+        reached.
+      UserError: if the bucket refuses access.
     """
     # Never the same twice: `renew` recognizes what this process has written.
     id_ = uuid.uuid4().hex
@@ -119,7 +120,7 @@ class Claim:
 
     Raises:
       ClaimLost: if another process has taken it over.
-      StorageDown: if the bucket cannot be reached.
+      TemporaryError: if the bucket cannot be reached.
     """
     started = _now()
     found = self._read()
@@ -173,7 +174,7 @@ class Claim:
       The claim of a process that is gone; None if there is none.
 
     Raises:
-      UserError: if a process renews it.
+      TemporaryError: if a process renews it.
     """
     found = self._read()
     if found is None or _has_died(found):
@@ -203,8 +204,8 @@ def _this_process() -> str:
   return f'process {os.getpid()} on {socket.gethostname()}'
 
 
-def _in_use(workdir: Place, holder: str) -> UserError:
-  return UserError(
+def _in_use(workdir: Place, holder: str) -> TemporaryError:
+  return TemporaryError(
     f'--workdir={workdir}: in use by {holder or "another process"}. Wait for '
     'it, stop it, or use another workdir.'
   )

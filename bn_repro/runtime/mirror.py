@@ -25,7 +25,7 @@ import time
 from typing import NamedTuple
 
 from bn_repro import files
-from bn_repro.errors import StorageDown
+from bn_repro.errors import TemporaryError
 from bn_repro.files import Place
 from bn_repro.runtime import buckets, claims
 
@@ -63,6 +63,7 @@ class Mirror:
   def __init__(
     self,
     local: Path,
+    patterns: Sequence[str] = ('*',),
     *,
     interval: float = INTERVAL,
     expires: float = claims.EXPIRES,
@@ -71,12 +72,14 @@ class Mirror:
 
     Args:
       local: path of the local folder, which has a place in a bucket.
+      patterns: the files to keep equal, see `fetch`. Others, such as workdirs
+        in the folder, have mirrors of their own.
       interval: seconds between uploads.
       expires: see `claims.Claim`.
     """
     place = files.place_of(local)
     assert place is not None, local
-    self._local, self._place = local, place
+    self._local, self._place, self._patterns = local, place, patterns
     self._claim = claims.Claim(place, expires)
     # What the bucket has, by name; None if the folder does not have it.
     self._uploaded: dict[str, _Stamp | None] = {}
@@ -93,18 +96,18 @@ class Mirror:
 
     Raises:
       OSError: if the folder cannot be written.
-      StorageDown: if the bucket cannot be reached.
-      UserError: if another process holds the claim, or the bucket refuses
-        access.
+      TemporaryError: if another process holds the claim, or the bucket cannot
+        be reached.
+      UserError: if the bucket refuses access.
     """
     self._claim.take()
     try:
-      found = _download(self._place, self._local, ['*'])
+      found = _download(self._place, self._local, self._patterns)
     except BaseException:
       self._claim.release()
       raise
     self._uploaded = dict.fromkeys(found)
-    for name in _names(self._local):
+    for name in self._names():
       self._uploaded[name] = _stamp(self._local / name)
     self._thread.start()
 
@@ -113,7 +116,7 @@ class Mirror:
 
     Raises:
       ClaimLost: if another process may continue the run.
-      StorageDown: if the bucket cannot be reached.
+      TemporaryError: if the bucket cannot be reached.
       UserError: if it refuses access.
     """
     self._claim.check()
@@ -124,7 +127,7 @@ class Mirror:
     """Uploads what has changed, and gives the claim back.
 
     Raises:
-      ClaimLost, StorageDown, UserError: as `check`. The bucket then has an
+      ClaimLost, TemporaryError, UserError: as `check`. The bucket then has an
         earlier state than the folder.
     """
     self._stopped.set()
@@ -148,12 +151,11 @@ class Mirror:
     """Uploads what has changed in the folder, and removes what is gone."""
     # Read in this order, and written in the opposite one.
     status = self._changed([_STATUS])
-    names = _names(self._local)
-    checkpoints = _complete(names)
+    checkpoints = _complete(self._names())
     metrics = self._changed([_METRICS])
     others = [
       name
-      for name in _names(self._local)
+      for name in self._names()
       if name not in (_STATUS, _METRICS) and not name.startswith(_CHECKPOINTS)
     ]
     for file in self._changed(others):
@@ -175,6 +177,9 @@ class Mirror:
     for file in status:
       self._claim.renew()
       self._write(file)
+
+  def _names(self) -> list[str]:
+    return [n for n in _names(self._local) if _matches(n, self._patterns)]
 
   def _changed(self, names: Iterable[str]) -> list[_File]:
     """Reads those files that the bucket does not have as they are."""
@@ -236,7 +241,7 @@ def fetch(path: Path, patterns: Sequence[str] = ('*',)) -> Path:
 
   Raises:
     OSError: if the copy cannot be written.
-    StorageDown: if the bucket cannot be reached.
+    TemporaryError: if the bucket cannot be reached.
     UserError: if it refuses access.
   """
   place = files.place_of(path)
@@ -245,6 +250,22 @@ def fetch(path: Path, patterns: Sequence[str] = ('*',)) -> Path:
   copy = files.cache('fetched') / place.bucket / place.name
   _download(place, copy, patterns)
   return copy
+
+
+def upload(paths: Iterable[Path]) -> None:
+  """Uploads files that a command has written; does nothing for local paths.
+
+  Args:
+    paths: paths of the files.
+
+  Raises:
+    OSError: if one cannot be read.
+    TemporaryError: if the bucket cannot be reached.
+    UserError: if it refuses access.
+  """
+  for path in paths:
+    if place := files.place_of(path):
+      buckets.write(place, path)
 
 
 def pull(path: Path, patterns: Sequence[str]) -> None:
@@ -258,7 +279,7 @@ def pull(path: Path, patterns: Sequence[str]) -> None:
     patterns: see `fetch`.
 
   Raises:
-    OSError, StorageDown, UserError: as `fetch`.
+    OSError, TemporaryError, UserError: as `fetch`.
   """
   place = files.place_of(path)
   if place is not None:
@@ -274,10 +295,10 @@ def _download(
   the listing was late, starts again.
 
   Returns:
-    All objects, by name.
+    The objects that match, by name, also of checkpoints that do not count.
 
   Raises:
-    StorageDown: if that goes on for `buckets.RETRY_FOR` seconds.
+    TemporaryError: if that goes on for `buckets.RETRY_FOR` seconds.
   """
   deadline = time.monotonic() + buckets.RETRY_FOR
   while True:
@@ -285,7 +306,7 @@ def _download(
     if is_current:
       return found
     if time.monotonic() > deadline:
-      raise StorageDown(
+      raise TemporaryError(
         f'{place}: changes faster than it can be read. Run the same command '
         'again later.'
       )
@@ -299,14 +320,13 @@ def _download_once(
   found = {
     name: entry
     for name, entry in buckets.find(place).items()
-    if name != _LOCK and not name.endswith('/')
+    if name != _LOCK and not name.endswith('/') and _matches(name, patterns)
   }
   complete = {n for names in _complete(found).values() for n in names}
   wanted = {
     name: entry
     for name, entry in found.items()
-    if _matches(name, patterns)
-    and (name in complete or not name.startswith(_CHECKPOINTS))
+    if name in complete or not name.startswith(_CHECKPOINTS)
   }
   for name in _names(local):
     if name not in wanted and _matches(name, patterns):

@@ -5,7 +5,7 @@ written in place, and contain a checksum of themselves. `metrics.jsonl` grows by
 whole lines; checkpoints and the final `status.json` contain its digest.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import enum
 import hashlib
 import json
@@ -225,7 +225,7 @@ class Workdir:
 
   def __str__(self) -> str:
     """As the user names it."""
-    return str(files.place_of(self.path) or self.path)
+    return files.as_given(self.path)
 
   @property
   def checkpoints(self) -> Path:
@@ -259,9 +259,27 @@ class Workdir:
     """Checks, without writing, that a run of `config` can use the directory.
 
     Raises:
-      StorageDown: if it is in a bucket that cannot be reached.
+      TemporaryError: if it is in a bucket that cannot be reached.
       UserError: if the path is not a directory, is not writable, or holds a run
         whose config differs in fields that a resumed run cannot change.
+    """
+    self.check_writable()
+    saved = read_json(fetch(self.path, ['config.json']) / 'config.json')
+    if saved is None:
+      return
+    differences = config_lib.differences(saved, config)
+    if differences:
+      raise UserError(
+        f'--workdir={self}: holds a run of another config. Use its config '
+        f'or another workdir. Differences: {"; ".join(differences)}.'
+      )
+
+  def check_writable(self) -> None:
+    """Checks, without writing, that the directory can be written.
+
+    Raises:
+      TemporaryError: if it is in a bucket that cannot be reached.
+      UserError: if the path is not a directory, or is not writable.
     """
     existing = self.path
     while not existing.exists():
@@ -278,15 +296,6 @@ class Workdir:
     place = files.place_of(self.path)
     if place:
       buckets.check_writable('--workdir', place)
-    saved = read_json(fetch(self.path, ['config.json']) / 'config.json')
-    if saved is None:
-      return
-    differences = config_lib.differences(saved, config)
-    if differences:
-      raise UserError(
-        f'--workdir={self}: holds a run of another config. Use its config '
-        f'or another workdir. Differences: {"; ".join(differences)}.'
-      )
 
   def status(self) -> Mapping[str, Any]:
     """Reads `status.json`; an empty mapping for a new workdir."""
@@ -304,13 +313,18 @@ class Workdir:
       was_preempted and status['step'] > 0
     )
 
-  def claim(self) -> None:
+  def claim(self, patterns: Sequence[str] = ('*',)) -> None:
     """Creates the directory and locks it until this process ends.
 
     The kernel releases the lock when the process ends, however it ends.
 
+    Args:
+      patterns: of a directory in a bucket, the files that this process writes;
+        see `mirror.Mirror`.
+
     Raises:
-      StorageDown: if it is in a bucket that cannot be reached.
+      TemporaryError: if it is in a bucket that cannot be reached, or in which
+        another process holds it.
       UserError: if another process holds the lock, or the directory cannot be
         created or locked.
     """
@@ -346,7 +360,7 @@ class Workdir:
     os.fsync(lock.fileno())
     self._lock = lock
     if files.place_of(self.path):
-      self._mirror = Mirror(self.path)
+      self._mirror = Mirror(self.path, patterns)
       try:
         self._mirror.open()
       except UserError:
@@ -358,7 +372,7 @@ class Workdir:
     """Raises if the run cannot continue, because of its bucket.
 
     Raises:
-      StorageDown: if the bucket cannot be reached, or the claim may be lost.
+      TemporaryError: if the bucket cannot be reached, or the claim may be lost.
       UserError: if the bucket refuses access.
     """
     if self._mirror:
@@ -370,7 +384,7 @@ class Workdir:
     Of a workdir in a bucket, what has changed is uploaded first.
 
     Raises:
-      StorageDown, UserError: as `check_claim`.
+      TemporaryError, UserError: as `check_claim`.
     """
     if self._lock is None:
       return

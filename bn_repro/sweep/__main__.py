@@ -6,6 +6,7 @@ directory. The same command resumes an interrupted sweep.
 
 import argparse
 from collections.abc import Mapping, Sequence
+import contextlib
 import json
 import math
 import os
@@ -16,13 +17,14 @@ import sys
 
 from bn_repro import cli, files
 from bn_repro.errors import UserError
-from bn_repro.report.runs import WINDOW
-from bn_repro.runtime import streams
+from bn_repro.report import runs as runs_lib
+from bn_repro.runtime import mirror, streams
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.progress import duration
 from bn_repro.sweep import grid
 from bn_repro.sweep import runner as runner_lib
+from bn_repro.sweep import sweep as sweep_lib
 from bn_repro.sweep.sweep import Sweep, TrialStatus
 
 _DESCRIPTION = """\
@@ -79,7 +81,8 @@ def _create_parser() -> cli.Parser:
     parser,
     '--workdir',
     required=True,
-    help='directory of the sweep',
+    in_bucket=True,
+    help='directory of the sweep, or gs://BUCKET/NAME',
   )
   cli.add_config_arguments(parser, required=False)
   add(
@@ -111,29 +114,35 @@ def _create_parser() -> cli.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
+  workdir = None
   try:
     flags, axes, overrides = cli.parse_sweep_arguments(
       sys.argv[1:] if argv is None else argv, _create_parser()
     )
     sweep = grid.load(flags.sweep, axes, flags.config or '', overrides)
     workdir = workdir_lib.Workdir(flags.workdir)
-    folder = workdir.path
-    _check(folder, sweep)
+    copy = _check(workdir, sweep)
     if flags.dry_run:
-      _list(folder, sweep, len(runner_lib.slots(flags.jobs)))
+      _list(copy, sweep, len(runner_lib.slots(flags.jobs)))
       return 0
     streams.make_output_optional()
     if flags.trial is not None:
-      _exec_trial(folder, sweep, flags.trial)
+      _exec_trial(workdir.path, copy, sweep, flags.trial)
     if flags.compare:
-      return _conclude(sweep, folder, (), finished=True)
+      return _conclude(sweep, workdir, (), finished=True)
     # From here on, a signal lets the trials save.
     preemption = Preemption()
     preemption.listen()
     slots = runner_lib.slots(flags.jobs and min(flags.jobs, len(sweep.trials)))
-    workdir.claim()
-    return _run(folder, sweep, slots, flags.retries, preemption)
+    # Trials keep their workdirs themselves.
+    workdir.claim(['sweep.json', '*.log', *sweep_lib.RESULTS])
+    code = _run(workdir, copy, sweep, slots, flags.retries, preemption)
+    workdir.release()
+    return code
   except UserError as error:
+    if workdir:
+      with contextlib.suppress(UserError):
+        workdir.release()
     return cli.report_user_error(error)
   except OSError as error:
     return cli.report_errors([str(error)])
@@ -141,36 +150,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 128 + signal.SIGINT
 
 
-def _check(folder: Path, sweep: Sweep) -> None:
+def _check(workdir: workdir_lib.Workdir, sweep: Sweep) -> Path:
   """Checks that a directory is empty or holds these trials. Writes nothing.
 
   The sweep may have more trials than the directory.
 
+  Returns:
+    The directory to read the trials from: `workdir.path`, or a copy of what is
+    in a bucket.
+
   Raises:
     UserError: if the directory holds anything else.
   """
-  if (folder / 'config.json').exists():
+  workdir.check_writable()
+  copy = runs_lib.fetch(workdir.path)
+  if (copy / 'config.json').exists():
     raise UserError(
-      f'--workdir={folder}: holds a run, not a sweep. Name another directory.'
+      f'--workdir={workdir}: holds a run, not a sweep. Name another directory.'
     )
-  found = {path.parent.name for path in folder.glob('*/config.json')}
+  found = {path.parent.name for path in copy.glob('*/config.json')}
   others = sorted(found - {trial.name for trial in sweep.trials})
   if others:
     raise UserError(
-      f'--workdir={folder}: holds {len(others)} runs that are not trials of '
+      f'--workdir={workdir}: holds {len(others)} runs that are not trials of '
       f'this sweep, such as {others[0]}. Name another directory.'
     )
   for trial in sweep.trials:
-    workdir = folder / trial.name
-    workdir_lib.Workdir(workdir).check(trial.config)
-    saved = workdir_lib.read_json(workdir / 'config.json') or trial.config
+    of_trial = workdir_lib.Workdir(copy / trial.name)
+    of_trial.check(trial.config)
+    saved = workdir_lib.read_json(of_trial.path / 'config.json') or trial.config
     # A resumed run may change these fields; comparable trials may not.
     for name in ('total_steps', 'total_epochs', 'eval_every'):
       if saved.get(name) != trial.config[name]:
         raise UserError(
-          f'--workdir={workdir}: holds a run with {name}={saved.get(name)}, '
+          f'--workdir={of_trial}: holds a run with {name}={saved.get(name)}, '
           f'not {trial.config[name]}. Name another directory.'
         )
+  return copy
 
 
 def _warn_of_few_evaluations(sweep: Sweep) -> None:
@@ -178,17 +194,18 @@ def _warn_of_few_evaluations(sweep: Sweep) -> None:
   few = [
     trial.name
     for trial in sweep.trials
-    if math.ceil(trial.total_steps / trial.config.eval_every) < WINDOW
+    if math.ceil(trial.total_steps / trial.config.eval_every) < runs_lib.WINDOW
   ]
   if few:
     print(
-      f'warning: {len(few)} trials, such as {few[0]}, have fewer than {WINDOW} '
-      'evaluations and are not compared. Lower --config.eval_every.',
+      f'warning: {len(few)} trials, such as {few[0]}, have fewer than '
+      f'{runs_lib.WINDOW} evaluations and are not compared. Lower '
+      '--config.eval_every.',
       file=sys.stderr,
     )
 
 
-def _exec_trial(folder: Path, sweep: Sweep, name: str) -> None:
+def _exec_trial(folder: Path, copy: Path, sweep: Sweep, name: str) -> None:
   """Replaces this process by the one that trains a trial.
 
   Raises:
@@ -201,12 +218,12 @@ def _exec_trial(folder: Path, sweep: Sweep, name: str) -> None:
       f'--trial={name}: no such trial. --dry_run lists the names; the numbers '
       f'are 0 to {len(sweep.trials) - 1}.'
     )
-  trial = runner_lib.trial_process(by_name[name], folder)
+  trial = runner_lib.trial_process(by_name[name], folder, copy)
   os.execv(sys.executable, list(trial.command))
 
 
 def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
-  """Prints a line for each trial, and then the cost of all."""
+  """Prints a line for each trial in a folder, and then the cost of all."""
   width = max(len(trial.name) for trial in sweep.trials)
   print(f'{"trial":<{width}}  {"steps":>10}  {"images":>14}  state')
   rates = []  # Seconds per image.
@@ -215,11 +232,11 @@ def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
     path = folder / trial.name
     state = runner_lib.final_status(path, trial.total_steps)
     if state is None:
-      step = runner_lib.trial_process(trial, folder).step
+      step = runner_lib.trial_process(trial, folder, folder).step
       images_left += trial.images * (1 - step / trial.total_steps)
       state = workdir_lib.Workdir(path).status().get('status')
-    elif seconds := runner_lib.seconds_taken(path):
-      rates.append(seconds / trial.images)
+    elif state == workdir_lib.Status.DONE:
+      rates.append(runner_lib.seconds_taken(path) / trial.images)
     print(
       f'{trial.name:<{width}}  {trial.total_steps:>10,}  {trial.images:>14,}  '
       f'{state or TrialStatus.WAITING}'
@@ -234,13 +251,24 @@ def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
 
 
 def _run(
-  folder: Path,
+  workdir: workdir_lib.Workdir,
+  copy: Path,
   sweep: Sweep,
   slots: Sequence[Mapping[str, str]],
   retries: int,
   preemption: Preemption,
 ) -> int:
-  """Runs the remaining trials, compares, and returns the exit code."""
+  """Runs the remaining trials, compares, and returns the exit code.
+
+  Args:
+    workdir: the directory of the sweep, which this process has claimed.
+    copy: see `_check`.
+    sweep: the sweep.
+    slots: see `Runner`.
+    retries: see `Runner`.
+    preemption: signals of this process.
+  """
+  folder = workdir.path
   content = {
     'x': sweep.x,
     'repeat': sweep.repeat,
@@ -249,10 +277,10 @@ def _run(
   workdir_lib.replace_file(
     folder / 'sweep.json', json.dumps(content, indent=2, default=str) + '\n'
   )
-  remaining = runner_lib.remaining(sweep.trials, folder)
+  remaining = runner_lib.remaining(sweep.trials, folder, copy)
   _warn_of_few_evaluations(sweep)
   print(
-    f'{folder}: {len(sweep.trials)} trials, {len(remaining)} remaining, '
+    f'{workdir}: {len(sweep.trials)} trials, {len(remaining)} remaining, '
     f'{len(slots)} at once',
     flush=True,
   )
@@ -262,13 +290,13 @@ def _run(
 
     progress = SweepProgress(remaining, len(slots))
     runner = runner_lib.Runner(remaining, slots, retries, progress)
-    finished = runner.run(preemption)
-  return _conclude(sweep, folder, remaining, finished=finished)
+    finished = runner.run(preemption, workdir.check_claim)
+  return _conclude(sweep, workdir, remaining, finished=finished)
 
 
 def _conclude(
   sweep: Sweep,
-  folder: Path,
+  workdir: workdir_lib.Workdir,
   trials: Sequence[runner_lib.TrialProcess],
   *,
   finished: bool,
@@ -281,11 +309,13 @@ def _conclude(
     trial.name for trial in trials if trial.state == workdir_lib.Status.FAILED
   ]
   try:
-    found = comparison.read(sweep, folder, failed)
+    found = comparison.read(sweep, runs_lib.fetch(workdir.path), failed)
     for line in comparison.conclusions(found):
       print(line)
-    comparison.write(found)
-    print(f'wrote trials.csv, summary.md and sweep.png into {folder}')
+    comparison.write(found, workdir.path)
+    mirror.upload(workdir.path / name for name in sweep_lib.RESULTS)
+    folders = dict.fromkeys((str(workdir), str(workdir.path)))
+    print(f'wrote {", ".join(sweep_lib.RESULTS)} into {" and ".join(folders)}')
   except UserError as error:
     problems += error.problems
   except OSError as error:

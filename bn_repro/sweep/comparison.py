@@ -16,7 +16,7 @@ from pathlib import Path
 import statistics
 from typing import Any
 
-from bn_repro import paper
+from bn_repro import files, paper
 from bn_repro.errors import UserError
 from bn_repro.report import claims
 from bn_repro.report import runs as runs_lib
@@ -102,7 +102,6 @@ class Comparison:
       the first setting, or None if that did not learn.
     chance: accuracy of guessing.
     eval_split: split that accuracies refer to.
-    folder: directory of the sweep.
   """
 
   sweep: Sweep
@@ -110,7 +109,6 @@ class Comparison:
   targets: Mapping[Value, float | None]
   chance: float
   eval_split: str
-  folder: Path
 
   @property
   def has_targets(self) -> bool:
@@ -191,16 +189,18 @@ def read(sweep: Sweep, folder: Path, failed: Collection[str]) -> Comparison:
       )
     )
   if run is None:
-    raise UserError(f'{folder}: no trial of this sweep has been started.')
+    raise UserError(
+      f'{files.as_given(folder)}: no trial of this sweep has been started.'
+    )
   eval_split = run.config['eval_split']
-  return Comparison(sweep, results, targets, run.chance, eval_split, folder)
+  return Comparison(sweep, results, targets, run.chance, eval_split)
 
 
-def write(comparison: Comparison) -> None:
-  """Writes `trials.csv`, `summary.md` and the figure."""
+def write(comparison: Comparison, folder: Path) -> None:
+  """Writes `sweep.RESULTS` into a folder, which is created."""
   from bn_repro.sweep import figures  # Matplotlib takes a second.
 
-  folder = comparison.folder
+  folder.mkdir(parents=True, exist_ok=True)
   replace_file(folder / 'trials.csv', table(comparison))
   replace_file(folder / 'summary.md', summary(comparison))
   figures.sweep(comparison, folder, 'sweep')

@@ -5,10 +5,9 @@ from there.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import ctypes
 import dataclasses
-import datetime
 import json
 import os
 from pathlib import Path
@@ -74,9 +73,13 @@ class TrialProcess:
     """The output of its processes, next to the workdir."""
     return self.workdir.with_name(f'{self.workdir.name}.log')
 
-  def update(self) -> None:
-    """Reads the last step and accuracy that the run has recorded."""
-    lines = last_lines(self.workdir)
+  def update(self, workdir: Path | None = None) -> None:
+    """Reads the last step and accuracy that the run has recorded.
+
+    Args:
+      workdir: copy of its workdir to read, if not the workdir itself.
+    """
+    lines = last_lines(workdir or self.workdir)
     self.step = max([self.step, *(line['step'] for line in lines)])
     # Test images only where there are no others, so that no choice relies on
     # them.
@@ -94,8 +97,15 @@ class TrialProcess:
     return f'see {self.log}: {lines[-1] if lines else "no output"}'
 
 
-def trial_process(trial: Trial, folder: Path) -> TrialProcess:
-  """Returns the process that trains a trial in the directory of a sweep."""
+def trial_process(trial: Trial, folder: Path, copy: Path) -> TrialProcess:
+  """Returns the process that trains a trial.
+
+  Args:
+    trial: the trial.
+    folder: directory of the sweep.
+    copy: where to read what the trial has computed; `folder` itself if that is
+      not in a bucket.
+  """
   workdir = folder / trial.name
   process = TrialProcess(
     name=trial.name,
@@ -103,21 +113,29 @@ def trial_process(trial: Trial, folder: Path) -> TrialProcess:
     command=[
       *(sys.executable, '-m', 'bn_repro.main'),
       f'--config={trial.config_spec}',
-      f'--workdir={workdir}',
+      f'--workdir={files.as_given(workdir)}',
       *(f'--config.{override}' for override in trial.overrides),
     ],
     total_steps=trial.total_steps,
   )
-  process.update()
+  process.update(copy / trial.name)
   return process
 
 
-def remaining(trials: Iterable[Trial], folder: Path) -> list[TrialProcess]:
-  """Returns the processes of the trials that are not complete."""
+def remaining(
+  trials: Iterable[Trial], folder: Path, copy: Path
+) -> list[TrialProcess]:
+  """Returns the processes of the trials that are not complete.
+
+  Args:
+    trials: trials of a sweep.
+    folder: see `trial_process`.
+    copy: see `trial_process`.
+  """
   return [
-    trial_process(trial, folder)
+    trial_process(trial, folder, copy)
     for trial in trials
-    if not final_status(folder / trial.name, trial.total_steps)
+    if not final_status(copy / trial.name, trial.total_steps)
   ]
 
 
@@ -173,8 +191,13 @@ class Runner:
       subprocess.Popen[bytes], tuple[TrialProcess, Mapping[str, str]]
     ] = {}
 
-  def run(self, preemption: Preemption) -> bool:
+  def run(self, preemption: Preemption, check: Callable[[], None]) -> bool:
     """Runs all trials to completion.
+
+    Args:
+      preemption: signals of this process.
+      check: called several times a second; if it raises an error, the running
+        trials save and end.
 
     Returns:
       False if it was interrupted by a signal.
@@ -182,12 +205,11 @@ class Runner:
     stopping = False
     try:
       while self._running or self._waiting:
+        check()
         if preemption.signal and not stopping:
           stopping = True
           self._waiting.clear()
-          for process in self._running:
-            process.terminate()
-          self._progress.stopping()
+          self._terminate()
         for process in [p for p in self._running if p.poll() is not None]:
           self._end(process, stopping=stopping)
         while self._free and self._start_next():
@@ -195,9 +217,19 @@ class Runner:
         self._progress.tick()
         if self._running or self._waiting:
           time.sleep(_INTERVAL)
+    except UserError:
+      self._terminate()
+      for process in self._running:
+        process.wait()
+      raise
     finally:
       self._progress.close()
     return not stopping
+
+  def _terminate(self) -> None:
+    for process in self._running:
+      process.terminate()
+    self._progress.stopping()
 
   def _start_next(self) -> bool:
     """Starts the first trial whose workdir is free; False if there is none."""
@@ -353,12 +385,9 @@ def last_lines(workdir: Path) -> list[dict[str, Any]]:
     return []
 
 
-def seconds_taken(workdir: Path) -> float | None:
-  """Wall time of a run in seconds; None unless it is done in a single start."""
-  facts = workdir_lib.read_json(workdir / 'run.json') or {}
-  status = workdir_lib.read_json(workdir / 'status.json') or {}
-  is_done = status.get('status') == workdir_lib.Status.DONE
-  if not is_done or facts.get('earlier_starts') != []:
-    return None
-  started = datetime.datetime.fromisoformat(facts['started'])
-  return (workdir / 'status.json').stat().st_mtime - started.timestamp()
+def seconds_taken(workdir: Path) -> float:
+  """Time that a run has trained, in seconds, as far as it has recorded it."""
+  lines = workdir_lib.read_metrics(workdir / 'metrics.jsonl')
+  return sum(
+    line['timing']['seconds'] for line in lines if line['split'] == 'train'
+  )

@@ -178,6 +178,10 @@ class Base:
     raise UserError('trial(): must return a config that it got from base().')
 
 
+# The files that compare the trials of a sweep.
+RESULTS = ('trials.csv', 'summary.md', 'sweep.png')
+
+
 class TrialStatus(enum.StrEnum):
   """States of a trial that are not a `Status` of its run."""
 

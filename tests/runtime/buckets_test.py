@@ -9,7 +9,7 @@ from google.cloud.storage import retry
 import pytest
 
 from bn_repro import files
-from bn_repro.errors import StorageDown, UserError
+from bn_repro.errors import TemporaryError, UserError
 from bn_repro.runtime import buckets
 
 
@@ -209,7 +209,7 @@ def test_faults_that_stay(name, fault, run, bucket):
   buckets.write(run / 'x', b'old')
   before = len(bucket.proxy.seen)
   bucket.proxy.rule = bucket_proxy.always(fault)
-  with pytest.raises(StorageDown, match='cannot be reached') as caught:
+  with pytest.raises(TemporaryError, match='cannot be reached') as caught:
     OPERATIONS[name][0](run, retry_for=0.3)
   assert caught.value.exit_code == 75
   (problem,) = caught.value.problems
@@ -233,7 +233,7 @@ def test_refused_requests(name, code, run, bucket):
   bucket.proxy.rule = bucket_proxy.always(('status', code))
   with pytest.raises(UserError, match='refuses access: ') as caught:
     OPERATIONS[name][0](run)
-  assert not isinstance(caught.value, StorageDown)
+  assert not isinstance(caught.value, TemporaryError)
   if code != 401:  # The client then tries to renew its credentials first.
     assert str(caught.value).endswith(f': HTTP status {code}, injected.')
   assert len(bucket.proxy.seen) - before == 1
@@ -242,7 +242,7 @@ def test_refused_requests(name, code, run, bucket):
 @pytest.mark.parametrize(
   'cause, kind',
   [
-    (auth_exceptions.TransportError('no metadata server'), StorageDown),
+    (auth_exceptions.TransportError('no metadata server'), TemporaryError),
     (None, UserError),
   ],
 )

@@ -11,7 +11,7 @@ from google.cloud.storage import retry
 import pytest
 
 from bn_repro import files
-from bn_repro.errors import StorageDown, UserError
+from bn_repro.errors import TemporaryError, UserError
 from bn_repro.runtime import buckets, claims, mirror
 from bn_repro.runtime.mirror import Mirror
 
@@ -420,7 +420,8 @@ def test_a_short_outage(folder, opened, bucket):
 
 
 @pytest.mark.parametrize(
-  'fault, kind', [(('status', 503), StorageDown), (('status', 403), UserError)]
+  'fault, kind',
+  [(('status', 503), TemporaryError), (('status', 403), UserError)],
 )
 def test_an_outage_ends_a_run(fault, kind, folder, opened, bucket, monkeypatch):
   """In the thread that asks; nothing of the folder or bucket is lost."""
@@ -468,7 +469,7 @@ def test_a_listing_that_is_never_right(folder, opened, bucket, monkeypatch):
   bucket.proxy.rule = bucket_proxy.always(('stale',))
   write(folder / 'x', '2')
   buckets.write(place, folder / 'x')
-  with pytest.raises(StorageDown, match='faster than it can be read'):
+  with pytest.raises(TemporaryError, match='faster than it can be read'):
     opened()
   assert 'runs/a/lock' not in bucket.objects
 

@@ -221,6 +221,17 @@ def test_sky_with_a_workdir_in_a_bucket(tmp_path):
   assert '--workdir=gs://bucket/run' in task['run']
 
 
+@pytest.mark.parametrize('arguments', [TPU_VM_SWEEP, SKY_SWEEP])
+def test_a_sweep_in_a_bucket(arguments, tmp_path, capsys):
+  """Only its trials, if each has a slice, are compared by another command."""
+  written = write(tmp_path / 'out', in_bucket(arguments))
+  assert any('--workdir=gs://bucket/run' in text for text in written.values())
+  said = capsys.readouterr().out
+  assert ('compares the trials; run it anywhere' in said) == (
+    'sky' in arguments
+  )
+
+
 STEPS = '6,000,000 steps of 32: 192,000,000 images'
 
 
@@ -1284,7 +1295,6 @@ def test_no_mistakes(arguments, tmp_path):
       '--workdir_mount: a workdir in a bucket needs no mount. Omit it.',
     ),
     (in_bucket(SLURM), 'Name a folder that all nodes share, such as /shared/'),
-    (in_bucket(SKY_SWEEP), 'sweeps do not use buckets. Name a folder, such as'),
     (
       (*TPU_VM, '--config.data.data_dir=gs://b/imagenet'),
       'mount it (gcsfuse --implicit-dirs BUCKET FOLDER) and name the folder',

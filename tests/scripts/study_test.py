@@ -84,13 +84,13 @@ def test_what_is_kept_of_a_run(part, tmp_path, monkeypatch):
   folder = tmp_path / 'out' / part
   write_run(folder / 'run', 'bn_x5', [0.5, 0.6])
   add_training_line(folder / 'run')
-  for name in study.SWEEP_FILES:
+  for name in study.RESULTS:
     (folder / name).write_text(name)
   study.publish(part, folder)
   copy = study.ROOT / 'results' / part
   names = {path.name for path in copy.rglob('*') if path.is_file()}
   if part == 'section_421':
-    assert names == {'run.json', *study.SWEEP_FILES}
+    assert names == {'run.json', *study.RESULTS}
     return
   run = runs_lib.read_run(copy / 'run')
   assert len(run.lines) == 5

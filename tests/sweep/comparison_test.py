@@ -203,8 +203,8 @@ def test_what_has_not_ended_is_named(tmp_path):
 def test_trials_that_were_not_started(tmp_path, usual):
   sweep = usual.sweep
   missing = sweep.trials[0].name
-  shutil.rmtree(usual.folder / missing)
-  found = comparison.read(sweep, usual.folder, ())
+  shutil.rmtree(tmp_path / missing)
+  found = comparison.read(sweep, tmp_path, ())
   assert {r.trial.name: r.status for r in found.results}[
     missing
   ] == 'not started'
@@ -445,9 +445,9 @@ def test_lines_of_the_picture(tmp_path):
   figures.plt.close(figure)
 
 
-def test_what_is_written(usual):
-  comparison.write(usual)
-  folder = usual.folder
+def test_what_is_written(usual, tmp_path):
+  folder = tmp_path / 'new/folder'
+  comparison.write(usual, folder)
   assert (folder / 'trials.csv').read_text() == comparison.table(usual)
   assert (folder / 'summary.md').read_text() == comparison.summary(usual)
   assert image.imread(folder / 'sweep.png').shape[1] == 1200

@@ -12,6 +12,8 @@ import pytest
 import support
 from written_runs import write_run
 
+from bn_repro import files
+from bn_repro.runtime import mirror
 from bn_repro.sweep import __main__ as sweep
 
 # In one worker, so that the undisturbed sweep trains once.
@@ -200,6 +202,67 @@ def test_killed_at_any_moment(moment, file, undisturbed, tmp_path):
   code, out = run(file, workdir)
   assert code == 0, out
   assert content(workdir) == content(undisturbed[0])
+
+
+# Uploads all the time, and takes a claim over after six seconds; for the sweep
+# and the trials that it starts.
+QUICK = """
+from bn_repro.runtime import mirror
+mirror.Mirror.__init__.__kwdefaults__.update(interval=0.05, expires=6.0)
+"""
+
+
+def lose_machine(process, folder):
+  """Kills a sweep and its trials, none of which can save."""
+  process.send_signal(signal.SIGSTOP)
+  for lock in folder.glob('*/lock'):
+    os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
+  support.kill(process)
+  process.communicate()
+
+
+def test_in_a_bucket(file, undisturbed, bucket, tmp_path, monkeypatch, capsys):
+  """The machine is lost, then the next one preempted, then to the end."""
+  place = 'gs://bucket/sweeps/a'
+  site = tmp_path / 'site'
+  site.mkdir()
+  (site / 'sitecustomize.py').write_text(QUICK)
+
+  def on_machine(name):
+    temporary = tmp_path / name
+    temporary.mkdir(exist_ok=True)
+    return {
+      'XDG_CACHE_HOME': str(tmp_path / name),
+      'TMPDIR': str(temporary),
+      'PYTHONPATH': f'{site}:{support.ROOT}',
+    }
+
+  first = start(file, place, '--jobs=1', **on_machine('one'))
+  while not any(
+    name.endswith('/commit_success.txt') for name in bucket.objects
+  ):
+    assert first.poll() is None, first.communicate()
+    time.sleep(0.01)
+  lose_machine(first, tmp_path / 'one/bn_repro/buckets/bucket/sweeps/a')
+  second = start(file, place, '--jobs=2', **on_machine('two'))
+  support.wait_for_line(second, f'{NAMES[0]}: running from step ')
+  support.wait_for_line(second, f'{NAMES[0]}: done')
+  second.send_signal(signal.SIGTERM)
+  (result,) = support.finish(second)
+  assert result.returncode == 75, result
+  code, out = run(file, place, **on_machine('three'))
+  assert code == 0, out
+  assert f' into {place} and {tmp_path}/three/' in out
+  assert not any(name.endswith('/lock') for name in bucket.objects)
+  # What a fourth machine finds.
+  bucket.objects['sweeps/a/trials.csv']['data'] = b''
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'four'))
+  assert read_only(file, place, '--dry_run') == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert sum(line.endswith('done') for line in lines) == 4
+  assert read_only(file, place, '--compare') == 0
+  local = mirror.fetch(files.expand('--workdir', place, in_bucket=True))
+  assert content(local) == content(undisturbed[0])
 
 
 def test_ctrl_c(file, undisturbed, tmp_path):

@@ -11,7 +11,7 @@ import time
 import pytest
 from stand_ins import TIMEOUT
 
-from bn_repro.errors import UserError
+from bn_repro.errors import TemporaryError, UserError
 from bn_repro.runtime import workdir as workdir_lib
 from bn_repro.sweep import runner as runner_lib
 from bn_repro.sweep.runner import TrialProcess
@@ -82,10 +82,12 @@ def create(tmp_path):
   return one
 
 
-def run(all_trials, jobs=2, retries=1, preemption=None, reactions=None):
+def run(
+  all_trials, jobs=2, retries=1, preemption=None, reactions=None, check=bool
+):
   recorder = Recorder(reactions)
   runner = runner_lib.Runner(all_trials, [{}] * jobs, retries, recorder)
-  finished = runner.run(preemption or FakePreemption())
+  finished = runner.run(preemption or FakePreemption(), check)
   return finished, recorder
 
 
@@ -179,6 +181,24 @@ def test_stopping(create):
   assert not many[2].workdir.exists()
 
 
+def test_a_claim_that_is_lost(create):
+  """Running trials save, and end before the sweep does."""
+  script = (
+    'trap "sleep 0.5; echo saved >>$WORKDIR/saved; exit 75" TERM; '
+    'touch $WORKDIR/begun; sleep 600 & wait'
+  )
+  trial, next_one = create('t0', script), create('t1', script)
+
+  def check():
+    if (trial.workdir / 'begun').exists():
+      raise TemporaryError('lost')
+
+  with pytest.raises(TemporaryError, match='lost'):
+    run([trial, next_one], jobs=1, check=check)
+  assert (trial.workdir / 'saved').read_text() == 'saved\n'
+  assert not next_one.workdir.exists()
+
+
 def test_a_workdir_that_is_locked(create):
   """By another process: the other trials go first."""
   locked, free = create('locked', 'exit 0'), create('free', 'exit 0')
@@ -214,7 +234,8 @@ many = [
   runner.TrialProcess(f't{i}', folder / f't{i}', ['bash', '-c', script], 1)
   for i in range(number)
 ]
-runner.Runner(many, [{}] * 20, 0, runner.Progress()).run(Preemption())
+all_of_them = runner.Runner(many, [{}] * 20, 0, runner.Progress())
+all_of_them.run(Preemption(), check=bool)
 assert {trial.state for trial in many} == {'done'}
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -283,7 +304,8 @@ def test_the_environment_of_a_slot(create, tmp_path):
   """
   many = [create(f't{i}', script) for i in (0, 1)]
   slots = [{'GPU': '0'}, {'GPU': '1'}]
-  runner_lib.Runner(many, slots, 0, runner_lib.Progress()).run(FakePreemption())
+  runner = runner_lib.Runner(many, slots, 0, runner_lib.Progress())
+  runner.run(FakePreemption(), check=bool)
   found = [(t.workdir / 'gpu').read_text().strip() for t in many]
   assert found == ['0', '1']
 

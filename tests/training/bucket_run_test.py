@@ -113,7 +113,8 @@ def test_two_at_once(machine):
   first = machine('one')
   wait_for_line(first, 'compiling')
   (second,) = finish(machine('two'))
-  assert second.returncode == 1
+  # The first one may be about to end, on a slice that is being preempted.
+  assert second.returncode == 75
   assert second.stderr.startswith(
     f'error: --workdir={WORKDIR}: in use by process {first.pid} on '
   )
