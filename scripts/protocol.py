@@ -492,6 +492,29 @@ def lr_multipliers() -> str:
   return '\n'.join(['```', *_conclusions('lr_multipliers'), '```'])
 
 
+def init_scale() -> str:
+  """Returns what the sweep of the scale of the initial weights prints."""
+  return '\n'.join(['```', *_conclusions('init_scale')[:-1], '```'])
+
+
+def section_421() -> str:
+  """Returns which items of section 4.2.1 the published sweep settles."""
+  found = re.findall(
+    r'(\w+) (undecided|[\d.]+ points (?:below|above)) \((.*?)\)',
+    ' '.join(_conclusions('section_421')),
+  )
+  settled = [
+    f'`{name}` {difference} ({interval})'
+    for name, difference, interval in found
+    if difference != 'undecided'
+  ]
+  return (
+    f'Five seeds settle {len(settled)} of its {len(found)} changes:\n'
+    + ';\n'.join(settled)
+    + '.'
+  )
+
+
 def ensemble() -> str:
   """Returns the accuracies of the published ensemble and its members."""
   from bn_repro.report import fig_4
@@ -525,6 +548,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
   'deviations': deviations,
   'evidence': evidence,
   'lr_multipliers': lr_multipliers,
+  'section_421': section_421,
+  'init_scale': init_scale,
   'ensemble': ensemble,
 }
 

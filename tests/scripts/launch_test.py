@@ -224,7 +224,8 @@ def test_sky_with_a_workdir_in_a_bucket(tmp_path):
 @pytest.mark.parametrize('arguments', [TPU_VM_SWEEP, SKY_SWEEP])
 def test_a_sweep_in_a_bucket(arguments, tmp_path, capsys):
   """Only its trials, if each has a slice, are compared by another command."""
-  written = write(tmp_path / 'out', in_bucket(arguments))
+  one_host = (*in_bucket(arguments), '--topology=v5e:2x2')
+  written = write(tmp_path / 'out', one_host)
   assert any('--workdir=gs://bucket/run' in text for text in written.values())
   said = capsys.readouterr().out
   assert ('compares the trials; run it anywhere' in said) == (

@@ -26,6 +26,8 @@ def test_documents_are_up_to_date():
     'slurm_sweep',
     'evidence',
     'lr_multipliers',
+    'section_421',
+    'init_scale',
     'ensemble',
   }
   for name in protocol.BLOCKS.keys() - of_readme:
