@@ -23,6 +23,10 @@ tpu    Bytes of a step of BN-x5 at full width, compiled for the slice v5e:4x4
        rounds; takes 15 minutes of CPU time and requirements-tpu.txt.
 loop   Images per second that `main` trains on between evaluations, over those
        of a loop that only calls its step, on one batch. BN-x5 in `mini`.
+bucket Images per second between checkpoints of a run of BN-x5 in `mini` whose
+       workdir is in a bucket, with 200 ms for each request, over those of a
+       local one; and the same of the time for which checkpoints stop training.
+       Takes requirements-tpu.txt.
 fig1   Time to train both networks of Fig. 1, 50,000 steps and 200 evaluations
        each, over the time of their steps alone in one `lax.scan`.
 checkpoint
@@ -72,6 +76,7 @@ BENCHMARKS: dict[str, Callable[[int], list[measure.Figure]]] = {
   'torch': steps.torch,
   'input': inputs.rates,
   'loop': training.loop,
+  'bucket': training.bucket,
   'fig1': training.fig1,
   'checkpoint': training.checkpoint,
   'distortion': training.distortion,

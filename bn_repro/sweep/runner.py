@@ -28,6 +28,9 @@ _INTERVAL = 0.1
 # Bytes at the end of a `metrics.jsonl` that include the last evaluation.
 _TAIL_BYTES = 20_000
 
+# What the seconds of a training line are spent on: see `timing.Clock.lap`.
+_TRAINING = ('waiting_for_data', 'step', 'idle')
+
 # From linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
 
@@ -386,8 +389,15 @@ def last_lines(workdir: Path) -> list[dict[str, Any]]:
 
 
 def seconds_taken(workdir: Path) -> float:
-  """Time that a run has trained, in seconds, as far as it has recorded it."""
+  """Time that a run has taken in seconds, without the starts of its processes.
+
+  Raises:
+    UserError: if `metrics.jsonl` is damaged.
+  """
   lines = workdir_lib.read_metrics(workdir / 'metrics.jsonl')
+  timings = [line['timing'] for line in lines if line['split'] == 'train']
+  # `seconds` are those of the shares that are training.
   return sum(
-    line['timing']['seconds'] for line in lines if line['split'] == 'train'
+    timing['seconds'] / sum(timing['shares'][kind] for kind in _TRAINING)
+    for timing in timings
   )

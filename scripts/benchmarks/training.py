@@ -1,6 +1,8 @@
 """The training loop, checkpoints and distortions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
+import functools
 import itertools
 import os
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 
 from benchmarks import measure
 from bn_repro import config as config_lib
+from bn_repro import files
 from bn_repro.runtime.preemption import Preemption
 from bn_repro.runtime.workdir import Workdir, read_metrics
 
@@ -23,12 +26,39 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def train(experiment: 'Experiment') -> list[dict[str, Any]]:
-  """Trains in a temporary workdir; returns the lines of `metrics.jsonl`."""
+# Delay of a request to a bucket, in seconds, and steps of a run there, of which
+# there are two uploads or more. Our choice.
+_DELAY = 0.2
+_BUCKET_STEPS = 2400
+
+# Serves a bucket in which each request takes longer, until its input ends.
+_BUCKET = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import bucket_proxy, bucket_server
+server = bucket_server.Server()
+server.store.buckets = {'bucket': {}}
+proxy = bucket_proxy.Proxy(server.server_address)
+proxy.rule = bucket_proxy.always(('delay', float(sys.argv[2])))
+print(proxy.server_address[1], flush=True)
+sys.stdin.read()
+"""
+
+
+def train(
+  experiment: 'Experiment', *, in_bucket: bool = False
+) -> list[dict[str, Any]]:
+  """Trains in a temporary workdir; returns the lines of `metrics.jsonl`.
+
+  Args:
+    experiment: what to train.
+    in_bucket: whether the workdir is in the bucket of `_serve_bucket`.
+  """
   from bn_repro.training import train as train_lib
 
   with tempfile.TemporaryDirectory() as folder:
-    workdir = Workdir(folder)
+    place = files.Place('bucket', f'runs/{Path(folder).name}')
+    workdir = Workdir(files.local_path(place) if in_bucket else folder)
     workdir.claim()
     train_lib.train_and_evaluate(
       experiment.config, experiment.dataset, workdir, Preemption(), 'benchmark'
@@ -66,6 +96,63 @@ def loop(rounds: int) -> list[measure.Figure]:
     rounds,
   )
   return [measure.ratio(results, 'main', 'steps alone')]
+
+
+@contextlib.contextmanager
+def _serve_bucket() -> Iterator[None]:
+  """Serves `gs://bucket`, slowly, to this process."""
+  server = subprocess.Popen(
+    [sys.executable, '-c', _BUCKET, str(ROOT / 'tests'), str(_DELAY)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert server.stdout is not None
+  with tempfile.TemporaryDirectory() as cache, server:
+    os.environ['STORAGE_EMULATOR_HOST'] = (
+      f'http://127.0.0.1:{server.stdout.readline().strip()}'
+    )
+    os.environ['XDG_CACHE_HOME'] = cache
+    yield
+    server.communicate()
+
+
+def bucket(rounds: int) -> list[measure.Figure]:
+  """Compares the loop with a workdir in a bucket with that in a local one."""
+  experiment = measure.create_experiment(
+    'bn_x5:mini',
+    f'total_steps={_BUCKET_STEPS}',
+    'log_every=100',
+    f'eval_every={_BUCKET_STEPS}',
+    'checkpoint_every=200',
+    'bn.population_batches=1',
+  )
+  there, here = 'in a bucket', 'local'
+  shares: dict[str, list[float]] = {there: [], here: []}
+
+  def rate(name: str) -> float:
+    # The first interval includes the start, the last one the evaluation.
+    timings = [
+      line['timing']
+      for line in train(experiment, in_bucket=name == there)
+      if line['split'] == 'train'
+    ][1:-1]
+    shares[name].append(
+      statistics.fmean(timing['shares']['checkpoint'] for timing in timings)
+    )
+    return statistics.fmean(timing['images_per_second'] for timing in timings)
+
+  with _serve_bucket():
+    print('images per second between checkpoints')
+    rates = measure.interleaved(
+      {each: functools.partial(rate, each) for each in (there, here)}, rounds
+    )
+  # Without the round that warms up.
+  shares = {each: of_round[-rounds:] for each, of_round in shares.items()}
+  return [
+    measure.ratio(rates, there, here, 'speed in a bucket over local'),
+    measure.ratio(shares, there, here, 'time of saves in a bucket over local'),
+  ]
 
 
 def fig1(rounds: int) -> list[measure.Figure]:
