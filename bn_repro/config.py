@@ -95,7 +95,7 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
   """
   config = config.copy_and_resolve_references()  # Stays locked.
   errors = [
-    *_apply_overrides(config, overrides),
+    *apply_overrides(config, overrides),
     *(f'config.{error}' for error in value_errors(config)),
   ]
   if errors:
@@ -235,7 +235,7 @@ def _forget_configs() -> dict[str, types.ModuleType]:
   return {name: sys.modules.pop(name) for name in names}
 
 
-def _apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> list[str]:
+def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> list[str]:
   """Applies 'key=value' assignments; returns a line for each refused one."""
   errors = []
   fields = flatten(config)

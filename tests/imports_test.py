@@ -38,6 +38,7 @@ ALLOWED = {
   'export': f'{_CORE} cli inference',
   'predict': f'{_CORE} cli inference report.figures',
   'evaluate': f'{_CORE} cli inference',
+  'lab': f'{_CORE} cli report.drawing report.verdicts',
   'overview': f'{_CORE} cli',
   'ensemble': 'errors files runtime cli inference.probabilities '
   'inference.averaging report.figures',
@@ -52,7 +53,8 @@ CONFINED = {
   **dict.fromkeys(('google', 'google_crc32c'), 'runtime.buckets'),
   **dict.fromkeys(
     ('jax', 'flax', 'optax'),
-    'parallel models data runtime training inference tpu cli overview examples',
+    'parallel models data runtime training inference tpu cli lab overview '
+    'examples',
   ),
 }
 

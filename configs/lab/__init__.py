@@ -1,0 +1,1 @@
+"""The experiments of `bn_repro.lab`, and how large they are."""
