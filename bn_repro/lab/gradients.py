@@ -144,7 +144,9 @@ def table(results: Sequence[Result]) -> str:
 
 def draw(results: Sequence[Result]) -> Any:
   """Norms of gradients by layer, beside the published growth."""
-  figure, axes = drawing.plt.subplots(figsize=(drawing.WIDTH, 3.6))
+  figure, axes = drawing.plt.subplots(
+    figsize=(drawing.WIDTH, 3.6), layout='constrained'
+  )
   styles = drawing.styles(['bn_baseline', 'inception'])
   for name, style in zip(_NORMS, styles, strict=True):
     norms = np.array([result['norms'][name] for result in results])
