@@ -256,7 +256,7 @@ def set_up_jax(config: ConfigDict) -> None:
   """Imports JAX, configures it, and starts its devices.
 
   Compiled programs are cached on disk, in `JAX_COMPILATION_CACHE_DIR` or, if
-  that is not set, in ~/.cache/bn_repro.
+  that is not set, in `files.cache`.
 
   Raises:
     UserError: if JAX cannot start, or has settings that the commands do not
@@ -269,9 +269,9 @@ def set_up_jax(config: ConfigDict) -> None:
   if config.model.dtype == 'float64':
     jax.config.update('jax_enable_x64', True)  # noqa: FBT003
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    cache = os.path.expanduser('~/.cache/bn_repro')
-    if os.path.isabs(cache):  # Otherwise there is no home folder.
-      jax.config.update('jax_compilation_cache_dir', cache)
+    cache = files.cache('compiled')
+    if cache.is_absolute():  # Otherwise there is no home folder.
+      jax.config.update('jax_compilation_cache_dir', str(cache))
   # Orbax logs errors that it also raises, and warns of what is intended here.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   sys.unraisablehook = _ignore_closed_event_loops

@@ -53,7 +53,7 @@ class Place:
 
 
 def cache(kind: str) -> Path:
-  """A folder for local copies of what is in buckets."""
+  """A folder for what can be made or fetched again, such as 'compiled'."""
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   return Path(home, 'bn_repro', kind)
 
