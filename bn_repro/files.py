@@ -54,7 +54,9 @@ class Place:
 
 def cache(kind: str) -> Path:
   """A folder for what can be made or fetched again, such as 'compiled'."""
-  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  home = os.environ.get('XDG_CACHE_HOME', '')
+  if not os.path.isabs(home):  # By its specification, it is then ignored.
+    home = os.path.expanduser('~/.cache')
   return Path(home, 'bn_repro', kind)
 
 
@@ -152,7 +154,7 @@ def expand(name: str, text: str, *, in_bucket: bool = False) -> Path:
       the current folder no longer exists; if what a bucket requires is not
       installed.
   """
-  if in_bucket and text.startswith('gs:'):
+  if in_bucket and _SCHEME.match(text):
     place = parse_place(name, text)
     if importlib.util.find_spec('google_crc32c') is None:
       raise UserError(

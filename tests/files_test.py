@@ -136,6 +136,7 @@ IN_BUCKET = (
   ('bn_repro.main', '--workdir'),
   ('bn_repro.evaluate', '--workdir'),
   ('bn_repro.report.__main__', '--runs'),
+  ('bn_repro.sweep.__main__', '--workdir'),
   ('launch', '--workdir'),
 )
 

@@ -103,12 +103,12 @@ class Mirror:
     self._claim.take()
     try:
       found = _download(self._place, self._local, self._patterns)
+      self._uploaded = dict.fromkeys(found)
+      for name in self._names():
+        self._uploaded[name] = _stamp(self._local / name)
     except BaseException:
       self._claim.release()
       raise
-    self._uploaded = dict.fromkeys(found)
-    for name in self._names():
-      self._uploaded[name] = _stamp(self._local / name)
     self._thread.start()
 
   def check(self) -> None:
@@ -150,9 +150,9 @@ class Mirror:
   def _upload(self) -> None:
     """Uploads what has changed in the folder, and removes what is gone."""
     # Read in this order, and written in the opposite one.
-    status = self._changed([_STATUS])
+    status = self._changed(self._own([_STATUS]))
     checkpoints = _complete(self._names())
-    metrics = self._changed([_METRICS])
+    metrics = self._changed(self._own([_METRICS]))
     others = [
       name
       for name in self._names()
@@ -179,7 +179,10 @@ class Mirror:
       self._write(file)
 
   def _names(self) -> list[str]:
-    return [n for n in _names(self._local) if _matches(n, self._patterns)]
+    return self._own(_names(self._local))
+
+  def _own(self, names: Iterable[str]) -> list[str]:
+    return [name for name in names if _matches(name, self._patterns)]
 
   def _changed(self, names: Iterable[str]) -> list[_File]:
     """Reads those files that the bucket does not have as they are."""
@@ -320,7 +323,7 @@ def _download_once(
   found = {
     name: entry
     for name, entry in buckets.find(place).items()
-    if name != _LOCK and not name.endswith('/') and _matches(name, patterns)
+    if _is_file(name) and _matches(name, patterns)
   }
   complete = {n for names in _complete(found).values() for n in names}
   wanted = {
@@ -330,8 +333,9 @@ def _download_once(
   }
   for name in _names(local):
     if name not in wanted and _matches(name, patterns):
-      (local / name).unlink()
-  _remove_empty_folders(local)
+      # Another process may download the same.
+      (local / name).unlink(missing_ok=True)
+  _remove_empty_folders(local / _CHECKPOINTS)
   for name, entry in wanted.items():
     path = local / name
     if path.is_file() and buckets.entry_of(path) == entry:
@@ -341,6 +345,13 @@ def _download_once(
     if not exists or buckets.entry_of(path) != entry:
       return found, False
   return found, True
+
+
+def _is_file(name: str) -> bool:
+  """Whether an object is a file of a workdir: no lock, no folder, no trick."""
+  parts = name.split('/')
+  is_inside = not {'', '.', '..'}.intersection(parts) or name == ''
+  return is_inside and parts[-1] != _LOCK
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -373,12 +384,11 @@ def _is_marker(name: str) -> bool:
   return step is not None and name == step[0] + _MARKER
 
 
-def _remove_empty_folders(local: Path) -> None:
+def _remove_empty_folders(checkpoints: Path) -> None:
   """Removes folders without files, of which one could pass for a checkpoint."""
-  for folder, _, _ in os.walk(local, topdown=False):
-    if folder != str(local):
-      with contextlib.suppress(OSError):  # It is not empty.
-        os.rmdir(folder)
+  for folder, _, _ in os.walk(checkpoints, topdown=False):
+    with contextlib.suppress(OSError):  # It is not empty.
+      os.rmdir(folder)
 
 
 def _stamp(path: Path) -> _Stamp:

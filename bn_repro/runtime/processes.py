@@ -46,6 +46,10 @@ SHARED_TIMEOUT = 60
 class AllProcessesError(UserError):
   """An error that every process raises, so that all end with one status."""
 
+  def __init__(self, *problems: str, exit_code: int = 1):
+    super().__init__(*problems)
+    self.exit_code = exit_code
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of a run in several processes."""
@@ -296,21 +300,24 @@ def run_on_all(work: Callable[[], T]) -> T:
       process that failed.
   """
   problems: Sequence[str] = ()
+  exit_code = 0
   try:
     result = work()
   except UserError as error:
-    problems = error.problems
+    problems, exit_code = error.problems, error.exit_code
   except OSError as error:
-    problems = (str(error),)
-  reports = gather(json.dumps([socket.gethostname(), *problems]))
-  if problems:
-    raise AllProcessesError(*problems)
-  for number, (host, *elsewhere) in enumerate(map(json.loads, reports)):
-    if elsewhere:
-      raise AllProcessesError(
-        f'process {number} on {host} has failed: {elsewhere[0]}'
-      )
-  return result
+    problems, exit_code = (str(error),), UserError.exit_code
+  report = json.dumps([exit_code, socket.gethostname(), *problems])
+  reports = [json.loads(each) for each in gather(report)]
+  failed = [number for number, (code, *_) in enumerate(reports) if code]
+  if not failed:
+    return result
+  # That of a mistake, 1, where another process can only try again later.
+  exit_code = min(reports[number][0] for number in failed)
+  if not problems:
+    _, host, problem, *_ = reports[failed[0]]
+    problems = [f'process {failed[0]} on {host} has failed: {problem}']
+  raise AllProcessesError(*problems, exit_code=exit_code)
 
 
 def is_peer_failure(error: Exception) -> bool:

@@ -110,13 +110,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
   except FileNotFoundError:
     return None
   except OSError as error:
-    raise UserError(f'{path}: cannot be read ({error.strerror}).') from error
+    raise UserError(
+      f'{files.as_given(path)}: cannot be read ({error.strerror}).'
+    ) from error
   except (ValueError, TypeError, RecursionError) as error:
     is_json = not isinstance(error, json.JSONDecodeError | RecursionError)
     problem = error if is_json else f'is not valid JSON ({error})'
     raise UserError(
-      f'{path}: {problem}. Restore it from a copy; or delete it, and run the '
-      'training command again, which writes it.'
+      f'{files.as_given(path)}: {problem}. Restore it from a copy; or '
+      'delete it, and run the training command again, which writes it.'
     ) from error
 
 
@@ -168,8 +170,8 @@ def check_metrics(path: Path, recorded: Mapping[str, Any] | None) -> None:
       else f'its first {recorded["lines"]} lines are not those of the run'
     )
     raise UserError(
-      f'{path}: {problem}. Restore it from a copy, or train with '
-      '--accept_lost_metrics to continue with the lines that are left.'
+      f'{files.as_given(path)}: {problem}. Restore it from a copy, or train '
+      'with --accept_lost_metrics to continue with the lines that are left.'
     )
 
 
@@ -202,7 +204,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise TypeError('step or split')
     except (ValueError, RecursionError, TypeError, KeyError) as error:
       raise UserError(
-        f'{path}:{number}: not a line of metrics. Restore the file from a copy.'
+        f'{files.as_given(path)}:{number}: not a line of metrics. Restore the '
+        'file from a copy.'
       ) from error
     lines.append(line)
   return lines
@@ -250,8 +253,9 @@ class Workdir:
     """
     if not self.model.is_file():
       raise UserError(
-        f'{self.model}: does not exist. A run writes it at its first '
-        'evaluation; a run that is done, if you run its training command again.'
+        f'{files.as_given(self.model)}: does not exist. A run writes it at '
+        'its first evaluation; a run that is done, if you run its training '
+        'command again.'
       )
     return self.model
 
@@ -261,10 +265,20 @@ class Workdir:
     Raises:
       TemporaryError: if it is in a bucket that cannot be reached.
       UserError: if the path is not a directory, is not writable, or holds a run
-        whose config differs in fields that a resumed run cannot change.
+        whose config differs in fields that a resumed run cannot change, or in
+        a bucket a folder of runs.
     """
     self.check_writable()
-    saved = read_json(fetch(self.path, ['config.json']) / 'config.json')
+    copy = fetch(self.path, ['*config.json'])
+    if copy != self.path:
+      # Its mirror would take over the files of other runs.
+      others = {path.parent for path in copy.rglob('*/config.json')}
+      for other in sorted(others):
+        raise UserError(
+          f'--workdir={self}: holds another run, {files.as_given(other)}. Name '
+          'a workdir that is not a folder of runs.'
+        )
+    saved = read_json(copy / 'config.json')
     if saved is None:
       return
     differences = config_lib.differences(saved, config)
@@ -363,7 +377,7 @@ class Workdir:
       self._mirror = Mirror(self.path, patterns)
       try:
         self._mirror.open()
-      except UserError:
+      except (UserError, OSError):
         self._mirror = None
         self.release()
         raise

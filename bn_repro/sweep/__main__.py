@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     slots = runner_lib.slots(flags.jobs and min(flags.jobs, len(sweep.trials)))
     # Trials keep their workdirs themselves.
     workdir.claim(['sweep.json', '*.log', *sweep_lib.RESULTS])
-    code = _run(workdir, copy, sweep, slots, flags.retries, preemption)
+    code = _run(workdir, sweep, slots, flags.retries, preemption)
     workdir.release()
     return code
   except UserError as error:
@@ -252,7 +252,6 @@ def _list(folder: Path, sweep: Sweep, jobs: int) -> None:
 
 def _run(
   workdir: workdir_lib.Workdir,
-  copy: Path,
   sweep: Sweep,
   slots: Sequence[Mapping[str, str]],
   retries: int,
@@ -262,7 +261,6 @@ def _run(
 
   Args:
     workdir: the directory of the sweep, which this process has claimed.
-    copy: see `_check`.
     sweep: the sweep.
     slots: see `Runner`.
     retries: see `Runner`.
@@ -277,7 +275,7 @@ def _run(
   workdir_lib.replace_file(
     folder / 'sweep.json', json.dumps(content, indent=2, default=str) + '\n'
   )
-  remaining = runner_lib.remaining(sweep.trials, folder, copy)
+  remaining = runner_lib.remaining(sweep.trials, folder, runs_lib.fetch(folder))
   _warn_of_few_evaluations(sweep)
   print(
     f'{workdir}: {len(sweep.trials)} trials, {len(remaining)} remaining, '
@@ -305,6 +303,7 @@ def _conclude(
   from bn_repro.sweep import comparison
 
   problems = runner_lib.failures(trials)
+  exit_code = 1
   failed = [
     trial.name for trial in trials if trial.state == workdir_lib.Status.FAILED
   ]
@@ -317,13 +316,17 @@ def _conclude(
     folders = dict.fromkeys((str(workdir), str(workdir.path)))
     print(f'wrote {", ".join(sweep_lib.RESULTS)} into {" and ".join(folders)}')
   except UserError as error:
+    exit_code = 1 if problems else error.exit_code
     problems += error.problems
   except OSError as error:
     problems.append(str(error))
   if not finished:
     print('stopped; the same command resumes')
     return workdir_lib.EXIT_CODES[workdir_lib.Status.PREEMPTED]
-  return cli.report_errors(problems) if problems else 0
+  if problems:
+    cli.report_errors(problems)
+    return exit_code
+  return 0
 
 
 if __name__ == '__main__':

@@ -189,6 +189,7 @@ class Runner:
     self._free = deque(slots)
     self._retries = retries
     self._progress = progress
+    self._postponed = False
     # The running processes, each with its trial and slot.
     self._running: dict[
       subprocess.Popen[bytes], tuple[TrialProcess, Mapping[str, str]]
@@ -203,7 +204,8 @@ class Runner:
         trials save and end.
 
     Returns:
-      False if it was interrupted by a signal.
+      False if it was interrupted by a signal, or trials can only be resumed
+      later.
     """
     stopping = False
     try:
@@ -221,13 +223,14 @@ class Runner:
         if self._running or self._waiting:
           time.sleep(_INTERVAL)
     except UserError:
-      self._terminate()
+      if not stopping:
+        self._terminate()
       for process in self._running:
         process.wait()
       raise
     finally:
       self._progress.close()
-    return not stopping
+    return not (stopping or self._postponed)
 
   def _terminate(self) -> None:
     for process in self._running:
@@ -248,7 +251,6 @@ class Runner:
 
   def _start(self, trial: TrialProcess) -> None:
     """Starts the process of a trial; the trial fails if that is impossible."""
-    trial.update()
     trial.first_step, trial.start = trial.step, time.monotonic()
     try:
       process = _start_process(trial, self._free[0])
@@ -282,6 +284,9 @@ class Runner:
     if trial.failures <= self._retries:
       trial.state = TrialStatus.WAITING
       self._waiting.append(trial)
+    elif trial.state == workdir_lib.Status.PREEMPTED:
+      # As if another machine has its workdir, or the bucket is down.
+      self._postponed = True
     else:
       trial.state = workdir_lib.Status.FAILED
 

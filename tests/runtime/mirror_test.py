@@ -10,10 +10,12 @@ import bucket_proxy
 from google.cloud.storage import retry
 import pytest
 
+from bn_repro import config as config_lib
 from bn_repro import files
 from bn_repro.errors import TemporaryError, UserError
 from bn_repro.runtime import buckets, claims, mirror
 from bn_repro.runtime.mirror import Mirror
+from bn_repro.runtime.workdir import Workdir
 
 # Seconds after which a claim expires here.
 EXPIRES = 5.0
@@ -178,6 +180,74 @@ def test_local_paths(folder, tmp_path):
   assert str(files.place_of(folder / 'x.json')) == 'gs://bucket/runs/a/x.json'
   for path in (tmp_path, folder.parents[1], folder.parents[2]):
     assert files.place_of(path) is None
+
+
+def test_a_cache_that_is_relative(monkeypatch, tmp_path):
+  """The specification of XDG_CACHE_HOME says to ignore it."""
+  monkeypatch.setenv('XDG_CACHE_HOME', 'cache')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert files.cache('buckets') == tmp_path / '.cache/bn_repro/buckets'
+
+
+# A folder of runs.
+
+
+def put(name, content='x'):
+  place = files.parse_place('--workdir', 'gs://bucket/runs')
+  buckets.write(place / name, content.encode())
+
+
+def test_the_mirror_of_a_folder_of_runs(bucket):
+  """It touches nothing but its own files, here and in the bucket."""
+  folder = files.local_path(files.parse_place('--workdir', 'gs://bucket/runs'))
+  for name in ('a/lock', 'a/config.json', 'status.json', 'a/b/lock'):
+    put(name)
+  saving = folder / 'a/checkpoints/15.orbax-checkpoint-tmp'
+  saving.mkdir(parents=True)
+  write(folder / 'metrics.jsonl', '{"step": 1}\n')
+  write(folder / 'sweep.json', '{}')
+  write(folder / 'x.log', 'said')
+  put('sweep.json', '{"old": 1}')
+  sweep = Mirror(folder, ['sweep.json', '*.log'], interval=1000.0)
+  sweep.open()
+  assert saving.is_dir()
+  # Equal to the bucket, which has no log.
+  assert files_of(folder) == {
+    'metrics.jsonl': '{"step": 1}\n',
+    'sweep.json': '{"old": 1}',
+  }
+  write(folder / 'x.log', 'said more')
+  (folder / 'sweep.json').unlink()
+  sweep.close()
+  assert {n: item['data'] for n, item in bucket.objects.items()} == {
+    'runs/a/lock': b'x',
+    'runs/a/config.json': b'x',
+    'runs/a/b/lock': b'x',
+    'runs/status.json': b'x',
+    'runs/x.log': b'said more',
+  }
+
+
+def test_a_run_in_a_folder_of_runs_is_refused(bucket, tmp_path):
+  """Its mirror would take over the files of the others."""
+  config = config_lib.load('bn_mnist:mini')
+  put('sweeps/a/config.json', '{}')
+  folder = files.local_path(files.parse_place('--workdir', 'gs://bucket/runs'))
+  with pytest.raises(UserError, match=re.escape('gs://bucket/runs/sweeps/a.')):
+    Workdir(folder).check(config)
+  Workdir(folder / 'b').check(config)
+
+
+@pytest.mark.parametrize('name', ['../../x.json', '/tmp/x.json', 'a//x.json'])
+def test_names_that_lead_elsewhere(name, bucket, tmp_path):
+  """Whoever can write to a bucket cannot write to the machine of a reader."""
+  put('a/config.json')
+  item = bucket.objects['runs/a/config.json']
+  bucket.objects[f'runs/{name}'] = {**item, 'name': f'runs/{name}'}
+  folder = files.local_path(files.parse_place('--workdir', 'gs://bucket/runs'))
+  copy = mirror.fetch(folder)
+  assert files_of(copy) == {'a/config.json': 'x'}
+  assert [p.name for p in tmp_path.rglob('*.json')] == ['config.json']
 
 
 # A run.

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.xdist_group('resume')
 PROGRAM = """
 from bn_repro.runtime import mirror
 mirror.Mirror.__init__.__kwdefaults__.update(interval=0.05, expires=10.0)
+mirror.buckets.RETRY_FOR = 20.0
 from bn_repro import main
 main.run_and_exit()
 """
@@ -175,6 +176,15 @@ def test_a_bucket_that_fails(
   assert ended.returncode == code
   (line,) = ended.stderr.splitlines()
   assert line.startswith('error: ') and line.endswith(problem)
+
+
+def test_a_bucket_that_is_down(machine, bucket):
+  """When the run starts: a later attempt may succeed."""
+  bucket.proxy.rule = bucket_proxy.always(('status', 503))
+  (ended,) = finish(machine('one'))
+  assert ended.returncode == 75
+  (line,) = ended.stderr.splitlines()
+  assert line.startswith('error: ') and 'cannot be reached' in line
 
 
 def test_short_faults(machine, bucket, fetched, reference):
