@@ -114,6 +114,7 @@ COMMANDS = {
     '--workdir --data_dir --save_probabilities',
   ),
   'bn_repro.examples': ([_CONFIG], '--config --workdir --sheet'),
+  'bn_repro.lab.__main__': (['gradients', '--workdir=w'], '--workdir'),
   'bn_repro.overview': ([_CONFIG], '--config'),
   'bn_repro.report.__main__': (['--runs=w', '--out=o'], '--runs --out'),
   'bn_repro.sweep.__main__': (
