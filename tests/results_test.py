@@ -11,6 +11,8 @@ from bn_repro import config as config_lib
 from bn_repro import numerics
 from bn_repro.lab import __main__ as lab
 from bn_repro.report import runs as runs_lib
+from bn_repro.report import search
+from bn_repro.report import sections as sections_lib
 from bn_repro.runtime import workdir
 from bn_repro.sweep import grid
 
@@ -32,9 +34,7 @@ def test_a_part_has_all_of_its_runs_made_by_this_code(part):
   sweep = grid.load(kind.sweep or part, axes, '', [])
   trials = {trial.name: trial for trial in sweep.trials}
   runs = {path.parent.name: path for path in RESULTS.glob(f'{part}/*/run.json')}
-  # Of the search, those that have ended are published.
-  assert runs and runs.keys() <= trials.keys()
-  assert runs.keys() == trials.keys() or part == study.SEARCH
+  assert runs.keys() == trials.keys()
   for name, path in runs.items():
     facts = json.loads(path.read_text())
     assert facts['numerics'] == numerics.digest(), name
@@ -66,6 +66,52 @@ def test_the_base_rate_is_the_best_of_the_search():
     best[run.learning_rate] = run.best()
   assert len(best) == 4
   assert max(best, key=best.get) == setting.RATE
+
+
+def test_what_is_said_of_the_map_of_the_search():
+  """docs/evidence.md, "What the map shows"."""
+  runs, problems = runs_lib.read_runs([str(RESULTS / 'setting')])
+  assert problems == []
+  sections, _ = sections_lib.group(runs)
+  held = {}
+  for section in sections:
+    best, *rows, total = search.table(section)
+    assert len(rows) == 8
+    for place in list(best)[1:]:
+      found = {row['claim']: row[place] for row in rows}
+      held[section.data_label, place] = (
+        best[place],
+        total[place],
+        {claim for claim, cell in found.items() if cell.startswith('✓')},
+        found,
+      )
+  assert len(held) == 16
+
+  def places(text):
+    """Where a claim holds."""
+    (claim,) = (c for c in next(iter(held.values()))[3] if text in c)
+    return {place for place, (_, _, seen, _) in held.items() if claim in seen}
+
+  (top,) = (place for place, (_, total, *_) in held.items() if total == '7')
+  assert top[1] == '250 steps, rate 0.02' and held[top][0] == '53.7 %'
+  assert max(int(total) for _, total, *_ in held.values()) == 7
+  highest, fails = places('highest'), places('at 5 times')
+  assert {place.split()[-1] for _, place in highest} == {'0.005', '0.01'}
+  (digits,) = (p for p in highest if p[1].endswith('0.01'))
+  assert digits == (top[0], '250 steps, rate 0.01')
+  assert {place.split()[-1] for _, place in fails} == {'0.02', '0.04'}
+  assert len(fails) == 8
+  behind = [
+    float(cell.split()[1])
+    for place in fails
+    for claim, cell in held[place][3].items()
+    if 'highest' in claim
+  ]
+  assert (min(behind), max(behind)) == (3.5, 64.1)
+  assert len(places('With BN, the network with sigmoids trains')) == 16
+  assert len(places('stays at chance')) == 16
+  assert len(places('fewer steps than BN-Baseline')) == 15
+  assert len(places('BN-x5-Sigmoid')) == 5
 
 
 def test_results_are_small():
