@@ -20,9 +20,12 @@ NETWORK = SmallNetwork(BN, group=4, momentum=0.9, dtype='float32')
 
 
 def split(count, seed):
+  """Noise of different contrasts."""
   rng = np.random.default_rng(seed)
-  images = rng.integers(0, 256, (count, 9, 9, 1), dtype=np.uint8)
-  return ArraySplit(images, rng.integers(0, 10, count, dtype=np.int32))
+  images = rng.random((count, 9, 9, 1)) * rng.integers(0, 256, (count, 1, 1, 1))
+  return ArraySplit(
+    images.astype(np.uint8), rng.integers(0, 10, count, dtype=np.int32)
+  )
 
 
 SPLITS = {'train': split(32, 0), 'test': split(77, 1)}
@@ -30,15 +33,28 @@ SPLITS = {'train': split(32, 0), 'test': split(77, 1)}
 
 @functools.cache
 def variables():
-  """Initial weights, and other scales, shifts and averages."""
-  found = NETWORK.init(
-    jax.random.key(0), SPLITS['train'].images[:1], train=True
-  )
+  """Random parameters and moving averages."""
   rng = np.random.default_rng(2)
-  return jax.tree.map(
-    lambda x: x if x.ndim > 1 else rng.uniform(0.5, 1.5, x.shape).astype('f'),
-    found,
-  )
+
+  def normal(*shape):
+    return rng.normal(0, 0.3, shape).astype('f')
+
+  def positive(features):
+    return rng.uniform(0.5, 1.5, features).astype('f')
+
+  params = {'classifier': {'kernel': normal(64, 10), 'bias': normal(10)}}
+  averages = {}
+  for layer, (inputs, features) in enumerate([(1, 16), (16, 32), (32, 64)]):
+    params[f'Conv_{layer}'] = {'kernel': normal(3, 3, inputs, features)}
+    params[f'norm{layer}'] = {
+      'scale': positive(features),
+      'bias': normal(features),
+    }
+    averages[f'norm{layer}'] = {
+      'mean': normal(features),
+      'var': positive(features),
+    }
+  return {'params': params, 'batch_stats': averages}
 
 
 def convolve(x, kernel):
