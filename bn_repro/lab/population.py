@@ -91,8 +91,9 @@ def _numbers(text: str) -> list[int]:  # '4,32'; 0 for what is no number.
 def run(config: ConfigDict, seed: int) -> Result:
   """Accuracies of networks, and the noise of moving averages, in percent.
 
-  The noise is the mean distance between accuracies with moving averages and
-  with population statistics, at `config.marks` times of the training.
+  The noise is the mean distance of accuracies with moving averages from those
+  with population statistics, in the later half of `config.marks` times of a
+  training: the averages have forgotten their start by then.
   """
   splits, size = datasets.load(config.data, seed).splits, config.batch_size
   counts = [*_numbers(config.images), len(splits['train']) // size * size]
@@ -105,7 +106,7 @@ def run(config: ConfigDict, seed: int) -> Result:
     networks[f'{norm} {group}'] = test(network, last, counts=counts)
   network = SmallNetwork(BN, 32, config.bn_momentum, config.model.dtype)
   for batch_size in (size, config.large_batch_size):
-    course = learn(network, size=batch_size)
+    course = [*learn(network, size=batch_size)][config.marks // 2 :]
     found = [test(network, now, counts=counts[-2:-1]) for now in course]
     noise.append(float(np.mean([abs(exact - now) for now, _, exact in found])))
   return {'counts': counts, 'networks': networks, 'noise': noise}
@@ -129,21 +130,20 @@ def draw(results: Sequence[Result]) -> Any:
   figure, (top, bottom) = drawing.plt.subplots(
     2, 1, figsize=(drawing.WIDTH, 7), layout='constrained'
   )
-  names = [*results[0]['networks']]
+  names, counts = [*results[0]['networks']], results[0]['counts']
   found = {n: np.transpose([r['networks'][n] for r in results]) for n in names}
-  styles = drawing.styles([None] * len(names))
-  for name, style in zip(names, styles, strict=True):
-    values = [*found[name][2:]]
-    drawing.draw_spread(top, results[0]['counts'], values, style, name)
-  sizes = [int(name.split()[-1]) for name in names[:-1]]
+  groups, renorm = names[:-1], np.median(found[names[-1]][0])
+  styles = drawing.styles([None] * (len(groups) + 3))
+  for name, style in zip(groups, styles, strict=False):
+    drawing.draw_spread(top, counts, [*found[name][2:]], style, name)
+  places, sizes = range(len(groups)), [name.split()[-1] for name in groups]
   kinds = {'moving averages': 0, 'mini-batch': 1, 'all images': -1}
-  for (kind, row), style in zip(kinds.items(), styles, strict=False):
-    values = [found[name][row] for name in names[:-1]]
-    drawing.draw_spread(bottom, sizes, values, style, f'{BN}, {kind}')
-  bottom.plot(4, np.median(found[names[-1]][0]), label=RENORM, **drawing.MATCH)
+  for (kind, row), style in zip(kinds.items(), styles[-3:], strict=True):
+    values = [found[name][row] for name in groups]
+    drawing.draw_spread(bottom, places, values, style, f'{BN}, {kind}')
+  bottom.plot(sizes.index('4'), renorm, label=RENORM, **drawing.MATCH)
   top.set(xscale='log', xlabel='images of population statistics')
-  bottom.set(xscale='log', xlabel='images that share statistics in training')
-  bottom.set_xticks(sizes, sizes, minor=False)
+  bottom.set(xlabel='images of a group', xticks=places, xticklabels=sizes)
   for axes in (top, bottom):
     axes.set_ylabel('accuracy (%)')
     axes.legend(ncols=2)

@@ -22,8 +22,8 @@ def get_config(mode: str) -> ConfigDict:
       # Images of population statistics, each a power of 2, so that groups are
       # full. The last number is to be as good as all images.
       'images': '16,128,1024,8192' if full else '16,128,1024',
-      # Times of a training at which both statistics are compared.
-      'marks': 5,
+      # Times of a training, equally spaced; noise is measured at the later half.
+      'marks': 8,
       # At `batch_size`; larger batches have proportionally more.
       'learning_rate': 0.05,
       # Share of the old value in moving averages. Wu and Johnson's.
