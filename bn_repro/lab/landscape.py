@@ -56,24 +56,25 @@ _IOFFE = "Ioffe & Szegedy 2015, section 2; in Santurkar's measure"
 _BN = ('BN', ['no BN'], 'BN / no BN')
 _NOISY = ('noisy BN', ['no BN'], 'noisy BN / no BN')
 _NEAR = ('noisy BN', ['BN', 'no BN'], 'our bound: noisy / mean of both')
+_LESS, _NOT_LESS = (-math.inf, 1.0), (1.0, math.inf)
 _CLAIMS = (
-  ('The loss ranges less with BN', _SANTURKAR, 'loss', _BN, 'high'),
-  ('The gradient ranges less with BN', _SANTURKAR, 'change', _BN, 'high'),
-  ('The loss is smoother with BN', _SANTURKAR, 'smoothness', _BN, 'high'),
-  ('BN does not reduce covariate shift', _SANTURKAR, 'shift', _BN, 'low'),
-  ('BN reduces covariate shift', _IOFFE, 'shift', _BN, 'high'),
-  ('Noisy BN trains better than no BN', _SANTURKAR, 'training', _NOISY, 'high'),
-  ('Noisy BN trains as well as BN', _SANTURKAR, 'training', _NEAR, 'high'),
+  ('The loss ranges less with BN', _SANTURKAR, 'loss', _BN, _LESS),
+  ('The gradient ranges less with BN', _SANTURKAR, 'change', _BN, _LESS),
+  ('The loss is smoother with BN', _SANTURKAR, 'smoothness', _BN, _LESS),
+  ('BN does not reduce covariate shift', _SANTURKAR, 'shift', _BN, _NOT_LESS),
+  ('BN reduces covariate shift', _IOFFE, 'shift', _BN, _LESS),
+  ('Noisy BN trains better than no BN', _SANTURKAR, 'training', _NOISY, _LESS),
+  ('Noisy BN trains as well as BN', _SANTURKAR, 'training', _NEAR, _LESS),
 )
 FINDINGS = tuple(
   Finding(
     f'{claim}, at the {rate} rate.',
-    f'{source}, {text} {"<" if bound == "high" else "not <"} 1',
+    f'{source}, {text} {"<" if bounds == _LESS else "not <"} 1',
     functools.partial(_ratio, rate, figure, name, others),
-    **{bound: 1},
+    *bounds,
   )
   for rate in _RATES
-  for claim, source, figure, (name, others, text), bound in _CLAIMS
+  for claim, source, figure, (name, others, text), bounds in _CLAIMS
 )
 
 
@@ -140,7 +141,7 @@ def draw(results: Sequence[Result]) -> Any:
         values = np.array([result[rate][name][key] for result in results])
         at_each = np.median(values, 0) if values.ndim == 3 else values.T
         steps = results[0][rate][name]['step']
-        drawing.draw_spread(axes, steps, at_each, style, name, marker='')
+        drawing.draw_spread(axes, steps, list(at_each), style, name, marker='')
       scale = 'linear' if key == 'cosine' else 'log'
       axes.set(xlabel='step', ylabel=label, yscale=scale)
       axes.label_outer()

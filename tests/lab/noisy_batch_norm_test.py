@@ -9,9 +9,10 @@ from bn_repro.lab.noisy_batch_norm import NoisyBatchNorm
 from bn_repro.models.batch_norm import BatchNorm
 
 UNITS = 400
-# In each unit a third of the values is -1, 0 and 1.
+# In each unit, a third of the values is -1, 0 and 1.
 X = np.broadcast_to(
-  np.float32([-1, 0, 1])[:, None, None, None], (3, 40, 25, UNITS)
+  np.repeat(np.float32([-1, 0, 1]), 40)[:, None, None, None],
+  (120, 5, 5, UNITS),
 )
 
 
