@@ -17,16 +17,14 @@ import functools
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
 from bn_repro.errors import UserError
+from bn_repro.lab import plain
 from bn_repro.lab.findings import Finding, Result
-from bn_repro.models.batch_norm import BatchNorm
-from bn_repro.models.layers import NoNorm
 from bn_repro.report import drawing
 
 YANG = math.sqrt(math.pi / (math.pi - 1))
@@ -35,7 +33,10 @@ YANG = math.sqrt(math.pi / (math.pi - 1))
 # the first ones the input. Our choice.
 _ENDS = 3
 
-_NORMS = {'BN': BatchNorm, 'no BN': NoNorm}
+_NETWORKS = {
+  'BN': plain.NETWORKS['BN, relu'],
+  'no BN': plain.NETWORKS['no BN, relu'],
+}
 
 FINDINGS = (
   Finding(
@@ -53,28 +54,6 @@ FINDINGS = (
     1.05,
   ),
 )
-
-
-class DeepNetwork(nn.Module):
-  """Layers of ReLUs of one width; their kernels are named by their number."""
-
-  depth: int
-  width: int
-  norm: Any
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Outputs of the last layer for inputs, both (batch, width)."""
-    for number in range(self.depth):
-      x = nn.Dense(
-        self.width,
-        use_bias=False,
-        kernel_init=nn.initializers.he_normal(),
-        name=str(number),
-      )(x)
-      x = self.norm(use_running_average=False, name=f'{number}_bn')(x)
-      x = nn.relu(x)
-    return x
 
 
 def check(config: ConfigDict) -> None:
@@ -97,34 +76,32 @@ def check(config: ConfigDict) -> None:
 
 def run(config: ConfigDict, seed: int) -> Result:
   """Norms of the gradients of each layer's weights, with BN and without."""
-  keys = jax.random.split(jax.random.key(seed), 3)
-  shape = (config.batch_size, config.model.width)
-  x, direction = (jax.random.normal(key, shape) for key in keys[:2])
-  norms = {}
-  for name, norm in _NORMS.items():
-    network = DeepNetwork(config.model.depth, config.model.width, norm)
-    variables = network.init(keys[2], x)
-    gradients = _gradients(network, variables, x, direction)
-    norms[name] = [
-      float(jnp.linalg.norm(gradients[str(number)]['kernel']))
-      for number in range(config.model.depth)
-    ]
-  return {'norms': norms}
+  width, rng = config.model.width, np.random.default_rng(seed)
+  shape = (config.batch_size, width)
+  x, direction = rng.normal(size=(2, *shape)).astype(config.model.dtype)
+  weights = [
+    rng.normal(scale=math.sqrt(2 / width), size=(width, width)).astype(x.dtype)
+    for _ in range(config.model.depth)
+  ]
+  return {
+    'norms': {
+      name: np.array(_norms(network, weights, x, direction)).tolist()
+      for name, network in _NETWORKS.items()
+    }
+  }
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _gradients(
-  network: nn.Module, variables: Any, x: jax.Array, direction: jax.Array
-) -> Any:
-  """Gradients of a random linear function of the outputs."""
+def _norms(network: Any, weights: Any, x: Any, direction: Any) -> Any:
+  """Norms of the gradients of a random linear function of the outputs."""
 
-  def loss(params: Any) -> jax.Array:
-    outputs, _ = network.apply(
-      {**variables, 'params': params}, x, mutable=['batch_stats']
-    )
+  def loss(weights: Any) -> jax.Array:
+    outputs = x
+    for w in weights:
+      outputs = network.layer(w, outputs)
     return (outputs * direction).sum()
 
-  return jax.grad(loss)(variables['params'])
+  return [jnp.linalg.norm(gradient) for gradient in jax.grad(loss)(weights)]
 
 
 def growth(norms: Sequence[float]) -> float:
@@ -137,7 +114,7 @@ def table(results: Sequence[Result]) -> str:
   """The growth of each seed."""
   lines = ['| seed | with BN | without |', '|---|---|---|']
   for seed, result in enumerate(results):
-    found = (f'{growth(result["norms"][name]):.4f}' for name in _NORMS)
+    found = (f'{growth(result["norms"][name]):.4f}' for name in _NETWORKS)
     lines.append(f'| {seed} | {" | ".join(found)} |')
   return ''.join(f'{line}\n' for line in lines)
 
@@ -148,7 +125,7 @@ def draw(results: Sequence[Result]) -> Any:
     figsize=(drawing.WIDTH, 3.6), layout='constrained'
   )
   styles = drawing.styles(['bn_baseline', 'inception'])
-  for name, style in zip(_NORMS, styles, strict=True):
+  for name, style in zip(_NETWORKS, styles, strict=True):
     norms = np.array([result['norms'][name] for result in results])
     layers = list(range(1, norms.shape[1] + 1))
     relative = list((norms / norms[:, -1:]).T)

@@ -2,8 +2,9 @@
 
 Santurkar et al. ("How Does Batch Normalization Help Optimization?", 2018) show
 with it that a network can train well although the distributions of its
-activations change all the time. In our reading of their definition, which is
-from memory like its three constants, each step draws for each unit
+activations change all the time. In our reading of their definition, which like
+its three constants is not checked against their code, each step draws for each
+unit
 
   mu ~ U(-n_mu, n_mu) and sigma ~ U(1, n_sigma),
 

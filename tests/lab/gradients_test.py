@@ -22,18 +22,18 @@ def numpy_gradients(kernels, x, direction, *, bn):
   """Gradients of sum(outputs * direction) with respect to each kernel."""
   kept = []
   for kernel in kernels:
-    h = x @ kernel
+    inputs = np.maximum(x, 0)
+    h = inputs @ kernel
     std = np.sqrt(h.var(0) + 1e-5) if bn else 1.0
     y = (h - h.mean(0)) / std if bn else h
-    kept.append((x, kernel, y, std))
-    x = np.maximum(y, 0)
-  found, dx = [], direction
-  for x, kernel, y, std in reversed(kept):
-    dy = dx * (y > 0)
+    kept.append((x, inputs, kernel, y, std))
+    x = y
+  found, dy = [], direction
+  for x, inputs, kernel, y, std in reversed(kept):
     if bn:  # The equations of section 3, with gamma = 1, put together.
       dy = (dy - dy.mean(0) - y * (dy * y).mean(0)) / std
-    found.append(x.T @ dy)
-    dx = dy @ kernel.T
+    found.append(inputs.T @ dy)
+    dy = dy @ kernel.T * (x > 0)
   return found[::-1]
 
 
@@ -41,23 +41,21 @@ def numpy_gradients(kernels, x, direction, *, bn):
 def test_gradients(norm, monkeypatch):
   """They are those of the weights, inputs and direction that are used."""
   used = []
-  compute = gradients._gradients
+  compute = gradients._norms
 
-  def record(network, variables, x, direction):
-    used.append((variables['params'], x, direction))
-    return compute(network, variables, x, direction)
+  def record(network, *arguments):
+    used.append(arguments)
+    return compute(network, *arguments)
 
-  monkeypatch.setattr(gradients, '_gradients', record)
+  monkeypatch.setattr(gradients, '_norms', record)
   measured = gradients.run(config(), seed=3)['norms'][norm]
-  params, x, direction = used[norm == 'no BN']
-  kernels = [np.float64(params[str(i)]['kernel']) for i in range(8)]
-  expected = numpy_gradients(
-    kernels, np.float64(x), np.float64(direction), bn=norm == 'BN'
-  )
+  weights, x, direction = (np.float64(part) for part in used[norm == 'no BN'])
+  expected = numpy_gradients(weights, x, direction, bn=norm == 'BN')
   np.testing.assert_allclose(
     measured, [np.linalg.norm(g) for g in expected], rtol=1e-3
   )
-  np.testing.assert_array_equal(used[0][1], used[1][1])
+  for with_bn, without in zip(*used, strict=True):
+    np.testing.assert_array_equal(with_bn, without)
 
 
 def test_the_published_growth():
