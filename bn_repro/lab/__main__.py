@@ -120,7 +120,6 @@ def run(name: str, config: ConfigDict, folder: Path) -> None:
 
   experiment = importlib.import_module(f'bn_repro.lab.{name}')
   experiment.check(config)
-  folder.mkdir(parents=True, exist_ok=True)
   path = folder / f'{name}.json'
   facts = {'config': config.to_dict(), 'numerics': numerics.digest()}
   found = workdir.read_json(path) or {**facts, 'results': []}
@@ -134,6 +133,7 @@ def run(name: str, config: ConfigDict, folder: Path) -> None:
   start, first = time.monotonic(), len(results)
   for seed in range(first, config.num_seeds):
     results.append(experiment.run(config, seed))
+    folder.mkdir(parents=True, exist_ok=True)
     workdir.write_json(path, {**facts, 'results': results})
     taken = (time.monotonic() - start) / (len(results) - first)
     left = duration(taken * (config.num_seeds - len(results)))
