@@ -5,9 +5,8 @@ gradient step takes the mean for a constant, it changes b, and the mean with it:
 x - E[x] and the loss stay as they are, and b grows without bound. Here u are
 the logits of a layer with random weights on digits, and only b is trained.
 
-It adds that "the model blows up" if activations are scaled as well. Here the
-hidden layers of a network have BN, without scale and shift, whose gradient step
-takes mean and variance for constants. Speed: the mean accuracy in training.
+It adds that "the model blows up" if activations are scaled as well. Here hidden
+layers have BN, without scale and shift, with constant mean and variance.
 """
 
 from collections.abc import Sequence
@@ -83,6 +82,7 @@ _BN = functools.partial(
   BatchNorm, use_scale=False, use_bias=False, momentum=0.9
 )
 _NORMS = {'constant': ConstantStatistics, 'BN': _BN}
+_STYLES = (None, 'bn_baseline')
 
 check, table = rates.check, rates.table
 
@@ -96,7 +96,9 @@ def run(config: ConfigDict, seed: int) -> Result:
     found = drift(config, digits[0], seed, is_constant=name == 'constant')
     bias[name], loss[name] = np.array(found).tolist()
     model = rates.sigmoids(config.model, norm, use_bias=False)
-    accuracy[name], _ = rates.train(model, digits, config, tried, seed)
+    accuracy[name], _ = rates.train(
+      model, digits, config, tried, batch_size=config.batch_size, seed=seed
+    )
   return {'bias': bias, 'loss': loss, 'rates': tried, 'accuracy': accuracy}
 
 
@@ -135,9 +137,8 @@ def draw(results: Sequence[Result]) -> Any:
   figure, panels = drawing.plt.subplot_mosaic(
     'AB;CC', figsize=(drawing.WIDTH, 5.6), layout='constrained'
   )
-  styles = (None, 'bn_baseline')
-  points = np.arange(rates.POINTS) / rates.POINTS
-  for name, style in zip(_NORMS, drawing.styles(styles), strict=True):
+  points = [point / rates.POINTS for point in range(rates.POINTS)]
+  for name, style in zip(_NORMS, drawing.styles(_STYLES), strict=True):
     for key, panel in (('bias', 'A'), ('loss', 'B')):
       values = np.transpose([result[key][name] for result in results])
       values = values / values[0] if key == 'loss' else values
@@ -145,6 +146,6 @@ def draw(results: Sequence[Result]) -> Any:
   panels['A'].set(xlabel='share of the steps', ylabel='norm of b')
   panels['B'].set(xlabel='share of the steps', ylabel='loss / first loss')
   panels['B'].set_ylim(0.9, 1.1)
-  rates.draw(panels['C'], results, styles)
+  rates.draw(panels['C'], results, _STYLES)
   panels['C'].legend()
   return figure

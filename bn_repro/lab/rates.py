@@ -1,10 +1,10 @@
 """Training of small networks on digits, at several learning rates.
 
-Experiments share it. Their configs have `steps`, `batch_size`, `learning_rate`,
-`momentum` and `data.fold`.
+Several experiments use it; it reads `steps`, `momentum` and `data.fold` of
+their configs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import functools
 import time
 from typing import Any, NamedTuple
@@ -30,8 +30,8 @@ POINTS, FACTORS = 20, (0.1, 0.3, 1.0, 3.0, 10.0)
 class Images(NamedTuple):
   """Images in [-1, 1], float32 (n, height, width, 1), and labels, (n,)."""
 
-  images: np.ndarray
-  labels: np.ndarray
+  images: Any
+  labels: Any
 
 
 def check(config: ConfigDict) -> None:
@@ -48,7 +48,7 @@ def check(config: ConfigDict) -> None:
 
 def load_digits(data: ConfigDict) -> tuple[Images, Images]:
   """The training and the test digits of `mnist_5k`, given `config.data`."""
-  splits = mnist.load_mnist_5k(data).splits
+  splits: Mapping[str, Any] = mnist.load_mnist_5k(data).splits
   train, test = (
     Images(split.images / np.float32(127.5) - 1, split.labels)
     for split in (splits['train'], splits['test'])
@@ -73,6 +73,8 @@ def train(
   digits: tuple[Images, Images],
   config: ConfigDict,
   rates: Iterable[float],
+  *,
+  batch_size: int,
   seed: int,
 ) -> tuple[list[list[float]], float]:
   """Trains a network with SGD, once at each learning rate.
@@ -86,6 +88,7 @@ def train(
     digits: training and test images.
     config: see above.
     rates: learning rates.
+    batch_size: images of a step.
     seed: seed of the weights and batches.
 
   Returns:
@@ -97,7 +100,7 @@ def train(
   variables = factory.initial_variables(model, shape, seed, 0.0, 1.0)
   order = np.random.default_rng(seed).integers(
     len(learn.labels),
-    size=(POINTS, config.steps // POINTS, config.batch_size),
+    size=(POINTS, config.steps // POINTS, batch_size),
   )
 
   def run(
@@ -127,8 +130,8 @@ def train(
     def interval(state: Any, indices: Any) -> Any:
       state, _ = jax.lax.scan(step, state, indices)
       found = {'params': state[0], 'batch_stats': state[1]}
-      logits = model.apply(found, test.images, train=False).main
-      return state, (logits.argmax(-1) == test.labels).mean()
+      logits: Any = model.apply(found, test.images, train=False)
+      return state, (logits.main.argmax(-1) == test.labels).mean()
 
     params, statistics = variables['params'], variables['batch_stats']
     state = params, statistics, optimizer.init(params)

@@ -78,7 +78,7 @@ def run(config: ConfigDict, seed: int) -> Result:
   for name, norm in _NORMS.items():
     model = rates.sigmoids(config.model, norm, use_bias=norm is NoNorm)
     accuracy[name], timing[name] = rates.train(
-      model, digits, config, tried, seed
+      model, digits, config, tried, batch_size=config.batch_size, seed=seed
     )
   return {'rates': tried, 'accuracy': accuracy, 'timing': timing}
 
@@ -106,7 +106,7 @@ def draw(results: Sequence[Result]) -> Any:
   )
   for name, style in zip(_NORMS, drawing.styles(_STYLES), strict=True):
     curves = [max(result['accuracy'][name], key=sum) for result in results]
-    x = np.arange(1, rates.POINTS + 1) / rates.POINTS
+    x = [point / rates.POINTS for point in range(1, rates.POINTS + 1)]
     drawing.draw_spread(
       left, x, list(np.transpose(curves)), style, name, marker=''
     )

@@ -12,7 +12,8 @@ from bn_repro.lab import rates
 from bn_repro.models import factory, mlp
 from bn_repro.models.batch_norm import BatchNorm
 
-CONFIG = ConfigDict({'steps': 40, 'batch_size': 8, 'momentum': 0.9})
+CONFIG = ConfigDict({'steps': 40, 'momentum': 0.9})
+train = functools.partial(rates.train, config=CONFIG, batch_size=8)
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +36,7 @@ def create(norm, features=()):
 
 def test_softmax_regression_equals_a_loop(digits):
   model = create(None)
-  found, _ = rates.train(model, digits, CONFIG, (0.3, 3.0), 5)
+  found, _ = train(model, digits, rates=(0.3, 3.0), seed=5)
 
   variables = factory.initial_variables(model, (4, 4, 1), 5, 0.0, 1.0)
   order = np.random.default_rng(5).integers(300, size=(40, 8))
@@ -64,7 +65,7 @@ def test_batch_norm_is_evaluated_with_its_running_statistics(digits):
 
   def accuracies(*images):
     test = rates.Images(*(values[list(images)] for values in digits[1]))
-    return rates.train(network, (digits[0], test), CONFIG, (0.3,), 0)[0][0]
+    return train(network, (digits[0], test), rates=(0.3,), seed=0)[0][0]
 
   found = accuracies(0, 1)
   np.testing.assert_allclose(
