@@ -10,7 +10,7 @@ layers have BN, without scale and shift, with constant mean and variance.
 """
 
 from collections.abc import Sequence
-import functools
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -78,9 +78,7 @@ class ConstantStatistics(nn.Module):
     return (x - mean) / jnp.sqrt(var + 1e-5)
 
 
-_BN = functools.partial(
-  BatchNorm, use_scale=False, use_bias=False, momentum=0.9
-)
+_BN = partial(BatchNorm, use_scale=False, use_bias=False, momentum=0.9)
 _NORMS = {'constant': ConstantStatistics, 'BN': _BN}
 _STYLES = (None, 'bn_baseline')
 
