@@ -9,10 +9,11 @@ any set of array axes and, optionally, over the devices of a mesh axis.
 **One reduction per layer.** E[x^2] - E[x]^2 in float32 loses the variance where
 |mean| >> std. Here the moments are taken about a pivot that all devices share,
 the running mean: E[(x - pivot)^2] - E[x - pivot]^2 needs one all-reduce of two
-numbers per feature. It keeps the variance within 1e-3 while the pivot is within
-100 standard deviations of the batch mean. Beyond that, for example for inputs
-that start at mean 1e4 while the running mean is still 0, use the form with two
-reductions (`use_fast_variance=False`), which has no such limit.
+numbers per feature. It keeps the variance within 1e-2 while the pivot is within
+100 standard deviations of the batch mean (docs/lab/moments.md). Beyond that,
+for example for inputs that start at mean 1e4 while the running mean is still 0,
+use the form with two reductions (`use_fast_variance=False`), which is within
+1e-3 up to a mean of 1e5 standard deviations.
 
 **The backward pass** (section 3) is written out. It keeps only the input, and
 sends two numbers per feature through one all-reduce. Forward-mode
