@@ -5,8 +5,8 @@ gradient step takes the mean for a constant, it changes b, and the mean with it:
 x - E[x] and the loss stay as they are, and b grows without bound. Here u are
 the logits of a layer with random weights on digits, and only b is trained.
 
-It adds that "the model blows up" if activations are scaled as well. Here hidden
-layers have BN, without scale and shift, with constant mean and variance.
+What if activations are scaled as well? Here hidden layers have BN, without
+scale and shift, with constant mean and variance.
 """
 
 from collections.abc import Sequence
@@ -47,9 +47,9 @@ FINDINGS = (
     high=1e-3,
   ),
   Finding(
-    'If it takes mean and variance for constants, the model blows up: at the '
-    'highest rate its accuracy is below twice chance.',
-    'section 2, observed, no rate given',
+    'If it takes mean and variance for constants, the network does not train '
+    'at the highest rate: its accuracy is below twice chance.',
+    'section 2, implied: gradients must flow through both',
     lambda result: rates.speeds(result['accuracy']['constant'])[-1],
     high=0.2,
   ),

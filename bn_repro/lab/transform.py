@@ -1,9 +1,8 @@
 """Whitening, and BN in its place.
 
 Section 2 would like to whiten the inputs of layers, as networks train faster on
-whitened inputs. Section 3 makes two simplifications, since whitening is costly
-and not everywhere differentiable: BN normalizes each unit by itself, over the
-mini-batch. Is that enough, and what does it save?
+whitened inputs. BN, in section 3, is simpler: it normalizes each unit by
+itself, over the mini-batch. Is that enough, and what does it save?
 
 Networks on digits have hidden layers of few sigmoids, which are whitened,
 normalized or left alone, and are trained at several learning rates. The speed
@@ -36,14 +35,14 @@ _STYLES = ('inception', 'bn_baseline', None)
 FINDINGS = (
   Finding(
     'Whitened layers train faster, with each network at its best rate.',
-    'section 2, after LeCun et al. 1998 and Wiesler & Ney 2011',
+    'section 2: the idea that the paper starts from',
     lambda result: gain(result, 'whitening'),
     low=0,
     unit=' points above no norm',
   ),
   Finding(
     'So do layers whose units are normalized but not decorrelated.',
-    'section 3, after LeCun et al. 1998',
+    'section 3: the simplification that it makes',
     lambda result: gain(result, 'BN'),
     low=0,
     unit=' points above no norm',
