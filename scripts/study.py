@@ -190,7 +190,7 @@ def _publish_run(run: Path, copy: Path, kept: Kept) -> None:
     content = {**(workdir.read_json(run / name) or {}), **changes}
     # Readers do not need the paths of the machine that trained the run.
     text = json.dumps(content).replace(f'{run.parent}/', '')
-    workdir.write_json(copy / name, json.loads(text))
+    workdir.write_json(copy / name, json.loads(text), indent=None)
 
   copy.mkdir(parents=True)
   publish_json('run.json')

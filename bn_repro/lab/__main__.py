@@ -134,9 +134,8 @@ def run(name: str, config: ConfigDict, folder: Path) -> None:
   for seed in range(first, config.num_seeds):
     results.append(experiment.run(config, seed))
     folder.mkdir(parents=True, exist_ok=True)
-    content = workdir.add_checksum({**facts, 'results': results})
     # In one line: results are long lists, and are published.
-    workdir.replace_file(path, json.dumps(content) + '\n')
+    workdir.write_json(path, {**facts, 'results': results}, indent=None)
     taken = (time.monotonic() - start) / (len(results) - first)
     left = duration(taken * (config.num_seeds - len(results)))
     seeds = f'{len(results)} of {config.num_seeds} seeds'

@@ -87,9 +87,17 @@ def _checksum(content: Mapping[str, Any]) -> str:
   return _SHA256 + hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-  """Writes a JSON object atomically, with a checksum of its content."""
-  replace_file(path, json.dumps(add_checksum(content), indent=2) + '\n')
+def write_json(
+  path: Path, content: Mapping[str, Any], *, indent: int | None = 2
+) -> None:
+  """Writes a JSON object atomically, with a checksum of its content.
+
+  Args:
+    path: the file.
+    content: the object.
+    indent: spaces before a field; None writes one line.
+  """
+  replace_file(path, json.dumps(add_checksum(content), indent=indent) + '\n')
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
