@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 import sys
 import time
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -122,9 +123,9 @@ def run(name: str, config: ConfigDict, folder: Path) -> None:
   experiment.check(config)
   path = folder / f'{name}.json'
   facts = {'config': config.to_dict(), 'numerics': numerics.digest()}
+  facts = json.loads(json.dumps(facts))  # JSON has no tuples.
   found = workdir.read_json(path) or {**facts, 'results': []}
-  # As JSON, which has no tuples.
-  if json.loads(json.dumps(facts)) != {key: found[key] for key in facts}:
+  if facts != {key: found[key] for key in facts}:
     raise UserError(
       f'{path}: has results of another config, or of code that computes other '
       'results. Delete it, or use another workdir.'
@@ -144,14 +145,17 @@ def run(name: str, config: ConfigDict, folder: Path) -> None:
     (finding, results) for finding in experiment.FINDINGS
   )
   drawing.save(experiment.draw(results), folder, name)
-  title = (experiment.__doc__ or '').splitlines()[0]
   workdir.replace_file(
     folder / f'{name}.md',
-    f'# {title}\n\n![{name}]({name}.png)\n\n{experiment.table(results)}\n'
-    f'{table}',
+    f'# {_title(experiment)}\n\n![{name}]({name}.png)\n\n'
+    f'{experiment.table(results)}\n{table}',
   )
   write_index(folder)
   print(f'{table}\n{line}\nwrote {folder / name}.md and {folder}/index.md')
+
+
+def _title(experiment: ModuleType) -> str:
+  return (experiment.__doc__ or '').splitlines()[0]
 
 
 def write_index(folder: Path) -> None:
@@ -172,8 +176,7 @@ def write_index(folder: Path) -> None:
     for finding in experiment.FINDINGS
   )
   figures = ''.join(
-    f'\n[{(experiment.__doc__ or "").splitlines()[0]}]({name}.md)\n\n'
-    f'![{name}]({name}.png)\n'
+    f'\n[{_title(experiment)}]({name}.md)\n\n![{name}]({name}.png)\n'
     for name, experiment, _ in found
   )
   workdir.replace_file(

@@ -88,15 +88,13 @@ check, table = rates.check, rates.table
 def run(config: ConfigDict, seed: int) -> Result:
   """Biases and losses by step, and test accuracies by rate and step."""
   digits = rates.load_digits(config.data)
-  tried = [factor * config.learning_rate for factor in rates.FACTORS]
+  tried = rates.tried(config)
   bias, loss, accuracy = {}, {}, {}
   for name, norm in _NORMS.items():
     found = drift(config, digits[0], seed, is_constant=name == 'constant')
     bias[name], loss[name] = np.array(found).tolist()
     model = rates.sigmoids(config.model, norm, use_bias=False)
-    accuracy[name], _ = rates.train(
-      model, digits, config, tried, batch_size=config.batch_size, seed=seed
-    )
+    accuracy[name], _ = rates.train(model, digits, config, tried, seed)
   return {'bias': bias, 'loss': loss, 'rates': tried, 'accuracy': accuracy}
 
 

@@ -4,7 +4,7 @@ Networks train with statistics of groups of a batch. They are tested with moving
 averages, with population statistics (Algorithm 2) of N training images, or with
 those of groups of test images. Published: N from 10^3 to 10^4 suffices; moving
 averages are noisier with large batches (Wu and Johnson, 2021); small groups
-train worse, and Batch Renorm mends a part of it (Ioffe, 2017).
+train worse, and Batch Renorm better in them (Ioffe, 2017).
 """
 
 from collections.abc import Sequence

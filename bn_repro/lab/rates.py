@@ -1,7 +1,7 @@
 """Training of small networks on digits, at several learning rates.
 
-Several experiments use it; it reads `steps`, `momentum` and `data.fold` of
-their configs.
+Several experiments use it; it reads `steps`, `batch_size`, `learning_rate`,
+`momentum` and `data.fold` of their configs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +46,11 @@ def check(config: ConfigDict) -> None:
     )
 
 
+def tried(config: ConfigDict) -> list[float]:
+  """The learning rates, of which the middle one is that of the config."""
+  return [factor * config.learning_rate for factor in FACTORS]
+
+
 def load_digits(data: ConfigDict) -> tuple[Images, Images]:
   """The training and the test digits of `mnist_5k`, given `config.data`."""
   splits: Mapping[str, Any] = mnist.load_mnist_5k(data).splits
@@ -73,8 +78,6 @@ def train(
   digits: tuple[Images, Images],
   config: ConfigDict,
   rates: Iterable[float],
-  *,
-  batch_size: int,
   seed: int,
 ) -> tuple[list[list[float]], float]:
   """Trains a network with SGD, once at each learning rate.
@@ -88,7 +91,6 @@ def train(
     digits: training and test images.
     config: see above.
     rates: learning rates.
-    batch_size: images of a step.
     seed: seed of the weights and batches.
 
   Returns:
@@ -100,7 +102,7 @@ def train(
   variables = factory.initial_variables(model, shape, seed, 0.0, 1.0)
   order = np.random.default_rng(seed).integers(
     len(learn.labels),
-    size=(POINTS, config.steps // POINTS, batch_size),
+    size=(POINTS, config.steps // POINTS, config.batch_size),
   )
 
   def run(

@@ -72,12 +72,12 @@ def check(config: ConfigDict) -> None:
 def run(config: ConfigDict, seed: int) -> Result:
   """Test accuracies by rate and step, and CPU times of a step."""
   digits = rates.load_digits(config.data)
-  tried = [factor * config.learning_rate for factor in rates.FACTORS]
+  tried = rates.tried(config)
   accuracy, timing = {}, {}
   for name, norm in _NORMS.items():
     model = rates.sigmoids(config.model, norm, use_bias=norm is NoNorm)
     accuracy[name], timing[name] = rates.train(
-      model, digits, config, tried, batch_size=config.batch_size, seed=seed
+      model, digits, config, tried, seed
     )
   return {'rates': tried, 'accuracy': accuracy, 'timing': timing}
 

@@ -11,8 +11,7 @@ class Whitening(nn.Module):
   Section 2: (x - E[x]) Cov[x]^(-1/2), over the batch. The root is the symmetric
   one (ZCA), from the eigenvectors of the covariance, through which JAX
   differentiates. Their derivatives divide by the differences of eigenvalues, so
-  that there is none where two are equal: full whitening is "not everywhere
-  differentiable" (section 3).
+  that there is none where two are equal.
 
   Attributes:
     use_running_average: not used; the statistics are always those of the batch.

@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       return 0
     streams.make_output_optional()
     if flags.trial is not None:
-      _exec_trial(workdir.path, copy, sweep, flags.trial)
+      _exec_trial(workdir.path, sweep, flags.trial)
     if flags.compare:
       return _conclude(sweep, workdir, (), finished=True)
     # From here on, a signal lets the trials save.
@@ -205,7 +205,7 @@ def _warn_of_few_evaluations(sweep: Sweep) -> None:
     )
 
 
-def _exec_trial(folder: Path, copy: Path, sweep: Sweep, name: str) -> None:
+def _exec_trial(folder: Path, sweep: Sweep, name: str) -> None:
   """Replaces this process by the one that trains a trial.
 
   Raises:
@@ -218,8 +218,7 @@ def _exec_trial(folder: Path, copy: Path, sweep: Sweep, name: str) -> None:
       f'--trial={name}: no such trial. --dry_run lists the names; the numbers '
       f'are 0 to {len(sweep.trials) - 1}.'
     )
-  trial = runner_lib.trial_process(by_name[name], folder, copy)
-  os.execv(sys.executable, list(trial.command))
+  os.execv(sys.executable, runner_lib.command(by_name[name], folder))
 
 
 def _list(folder: Path, sweep: Sweep, jobs: int) -> None:

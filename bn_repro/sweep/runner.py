@@ -100,6 +100,16 @@ class TrialProcess:
     return f'see {self.log}: {lines[-1] if lines else "no output"}'
 
 
+def command(trial: Trial, folder: Path) -> list[str]:
+  """The command that trains a trial in the directory of a sweep."""
+  return [
+    *(sys.executable, '-m', 'bn_repro.main'),
+    f'--config={trial.config_spec}',
+    f'--workdir={files.as_given(folder / trial.name)}',
+    *(f'--config.{override}' for override in trial.overrides),
+  ]
+
+
 def trial_process(trial: Trial, folder: Path, copy: Path) -> TrialProcess:
   """Returns the process that trains a trial.
 
@@ -109,16 +119,10 @@ def trial_process(trial: Trial, folder: Path, copy: Path) -> TrialProcess:
     copy: where to read what the trial has computed; `folder` itself if that is
       not in a bucket.
   """
-  workdir = folder / trial.name
   process = TrialProcess(
     name=trial.name,
-    workdir=workdir,
-    command=[
-      *(sys.executable, '-m', 'bn_repro.main'),
-      f'--config={trial.config_spec}',
-      f'--workdir={files.as_given(workdir)}',
-      *(f'--config.{override}' for override in trial.overrides),
-    ],
+    workdir=folder / trial.name,
+    command=command(trial, folder),
     total_steps=trial.total_steps,
   )
   process.update(copy / trial.name)

@@ -12,7 +12,7 @@ def get_config(mode: str) -> ConfigDict:
       'model': {'dtype': 'float32'},
       # Activations of a batch. Errors are those of the worst one.
       'features': 64 if full else 16,
-      # The means are 1, 10, ... standard deviations, so many times ten.
+      # The means are 1 to 10^decades standard deviations.
       'decades': 6 if full else 4,
       # The sizes are this one, and its quarter, ...
       'batch_size': 4096 if full else 1024,

@@ -12,8 +12,8 @@ from bn_repro.lab import rates
 from bn_repro.models import factory, mlp
 from bn_repro.models.batch_norm import BatchNorm
 
-CONFIG = ConfigDict({'steps': 40, 'momentum': 0.9})
-train = functools.partial(rates.train, config=CONFIG, batch_size=8)
+CONFIG = ConfigDict({'steps': 40, 'batch_size': 8, 'momentum': 0.9})
+train = functools.partial(rates.train, config=CONFIG)
 
 
 @pytest.fixture(scope='module')
