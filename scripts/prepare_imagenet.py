@@ -302,25 +302,20 @@ def prepare(data_dir: Path, manual_dir: Path, *, stand_in: bool) -> None:
   archives = downloads / 'archives'
   # By default the builder makes about 1,024 shards of ImageNet.
   shards = {'num_shards': 4} if stand_in else {}
-  try:
-    with errors_in_one_line(
-      f'--data_dir={data_dir}: preparation failed, and its output is removed',
-      'Run the same command again.',
-    ):
-      archives.mkdir(parents=True)
-      for name in ARCHIVES:
-        (archives / name).symlink_to(manual_dir / name)
-      builder = tfds.builder(
-        NAME, data_dir=data_dir, file_format='array_record'
-      )
-      builder.download_and_prepare(
-        download_dir=downloads,
-        download_config=tfds.download.DownloadConfig(
-          manual_dir=archives, **shards
-        ),
-      )
-  finally:
-    shutil.rmtree(downloads, ignore_errors=True)
+  with errors_in_one_line(
+    f'--data_dir={data_dir}: preparation failed, and its output is removed',
+    'Run the same command again.',
+  ):
+    archives.mkdir(parents=True)
+    for name in ARCHIVES:
+      (archives / name).symlink_to(manual_dir / name)
+    builder = tfds.builder(NAME, data_dir=data_dir, file_format='array_record')
+    builder.download_and_prepare(
+      download_dir=downloads,
+      download_config=tfds.download.DownloadConfig(
+        manual_dir=archives, **shards
+      ),
+    )
 
 
 def check_tfrecord(from_tfrecord: Path, *, stand_in: bool) -> tuple[Path, int]:
@@ -383,16 +378,13 @@ def convert(from_tfrecord: Path, data_dir: Path, *, stand_in: bool) -> None:
   )
   print(f'{source}: converting TFRecord to ArrayRecord', flush=True)
   target = data_dir / NAME / CONVERTING
-  try:
-    with errors_in_one_line(
-      f'{source}: conversion to --data_dir={data_dir} failed, and its output '
-      'is removed',
-      'Run the same command again; if that fails as well, copy it again.',
-    ):
-      write_converted(target, source)
-    target.rename(data_dir / NAME / VERSION)
-  finally:
-    shutil.rmtree(target, ignore_errors=True)
+  with errors_in_one_line(
+    f'{source}: conversion to --data_dir={data_dir} failed, and its output '
+    'is removed',
+    'Run the same command again; if that fails as well, copy it again.',
+  ):
+    write_converted(target, source)
+  target.rename(data_dir / NAME / VERSION)
 
 
 def write_converted(target: Path, source: Path) -> None:
@@ -572,11 +564,7 @@ def run(flags: argparse.Namespace) -> None:
     raise UserError(f'{source}: no such folder.')
   if not flags.stand_in:  # Fails now rather than after hours.
     require_open_shards(NUM_SHARDS)
-  with locked(data_dir):
-    # Left by an interruption.
-    for leftover in (data_dir / NAME).glob('incomplete.*'):
-      shutil.rmtree(leftover)
-    shutil.rmtree(data_dir / NAME / CONVERTING, ignore_errors=True)
+  with locked(data_dir), no_leftovers(data_dir / NAME):
     version_dir = data_dir / NAME / VERSION
     if any(version_dir.glob(f'{NAME}-train.tfrecord-*')):
       raise UserError(
@@ -595,6 +583,25 @@ def run(flags: argparse.Namespace) -> None:
     else:
       prepare(data_dir, source, stand_in=flags.stand_in)
     print(verify(version_dir, stand_in=flags.stand_in))
+
+
+@contextlib.contextmanager
+def no_leftovers(folder: Path) -> Iterator[None]:
+  """Removes incomplete output, of an earlier run and, at the end, of this one.
+
+  tfds removes its own folder as well, but not if a signal arrives just after
+  the folder has been created.
+  """
+
+  def remove() -> None:
+    for leftover in (*folder.glob('incomplete.*'), folder / CONVERTING):
+      shutil.rmtree(leftover, ignore_errors=True)
+
+  remove()
+  try:
+    yield
+  finally:
+    remove()
 
 
 @contextlib.contextmanager

@@ -26,6 +26,17 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 ALLOWED_SKIPS = Path(__file__).with_name('allowed_skips.txt')
 
 
+@pytest.fixture(autouse=True)
+def _no_setting_of_jax_is_left_changed():
+  """The test that leaves one changed fails, rather than one after it."""
+  before = dict(jax.config.values)
+  yield
+  after = jax.config.values
+  assert {
+    name: after[name] for name in after if after[name] != before[name]
+  } == {}
+
+
 @pytest.fixture
 def x64():
   """Float64 for the length of a test."""
