@@ -62,7 +62,7 @@ def get_config(mode: str = 'full') -> ConfigDict:
   config.data = ConfigDict()
   # imagenet2012, mnist, fashion_mnist, mnist_5k (5,000 digits that come with
   # pip), imagenet_stand_in (of `scripts/make_stand_in.py`), imagenet_v2 (for
-  # `evaluate`), folder, npz (see "Your own images" in README.md) or synthetic.
+  # `evaluate`), folder, npz (docs/data.md) or synthetic.
   config.data.name = 'imagenet2012'
   # Folder of the data set, or the file of npz; '' is its usual place. mnist_5k
   # and synthetic have none.

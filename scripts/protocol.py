@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md and of two documents in docs/.
+"""Writes the generated parts of README.md and of the documents in docs/.
 
 Examples:
   python scripts/protocol.py
@@ -37,8 +37,9 @@ from bn_repro.tpu import cost, slices
 NUM_TRAIN = imagenet_metadata.NUM_EXAMPLES['train']
 
 DOCUMENT = ROOT / 'docs' / 'imagenet.md'
-PERFORMANCE = ROOT / 'docs' / 'performance.md'
 README = ROOT / 'README.md'
+# All documents that may have generated parts.
+DOCUMENTS = (README, *sorted((ROOT / 'docs').glob('**/*.md')))
 RESULTS = ROOT / 'results'
 BENCHMARKS = RESULTS / 'benchmarks.json'
 COSTS = RESULTS / 'compile_check'
@@ -466,19 +467,74 @@ def bn_peers() -> str:
   return record.matrix(json.loads(BENCHMARKS.read_text()), 'tpu')
 
 
-def evidence() -> str:
-  """Returns how many claims hold, and a table of the published networks."""
+def claims() -> str:
+  """Returns how many claims hold."""
+  first, _, _ = (RESULTS / 'report/ledger.md').read_text().partition('\n')
+  return f'**{first}**'
+
+
+def _published(*names: str) -> list[Any]:
+  """Returns the sections of folders of `results/`."""
   from bn_repro.report import runs as runs_lib  # NumPy takes a moment.
   from bn_repro.report import sections as sections_lib
+
+  runs, _ = runs_lib.read_runs([str(RESULTS / name) for name in names])
+  sections, _ = sections_lib.group(runs)
+  return sections
+
+
+def _to_markdown(rows: Sequence[dict[str, str]]) -> str:
+  lines = [list(rows[0]), ['---'] * len(rows[0]), *(r.values() for r in rows)]
+  return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+
+
+def evidence() -> str:
+  """Returns a table of the published networks, on all data sets."""
   from bn_repro.report import tables
 
-  runs, _ = runs_lib.read_runs([str(RESULTS / name) for name in DATA_SETS])
-  sections, _ = sections_lib.group(runs)
-  rows = tables.networks(sections)
-  lines = [list(rows[0]), ['---'] * len(rows[0]), *(r.values() for r in rows)]
-  first, _, _ = (RESULTS / 'report/ledger.md').read_text().partition('\n')
-  table = '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
-  return f'**{first}**\n\n{table}'
+  return _to_markdown(tables.networks(_published(*DATA_SETS)))
+
+
+def results() -> str:
+  """Returns the table of the README: networks, their paper's and our results.
+
+  Its verdicts are those of the claims that are about one network.
+  """
+  from bn_repro.report import tables
+
+  sections = _published(*DATA_SETS)
+  verdicts = _verdicts(sections)
+  rows = []
+  networks = tables.networks(sections[:1])
+  for variant, cells in zip(paper.FIG_3, networks, strict=True):
+    _, speed, accuracy, our_speed, our_accuracy = cells.values()
+    steps = paper.PAPER[variant].steps
+    rows.append(
+      {
+        'config': f'[`{variant}`](configs/{variant}.py)',
+        'paper: steps to 72.2 %': f'{steps:g}M ({speed} fewer)'
+        if steps
+        else 'never',
+        'best, %': accuracy,
+        'ours: fewer steps': our_speed,
+        'accuracy, %': our_accuracy,
+        'holds?': '; '.join(verdicts[variant]) or '–',
+      }
+    )
+  return _to_markdown(rows)
+
+
+def _verdicts(sections: Sequence[Any]) -> dict[str, list[str]]:
+  """Returns the verdicts of each claim about a network, by the network."""
+  from bn_repro.report import claims as claims_lib
+
+  found: dict[str, list[str]] = {variant: [] for variant in paper.FIG_3}
+  for claim in claims_lib.CLAIMS:
+    rows = [claim.judge(section) for section in sections]
+    verdicts = [row.verdict for row in rows if row]
+    if verdicts:
+      found[claim.subject].append(f'{claim.short}: {" / ".join(verdicts)}')
+  return found
 
 
 def _conclusions(sweep: str) -> list[str]:
@@ -489,12 +545,12 @@ def _conclusions(sweep: str) -> list[str]:
 
 def lr_multipliers() -> str:
   """Returns what the sweep of learning rates prints."""
-  return '\n'.join(['```', *_conclusions('lr_multipliers'), '```'])
+  return '\n'.join(['```text', *_conclusions('lr_multipliers'), '```'])
 
 
 def init_scale() -> str:
   """Returns what the sweep of the scale of the initial weights prints."""
-  return '\n'.join(['```', *_conclusions('init_scale')[:-1], '```'])
+  return '\n'.join(['```text', *_conclusions('init_scale')[:-1], '```'])
 
 
 def section_421() -> str:
@@ -518,11 +574,8 @@ def section_421() -> str:
 def ensemble() -> str:
   """Returns the accuracies of the published ensemble and its members."""
   from bn_repro.report import fig_4
-  from bn_repro.report import runs as runs_lib
-  from bn_repro.report import sections as sections_lib
 
-  runs, _ = runs_lib.read_runs([str(RESULTS / 'ensemble')])
-  (section,), _ = sections_lib.group(runs)
+  (section,) = _published('ensemble')
   ((result,), _) = fig_4.read(section)
   assert result.ensemble is not None
   members = [result.networks[name].accuracy for name in result.members]
@@ -546,6 +599,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
   'compiled': compiled,
   'bn_bytes': bn_bytes,
   'deviations': deviations,
+  'claims': claims,
+  'results': results,
   'evidence': evidence,
   'lr_multipliers': lr_multipliers,
   'section_421': section_421,
@@ -587,9 +642,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       ).returncode
       if code:
         return code
-  for document in (DOCUMENT, PERFORMANCE, README):
-    document.write_text(fill_in(document.read_text()))
-    print(f'wrote {document.relative_to(ROOT)}')
+  for document in DOCUMENTS:
+    text = document.read_text()
+    if (filled := fill_in(text)) != text:
+      document.write_text(filled)
+      print(f'wrote {document.relative_to(ROOT)}')
   return 0
 
 

@@ -46,7 +46,7 @@ def load(data: ConfigDict) -> Dataset:
   except ValueError as error:
     raise UserError(
       f'{path}: {error}. Write it with numpy.savez(FILE, images=..., '
-      'labels=...); README.md describes the arrays.'
+      'labels=...); docs/data.md describes the arrays.'
     ) from error
   return Dataset(names, splits)
 

@@ -52,6 +52,8 @@ class Claim:
     group: see `Row`.
     text: see `Row.claim`.
     paper: see `Row`.
+    subject: variant that the claim is about.
+    short: the claim in a few words, after the name of the subject.
     variants: variants that the claim compares.
     measure: function of the runs of one seed, with an argument for each
       variant: its run, or for a sweep the list of its runs. None if the runs
@@ -72,6 +74,8 @@ class Claim:
   group: str
   text: str
   paper: str
+  subject: str
+  short: str
   variants: tuple[str, ...]
   measure: Callable[..., Measurement | None]
   scale: Scale
@@ -474,6 +478,8 @@ CLAIMS: Sequence[Claim] = (
     _FIG_1,
     'With BN, the MNIST network reaches 90 % in fewer steps.',
     'With BN it needs fewer steps (a curve, no number).',
+    'bn_mnist',
+    '90 % sooner',
     ('mnist', 'bn_mnist'),
     _sooner,
     _FEWER,
@@ -485,6 +491,8 @@ CLAIMS: Sequence[Claim] = (
     _FIG_1,
     'With BN, the MNIST network ends at a higher accuracy.',
     'With BN it ends higher (a curve, no number).',
+    'bn_mnist',
+    'more accurate in the end',
     ('mnist', 'bn_mnist'),
     _ends_higher,
     POINTS,
@@ -496,6 +504,8 @@ CLAIMS: Sequence[Claim] = (
     _FIG_1,
     'With BN, the inputs of the last sigmoids drift less.',
     'With BN they are more stable (curves, no number).',
+    'bn_mnist',
+    'stable inputs of sigmoids',
     ('mnist', 'bn_mnist'),
     _more_stable,
     LESS,
@@ -508,6 +518,8 @@ CLAIMS: Sequence[Claim] = (
     'BN-Baseline matches Inception in less than half the steps.',
     f'BN-Baseline needs {_paper_speed("bn_baseline")} fewer steps than '
     'Inception.',
+    'bn_baseline',
+    'less than half the steps',
     ('inception', 'bn_baseline'),
     _faster,
     _FEWER,
@@ -520,6 +532,8 @@ CLAIMS: Sequence[Claim] = (
     'BN-x5 matches Inception in fewer steps than BN-Baseline.',
     f'BN-x5 needs {_paper_speed("bn_x5")} fewer steps than Inception, '
     f'BN-Baseline {_paper_speed("bn_baseline")}.',
+    'bn_x5',
+    'faster than BN-Baseline',
     ('inception', 'bn_baseline', 'bn_x5'),
     _faster_than,
     _FEWER,
@@ -532,6 +546,8 @@ CLAIMS: Sequence[Claim] = (
     'BN-x30 is slower at first: it matches Inception later than BN-x5.',
     f'BN-x30 needs {_paper_speed("bn_x30")} fewer steps than Inception, '
     f'BN-x5 {_paper_speed("bn_x5")}.',
+    'bn_x30',
+    'slower than BN-x5 at first',
     ('inception', 'bn_x5', 'bn_x30'),
     _slower_than,
     _FEWER.flipped(),
@@ -544,6 +560,8 @@ CLAIMS: Sequence[Claim] = (
     _ACCURACY,
     'BN-x30 reaches the highest accuracy of the networks with ReLU.',
     _paper_lead('bn_x30', 'bn_x5'),
+    'bn_x30',
+    'most accurate',
     ('bn_x30', 'bn_x5', 'bn_baseline', 'inception'),
     _above,
     POINTS,
@@ -554,6 +572,8 @@ CLAIMS: Sequence[Claim] = (
     _ACCURACY,
     'BN-x5-Sigmoid reaches a lower accuracy than BN-x5.',
     _paper_lead('bn_x5_sigmoid', 'bn_x5'),
+    'bn_x5_sigmoid',
+    'less accurate than BN-x5',
     ('bn_x5_sigmoid', 'bn_x5'),
     _below,
     POINTS.flipped(),
@@ -565,6 +585,8 @@ CLAIMS: Sequence[Claim] = (
     'With BN, the network with sigmoids trains.',
     'BN-x5-Sigmoid: best accuracy '
     f'{paper.PAPER["bn_x5_sigmoid"].accuracy} %; twice chance is 0.2 %.',
+    'bn_x5_sigmoid',
+    'trains',
     ('bn_x5_sigmoid',),
     _trains,
     POINTS,
@@ -576,6 +598,8 @@ CLAIMS: Sequence[Claim] = (
     _TRAINS,
     'Without BN, the network with sigmoids stays at chance.',
     'Inception with sigmoids: never better than chance, 0.1 %.',
+    'inception_sigmoid',
+    'stays at chance',
     ('inception_sigmoid',),
     _fails_to_train,
     POINTS.flipped(),
@@ -587,6 +611,8 @@ CLAIMS: Sequence[Claim] = (
     _TRAINS,
     'Without BN, the network does not train at 5 times its learning rate.',
     'Inception at x5: its parameters reach machine infinity.',
+    'inception_x5',
+    'does not train',
     ('inception_x5',),
     _fails_to_train,
     POINTS.flipped(),
@@ -598,6 +624,8 @@ CLAIMS: Sequence[Claim] = (
     _TRAINS,
     'With BN, the network trains at learning rates that are too high without.',
     'With BN it trains at 30 times the learning rate; without, not at 5 times.',
+    'bn_baseline',
+    'trains at higher learning rates',
     ('inception', 'bn_baseline'),
     _wider_range,
     Scale(_factor, 'higher', 'lower', 'none'),
