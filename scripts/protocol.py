@@ -509,16 +509,15 @@ def results() -> str:
   for variant, cells in zip(paper.FIG_3, networks, strict=True):
     _, speed, accuracy, our_speed, our_accuracy = cells.values()
     steps = paper.PAPER[variant].steps
+    fewer = '' if variant == 'inception' else f' ({speed} fewer)'
     rows.append(
       {
         'config': f'[`{variant}`](configs/{variant}.py)',
-        'paper: steps to 72.2 %': f'{steps:g}M ({speed} fewer)'
-        if steps
-        else 'never',
-        'best, %': accuracy,
+        'paper: steps to 72.2 %': f'{steps:g}M{fewer}' if steps else 'never',
+        'paper: best, %': accuracy,
         'ours: fewer steps': our_speed,
-        'accuracy, %': our_accuracy,
-        'holds?': '; '.join(verdicts[variant]) or '–',
+        'ours: accuracy, %': our_accuracy,
+        'holds?': '<br>'.join(verdicts[variant]) or '–',
       }
     )
   return _to_markdown(rows)

@@ -188,6 +188,8 @@ def links(path):
     target = token.attrGet('href') or token.attrGet('src')
     if target:
       yield target
+    if token.type.startswith('html'):
+      yield from re.findall(r'src="(.*?)"', token.content)
 
 
 def test_links_lead_somewhere():
