@@ -41,6 +41,11 @@ sweeps (mini, the default, is CPU scale; :full after the file is the paper's):
   section_421     each item of section 4.2.1 by itself
   init_scale      a twentieth to twenty times the initial weights
   ensemble        BN-x30 and the six members of the ensemble
+  quickstart      the MNIST networks and those of section 4.2, once
+and the parts of the study, scripts/study.py:
+  fashion_mnist, mnist_5k  the networks of section 4.2, with five seeds
+  fig1, fig1_settings      the MNIST networks; their rates and initial weights
+  setting                  the search for the base rate and the length
 
 examples:
   python -m bn_repro.sweep --sweep=configs/sweeps/lr_multipliers.py \\

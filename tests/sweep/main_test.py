@@ -437,11 +437,7 @@ def test_a_locked_directory(file, undisturbed):
 def test_help():
   result = support.run('--help', program=('-m', 'bn_repro.sweep'))
   assert result.returncode == 0
-  for text in (
-    'lr_multipliers',
-    '--dry_run',
-    'trials.csv',
-    '75',
-    '--sweep.seed',
-  ):
+  sweeps = (support.ROOT / 'configs' / 'sweeps').glob('[a-z]*.py')
+  names = [path.stem for path in sweeps]
+  for text in (*names, '--dry_run', 'trials.csv', '75', '--sweep.seed'):
     assert text in result.stdout
