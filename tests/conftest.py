@@ -27,14 +27,17 @@ ALLOWED_SKIPS = Path(__file__).with_name('allowed_skips.txt')
 
 
 @pytest.fixture(autouse=True)
-def _no_setting_of_jax_is_left_changed():
-  """The test that leaves one changed fails, rather than one after it."""
+def _settings_of_jax():
+  """Each test leaves the settings of JAX as they were.
+
+  A command turns float64 on for its process, which here is that of later tests.
+  """
   before = dict(jax.config.values)
   yield
+  jax.config.update('jax_enable_x64', before['jax_enable_x64'])
   after = jax.config.values
-  assert {
-    name: after[name] for name in after if after[name] != before[name]
-  } == {}
+  changed = {name: after[name] for name in after if after[name] != before[name]}
+  assert not changed
 
 
 @pytest.fixture

@@ -89,10 +89,7 @@ def test_identities_need_epsilon_0(x64, monkeypatch):
 def test_command(tmp_path, capsys):
   argv = ['scale', f'--workdir={tmp_path}', '--quick']
   argv += [f'--config.{assignment}' for assignment in SMALL]
-  try:
-    assert lab.main(argv) == 0
-  finally:
-    jax.config.update('jax_enable_x64', False)
+  assert lab.main(argv) == 0
   assert '0 of 4 findings hold here, 4 undecided' in capsys.readouterr().out
   (result,) = json.loads((tmp_path / 'scale.json').read_text())['results']
   row = (
