@@ -1,6 +1,5 @@
 import json
 
-import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
