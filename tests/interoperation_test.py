@@ -92,32 +92,42 @@ def test_layer():
 
 
 def test_network(folder):
-  """Trained: logits, and the statistics after a batch, are those of linen."""
+  """Trained: logits, gradients and updated statistics are those of linen."""
   page = {}
   exec(LAYER + NETWORK, page)
   nnx, trained, file = page['nnx'], page['trained'], page['file']
+  linen = page['linen']
   rng = np.random.default_rng(0)
   images = rng.uniform(-1, 1, (6, *file.image_shape)).astype(np.float32)
 
   @nnx.jit
-  def apply(network, images):
+  def compute(network, images):
+    def loss_fn(network):
+      logits = network(images, train=True, mutable=['batch_stats']).main
+      return (logits**2).mean()
+
     logits = network(images, train=False).main
-    network(images, train=True, mutable=['batch_stats'])
-    return logits
+    return logits, nnx.to_pure_dict(nnx.grad(loss_fn)(network))
 
   @jax.jit
-  def apply_linen(variables, images):
-    network = page['linen']
-    logits = network.apply(variables, images, train=False).main
-    _, updated = network.apply(
-      variables, images, train=True, mutable=['batch_stats']
-    )
-    return logits, updated['batch_stats']
+  def compute_linen(variables, images):
+    def loss_fn(params):
+      logits, updated = linen.apply(
+        {**variables, 'params': params},
+        images,
+        train=True,
+        mutable=['batch_stats'],
+      )
+      return (logits.main**2).mean(), updated['batch_stats']
 
-  logits, statistics = apply_linen(file.variables, images)
-  assert_close(apply(trained, images), logits)
+    logits = linen.apply(variables, images, train=False).main
+    return logits, *jax.grad(loss_fn, has_aux=True)(variables['params'])
+
+  logits, gradients, statistics = compute_linen(file.variables, images)
+  found_logits, found_gradients = compute(trained, images)
   found = nnx.to_pure_dict(nnx.state(trained, nnx.BatchStat))
-  assert jax.tree.structure(found) == jax.tree.structure(statistics)
+  assert_close(found_logits, logits)
+  jax.tree.map(assert_close, found_gradients, gradients)
   jax.tree.map(assert_close, found, statistics)
   before = file.variables['batch_stats']['conv1']['bn']['mean']
   assert (found['conv1']['bn']['mean'] != before).all()
