@@ -154,6 +154,28 @@ def test_a_full_disk_of_tensorboard_is_an_error(path):
       writer.sync()
 
 
+def test_tensorboard_forgets_steps_that_come_again(path):
+  """A resumed run begins a file that replaces those from its next step on."""
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+  for step in (0, 2):
+    with open_at(step, path.parent, tensorboard=True) as writer:
+      for number in range(step + 1, 4):
+        writer.write(line(number))
+  # Named by the time.
+  newest = max((path.parent / 'tensorboard').iterdir())
+  records, events = newest.read_bytes(), []
+  while records:
+    length = int.from_bytes(records[:8], 'little')
+    events.append(Event.FromString(records[12 : 12 + length]))
+    records = records[16 + length :]
+  version, start, *scalars = events
+  assert version.file_version == 'brain.Event:2'
+  assert start.session_log.status == SessionLog.START
+  assert {event.step for event in (start, *scalars)} == {3}
+  assert len(scalars) == 2  # Loss and accuracy.
+
+
 @pytest.mark.parametrize('how', ['file', 'folder', 'replaced'])
 def test_a_deleted_file_is_noticed_at_the_next_line(how, tmp_path):
   workdir = tmp_path / 'run'
