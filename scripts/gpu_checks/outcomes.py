@@ -14,6 +14,15 @@ from bn_repro.runtime import workdir
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
+# A network that compiles in a second, and trains in a call per step.
+_QUICK = 'bn_mnist:mini'
+_QUICK_OVERRIDES = (
+  'steps_per_call=1',
+  'log_every=20',
+  'data.distorted_copies=0',
+  'bn.population_batches=2',
+)
+
 
 class Settings(NamedTuple):
   """What all checks of a command share.
@@ -21,7 +30,7 @@ class Settings(NamedTuple):
   Attributes:
     platform: 'gpu' or 'cpu', as JAX names the devices to check.
     out: folder for the results, the runs and their output.
-    quick: whether to use networks and lengths that only show that the checks
+    quick: whether to use a network and lengths that only show that the checks
       themselves work.
   """
 
@@ -33,6 +42,10 @@ class Settings(NamedTuple):
   def json(self) -> Path:
     """The file of outcomes."""
     return self.out / 'gpu_check.json'
+
+  def network(self, spec: str) -> tuple[str, tuple[str, ...]]:
+    """Returns what to check in place of a config: a config, and overrides."""
+    return (_QUICK, _QUICK_OVERRIDES) if self.quick else (spec, ())
 
   def log(self, name: str) -> Path:
     """The output of a check."""

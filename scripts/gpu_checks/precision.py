@@ -216,15 +216,14 @@ def step(settings: Settings) -> list[Figure]:
 
   checked = device.start(settings.platform)
   cpu = jax.devices('cpu')[0]
-  overrides = ('model.name=inception_tiny',) if settings.quick else ()
   with _float64():
-    exact = _experiment('float64', cpu, overrides)
+    exact = _experiment(settings, 'float64', cpu)
     initial = exact.initial_state()
     expected = _step(exact, initial)
   figures = []
   for name, (dtype, precision, bounds) in STEPS.items():
     with jax.default_matmul_precision(precision):
-      experiment = _experiment(dtype, checked, overrides)
+      experiment = _experiment(settings, dtype, checked)
       like = experiment.initial_state()
       state = jax.tree.map(lambda x, y: np.asarray(x, y.dtype), initial, like)
       found = _step(experiment, state)
@@ -239,10 +238,9 @@ def step(settings: Settings) -> list[Figure]:
   return figures
 
 
-def _experiment(
-  dtype: str, on_device: Any, overrides: tuple[str, ...]
-) -> 'Experiment':
-  config = config_lib.load('bn_x5:mini', [f'model.dtype={dtype}', *overrides])
+def _experiment(settings: Settings, dtype: str, on_device: Any) -> 'Experiment':
+  spec, overrides = settings.network('bn_x5:mini')
+  config = config_lib.load(spec, [f'model.dtype={dtype}', *overrides])
   dataset = datasets.check(config)
   from bn_repro import parallel
   from bn_repro.training import experiment

@@ -48,10 +48,11 @@ def _of_batch(
 ) -> list[Figure]:
   """Images per second, and the peak of memory, of a batch size."""
   steps, rounds = (2, 2) if settings.quick else (_STEPS, _ROUNDS)
+  spec, overrides = settings.network('bn_baseline')
   experiment = measure.create_experiment(
-    'bn_baseline:mini' if settings.quick else 'bn_baseline',
+    spec,
+    *overrides,
     *measure.FULL_WIDTH,
-    *(('model.name=inception_tiny',) if settings.quick else ()),
     f'model.dtype={dtype}',
     f'batch_size={batch_size}',
   )

@@ -1,6 +1,6 @@
 """Runs of `bn_repro.main` on the device, in processes of their own."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import math
 import os
 from pathlib import Path
@@ -22,16 +22,6 @@ DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
 # What `fault_injection.result_of_run` returns.
 _PARTS = ('metrics', 'checkpoint', 'model', 'status')
 
-# What is trained, and a network that compiles in a second.
-_BN_X5 = ('--config=bn_x5:mini',)
-_QUICK = (
-  '--config=bn_mnist:mini',
-  '--config.steps_per_call=1',
-  '--config.log_every=20',
-  '--config.data.distorted_copies=0',
-  '--config.bn.population_batches=2',
-)
-
 # The sweeps whose trials are all variants, and the seed that is trained.
 SWEEPS = {'mnist_5k': paper.FIG_3, 'fig1': paper.FIG_1}
 _SEED = 0
@@ -47,17 +37,21 @@ _QUICK_TRIAL = (
 
 
 def _command(
-  settings: Settings, workdir: Path, steps: int, arguments: Iterable[str]
+  settings: Settings, workdir: Path, steps: int, *overrides: str
 ) -> list[str]:
   """The command that trains BN-x5 for some steps."""
+  spec, quick = settings.network('bn_x5:mini')
+  fields = (
+    *quick,
+    f'total_steps={steps}',
+    f'eval_every={steps}',
+    f'checkpoint_every={steps}',
+    *overrides,
+  )
   return [
-    *(sys.executable, '-m', 'bn_repro.main'),
-    *(_QUICK if settings.quick else _BN_X5),
+    *(sys.executable, '-m', 'bn_repro.main', f'--config={spec}'),
     f'--workdir={workdir}',
-    f'--config.total_steps={steps}',
-    f'--config.eval_every={steps}',
-    f'--config.checkpoint_every={steps}',
-    *arguments,
+    *(f'--config.{field}' for field in fields),
   ]
 
 
@@ -89,7 +83,7 @@ def bfloat16(settings: Settings) -> list[Figure]:
   losses = {}
   for dtype in ('float32', 'bfloat16'):
     workdir = folder / dtype
-    _run(_command(settings, workdir, steps, [f'--config.model.dtype={dtype}']))
+    _run(_command(settings, workdir, steps, f'model.dtype={dtype}'))
     losses[dtype] = _training_losses(workdir, steps)
   of_seeds = [
     _training_losses(path, steps)
@@ -119,12 +113,12 @@ def _training_losses(run: Path, last: int) -> list[float]:
 
 def determinism(settings: Settings) -> list[Figure]:
   """Compares runs of one command: with the switch, stopped, and without it."""
-  steps = 2000 if settings.quick else 200
+  steps = 600 if settings.quick else 200
   folder = _empty(settings.runs('determinism'))
   flags = f'{os.environ.get("XLA_FLAGS", "")} {DETERMINISTIC}'.strip()
 
   def command(name: str) -> list[str]:
-    return _command(settings, folder / name, steps, ())
+    return _command(settings, folder / name, steps)
 
   for name in ('first', 'second'):
     _run(command(name), XLA_FLAGS=flags)
@@ -237,9 +231,7 @@ def trace(settings: Settings) -> list[Figure]:
 
   workdir = _empty(settings.runs('trace'))
   fields = ('profile_steps=5', 'profile_first_step=20')
-  _run(
-    _command(settings, workdir, 40, [f'--config.{field}' for field in fields])
-  )
+  _run(_command(settings, workdir, 40, *fields))
   content = b''.join(
     path.read_bytes() for path in (workdir / 'profile').rglob('*.xplane.pb')
   )
