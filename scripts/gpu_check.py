@@ -4,11 +4,12 @@
   python scripts/gpu_check.py --out=runs/gpu --platform=cpu --quick
 
 The first command runs all checks, each in a process of its own, and writes
-gpu_check.json and the table gpu_check.md into the folder. Checks that have held
-are not run again, so that the same command resumes after an interruption and
-tries again what failed. results/gpu/README.md says what holds, why, and how to
-bring the packages to a machine without network. The second command tries the
-checks themselves, on a CPU and small networks.
+gpu_check.json and the table gpu_check.md into the folder. It uses one GPU, the
+first or that of CUDA_VISIBLE_DEVICES. Checks that have held are not run again:
+the same command resumes after an interruption, and tries again what failed.
+results/gpu/README.md says what must hold, why, and how to bring the packages to
+a machine without network. The second command tries the checks themselves, on a
+CPU and a small network.
 
 machine      The GPU, and the versions of its runtime and of the packages.
 batch_norm   BN and its gradients in float32 and bfloat16 against float64 on the
@@ -170,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = parser.parse_args(argv)
   settings = outcomes.Settings(flags.platform, flags.out, flags.quick)
   os.environ['JAX_PLATFORMS'] = device.PLATFORMS[settings.platform]
+  # One GPU: the first, unless the user names another.
+  os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')
   # SIGTERM ends a check as Ctrl-C does, and what it has started.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   if flags.name is None:

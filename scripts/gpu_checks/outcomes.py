@@ -43,9 +43,14 @@ class Settings(NamedTuple):
     """The file of outcomes."""
     return self.out / 'gpu_check.json'
 
-  def network(self, spec: str) -> tuple[str, tuple[str, ...]]:
-    """Returns what to check in place of a config: a config, and overrides."""
-    return (_QUICK, _QUICK_OVERRIDES) if self.quick else (spec, ())
+  def config(self, spec: str) -> str:
+    """The config to check in place of another one."""
+    return _QUICK if self.quick else spec
+
+  @property
+  def overrides(self) -> tuple[str, ...]:
+    """Overrides of that config."""
+    return _QUICK_OVERRIDES if self.quick else ()
 
   def log(self, name: str) -> Path:
     """The output of a check."""

@@ -239,8 +239,9 @@ def step(settings: Settings) -> list[Figure]:
 
 
 def _experiment(settings: Settings, dtype: str, on_device: Any) -> 'Experiment':
-  spec, overrides = settings.network('bn_x5:mini')
-  config = config_lib.load(spec, [f'model.dtype={dtype}', *overrides])
+  config = config_lib.load(
+    settings.config('bn_x5:mini'), [f'model.dtype={dtype}', *settings.overrides]
+  )
   dataset = datasets.check(config)
   from bn_repro import parallel
   from bn_repro.training import experiment

@@ -1,11 +1,14 @@
 """Training steps at paper scale: images per second, and memory."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import measure
 
 from gpu_checks import device
 from gpu_checks.outcomes import Figure, Settings
+
+if TYPE_CHECKING:
+  from bn_repro.training.experiment import Experiment
 
 # In ascending order: the peak of a process is then that of the last one.
 BATCH_SIZES = (32, 64, 128, 256)
@@ -28,11 +31,19 @@ def _measure(settings: Settings, dtype: str) -> list[Figure]:
   checked = device.start(settings.platform)
   import jax
 
+  spec = settings.config('bn_baseline')
   figures = []
   for batch_size in (4, 8) if settings.quick else BATCH_SIZES:
-    name = f'BN-Baseline, {dtype}, {batch_size} images'
+    name = f'{spec}, {dtype}, {batch_size} images'
     try:
-      figures += _of_batch(settings, checked, name, dtype, batch_size)
+      experiment = measure.create_experiment(
+        spec,
+        *settings.overrides,
+        *measure.FULL_WIDTH,
+        f'model.dtype={dtype}',
+        f'batch_size={batch_size}',
+      )
+      figures += _of_experiment(experiment, checked, name, quick=settings.quick)
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
@@ -43,22 +54,14 @@ def _measure(settings: Settings, dtype: str) -> list[Figure]:
   return figures
 
 
-def _of_batch(
-  settings: Settings, checked: Any, name: str, dtype: str, batch_size: int
+def _of_experiment(
+  experiment: 'Experiment', checked: Any, name: str, *, quick: bool
 ) -> list[Figure]:
-  """Images per second, and the peak of memory, of a batch size."""
-  steps, rounds = (2, 2) if settings.quick else (_STEPS, _ROUNDS)
-  spec, overrides = settings.network('bn_baseline')
-  experiment = measure.create_experiment(
-    spec,
-    *overrides,
-    *measure.FULL_WIDTH,
-    f'model.dtype={dtype}',
-    f'batch_size={batch_size}',
-  )
+  """Images per second, and the peak of memory on the device."""
+  steps, rounds = (2, 2) if quick else (_STEPS, _ROUNDS)
   timer = measure.train_step_timer(experiment, steps)
   results = measure.interleaved({name: timer}, rounds)
-  images = steps * batch_size
+  images = steps * experiment.config.batch_size
   rate = measure.median(
     name, [images / seconds for seconds in results[name]], 'images/s'
   )

@@ -26,32 +26,29 @@ _PARTS = ('metrics', 'checkpoint', 'model', 'status')
 SWEEPS = {'mnist_5k': paper.FIG_3, 'fig1': paper.FIG_1}
 _SEED = 0
 _QUICK_SWEEPS = {'fig1': ('bn_mnist',)}
-_QUICK_TRIAL = (
-  '--config.total_steps=100',
-  '--config.log_every=50',
-  '--config.eval_every=100',
-  '--config.checkpoint_every=100',
-  '--config.data.distorted_copies=0',
-  '--config.bn.population_batches=2',
-)
+
+
+def _fields(settings: Settings, steps: int, *overrides: str) -> list[str]:
+  """The flags of a run of so many steps, and of one evaluation."""
+  fields = (
+    *settings.overrides,
+    f'total_steps={steps}',
+    f'eval_every={steps}',
+    f'checkpoint_every={steps}',
+    *overrides,
+  )
+  return [f'--config.{field}' for field in fields]
 
 
 def _command(
   settings: Settings, workdir: Path, steps: int, *overrides: str
 ) -> list[str]:
   """The command that trains BN-x5 for some steps."""
-  spec, quick = settings.network('bn_x5:mini')
-  fields = (
-    *quick,
-    f'total_steps={steps}',
-    f'eval_every={steps}',
-    f'checkpoint_every={steps}',
-    *overrides,
-  )
   return [
-    *(sys.executable, '-m', 'bn_repro.main', f'--config={spec}'),
+    *(sys.executable, '-m', 'bn_repro.main'),
+    f'--config={settings.config("bn_x5:mini")}',
     f'--workdir={workdir}',
-    *(f'--config.{field}' for field in fields),
+    *_fields(settings, steps, *overrides),
   ]
 
 
@@ -59,11 +56,14 @@ def _run(command: Sequence[str], **environment: str) -> None:
   """Runs a command of the package.
 
   Raises:
-    CalledProcessError: if it fails.
+    RuntimeError: if it fails.
   """
-  subprocess.run(
-    command, cwd=ROOT, env={**os.environ, **environment}, check=True
-  )
+  environment = {**os.environ, **environment}
+  process = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+  if process.returncode:
+    raise RuntimeError(
+      f'{command[2]}: exit code {process.returncode}, see the log'
+    )
 
 
 def _empty(folder: Path) -> Path:
@@ -166,10 +166,12 @@ def _stop_at_first_line(command: Sequence[str], **environment: str) -> None:
     text=True,
   ) as process:
     assert process.stdout is not None
+    is_stopped = False
     for line in process.stdout:
       print(line, end='')
-      if line.startswith('step '):
+      if line.startswith('step ') and not is_stopped:
         process.send_signal(signal.SIGTERM)
+        is_stopped = True
   expected = workdir_lib.EXIT_CODES[workdir_lib.Status.PREEMPTED]
   if process.returncode != expected:
     raise RuntimeError(
@@ -193,7 +195,7 @@ def variants(settings: Settings) -> list[Figure]:
         '--jobs=1',
         f'--sweep.seed={_SEED}',
         f'--sweep.variant={",".join(names)}',
-        *(_QUICK_TRIAL if settings.quick else ()),
+        *(_fields(settings, 100) if settings.quick else ()),
       ]
     )
     for name in names:
