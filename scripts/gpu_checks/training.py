@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from typing import Any
 
 import fault_injection
 
@@ -18,9 +19,6 @@ from gpu_checks.outcomes import ROOT, Figure, Settings
 
 # With this flag XLA promises that a program gives the same bits each time.
 DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
-
-# What `fault_injection.result_of_run` returns.
-_PARTS = ('metrics', 'checkpoint', 'model', 'status')
 
 # The sweeps whose trials are all variants, and the seed that is trained.
 SWEEPS = {'mnist_5k': paper.FIG_3, 'fig1': paper.FIG_1}
@@ -126,16 +124,11 @@ def determinism(settings: Settings) -> list[Figure]:
   _run(command('stopped'), XLA_FLAGS=flags)
   for name in ('without', 'again'):
     _run(command(name))
-  result = {
-    path.name: fault_injection.result_of_run(path) for path in folder.iterdir()
-  }
+  results = {path.name: _result(path) for path in folder.iterdir()}
 
   def compare(what: str, one: str, other: str, bound: int | None) -> Figure:
-    differing = [
-      part
-      for part, a, b in zip(_PARTS, result[one], result[other], strict=True)
-      if a != b
-    ]
+    a, b = results[one], results[other]
+    differing = [part for part in a if a[part] != b[part]]
     return Figure(
       f'{what}: results that differ',
       len(differing),
@@ -150,6 +143,17 @@ def determinism(settings: Settings) -> list[Figure]:
     ),
     compare('two runs without it', 'without', 'again', None),
   ]
+
+
+def _result(run: Path) -> dict[str, Any]:
+  """What a run has computed, by the file that holds it."""
+  metrics, checkpoint, (model, _), status = fault_injection.result_of_run(run)
+  return {
+    'metrics': metrics,
+    'checkpoint': checkpoint,
+    'model': model,
+    'status': status,
+  }
 
 
 def _stop_at_first_line(command: Sequence[str], **environment: str) -> None:

@@ -168,9 +168,14 @@ def test_runs_that_differ_are_seen(settings, monkeypatch):
 
   monkeypatch.setattr(training, '_run', run)
   monkeypatch.setattr(training, '_stop_at_first_line', run)
-  results = {name: [1, 2, 3, 4] for name in ('first', 'second', 'stopped')}
-  results |= {'without': [5, 2, 3, 4], 'again': [6, 2, 3, 5]}
-  results['second'] = [1, 2, 0, 4]
+  # Of a model, its digest, and facts that may differ.
+  results = {
+    'first': [1, 2, (3, 'facts'), 4],
+    'second': [1, 2, (0, 'facts'), 4],
+    'stopped': [1, 2, (3, 'of another revision'), 4],
+    'without': [5, 2, (3, 'facts'), 4],
+    'again': [6, 2, (3, 'facts'), 5],
+  }
   monkeypatch.setattr(
     training.fault_injection,
     'result_of_run',
