@@ -134,9 +134,10 @@ def draw(results: Sequence[Result]) -> Any:
     *((_SHARES, 'trained', 'values'), (_RATES, 'trained', 'ratios')),
   )
   for name, style in zip(names, drawing.styles(names), strict=True):
+    label = name.replace('relu', 'ReLU')
     for panel, (x, when, key) in zip(axes, panels, strict=True):
       found = np.median([result[name][when][key] for result in results], 0)
-      panel.semilogy(x, found, **style, label=name, ms=4)
+      panel.semilogy(x, found, **style, label=label, ms=4)
   axes[0].set(xlabel='layer', ylabel='variance')
   axes[1].set(xlabel='layer', ylabel='|mean|', yscale='linear')
   axes[2].set(xlabel='share of singular values', ylabel='at most')
