@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import Any
 
+from bn_repro import __version__
 from bn_repro import config as config_lib
 from bn_repro import host, numerics
 from bn_repro.models import summary
@@ -69,6 +70,8 @@ def write_start(
     # Of the forward pass, for one image.
     'multiply_adds': sum(row.multiply_adds for row in rows),
     'start_step': step,
+    # An installed package has no revision.
+    'version': __version__,
     'git_revision': git_revision(say),
     'numerics': numerics.digest(),
     **_facts(experiment),
