@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import yaml
 
 import bn_repro
 from bn_repro import numerics
@@ -73,6 +75,14 @@ def test_every_module_is_installed_and_nothing_beside_the_package(site):
   assert top == {'bn_repro'}
   version = bn_repro.__version__
   assert (site / f'bn_repro-{version}.dist-info').is_dir()
+
+
+def test_citation_and_changelog_have_the_version_and_its_date():
+  citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+  assert citation['version'] == bn_repro.__version__
+  heading = re.compile(r'^## \[(\d.*)\] - (\S+)$', re.MULTILINE)
+  newest = heading.search((ROOT / 'CHANGELOG.md').read_text()).groups()
+  assert newest == (bn_repro.__version__, str(citation['date-released']))
 
 
 def test_the_digest_is_that_of_the_checkout(site, tmp_path):

@@ -11,9 +11,8 @@ import subprocess
 import sys
 from typing import Any
 
-from bn_repro import __version__
+from bn_repro import __version__, host, numerics
 from bn_repro import config as config_lib
-from bn_repro import host, numerics
 from bn_repro.models import summary
 from bn_repro.runtime.workdir import Status, Workdir
 from bn_repro.training import optimizer
