@@ -242,8 +242,8 @@ def batch_norm(
     x, gamma, beta, running_mean, running_var, mask, settings
   )
   mu, var = _depends_on(statistics, shares, settings.sharing)
-  # The backward pass takes no gradient of m, and JAX 0.12 refuses to ask for one
-  # of a value that `vmap` shares over devices.
+  # The backward pass takes no gradient of m, and JAX 0.12 refuses to ask for
+  # one of a value that `vmap` shares over devices.
   return z, mu, var, lax.stop_gradient(m)
 
 
