@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ['load']
 
+__version__ = '0.1.0'
+
 
 def __getattr__(name: str) -> Any:
   if name != 'load':

@@ -31,6 +31,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import bn_repro
 from bn_repro import cli, files
 from bn_repro import config as config_lib
 from bn_repro.data import imagenet_metadata
@@ -145,6 +146,7 @@ def _import(
     'command': shlex.join(['python', *sys.orig_argv[1:]]),
     'started': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
     'versions': run_info.versions(),
+    'version': bn_repro.__version__,
     'git_revision': revision,
     'num_parameters': num_parameters,
     'num_classes': num_classes,

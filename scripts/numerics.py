@@ -43,8 +43,7 @@ ABSOLUTE = {'jpeg': 1.0, 'copies': 0.1}
 
 # The programs run for milliseconds, so XLA optimizes as little as it can.
 _XLA_FLAGS = (
-  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false '
-  '--xla_cpu_parallel_codegen_split_count=1'
+  '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
 )
 
 Values = Mapping[str, Sequence[float]]

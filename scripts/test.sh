@@ -3,6 +3,8 @@
 #
 #   bash scripts/test.sh                the fast tests, minutes on two cores
 #   bash scripts/test.sh --all          all tests, the linter and the type checker
+#   bash scripts/test.sh --newest       the fast tests with the newest releases of
+#                                       the pinned packages, in .venv-newest
 #   bash scripts/test.sh -k resume -x   the fast tests, with pytest arguments
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,9 +17,16 @@ case " $* " in
 esac
 
 source scripts/environment.sh
-use_environment requirements-dev.txt
+venv=.venv
+if [ "${1:-}" = --newest ]; then
+  shift
+  venv=.venv-newest
+  use_newest_environment "$venv"
+else
+  use_environment requirements-dev.txt
+fi
 # Tests share compiled programs with one another and with later runs.
-export JAX_COMPILATION_CACHE_DIR=$PWD/.venv/jax_cache
+export JAX_COMPILATION_CACHE_DIR=$PWD/$venv/jax_cache
 
 if [ "${1:-}" = --all ]; then
   shift

@@ -4,15 +4,6 @@ import os
 from pathlib import Path
 import types
 
-# Tests compile more than they compute: XLA optimizes as little as it can.
-os.environ['XLA_FLAGS'] = ' '.join(
-  (
-    '--xla_force_host_platform_device_count=8',
-    '--xla_backend_optimization_level=0',
-    '--xla_cpu_use_fusion_emitters=false',
-    '--xla_cpu_parallel_codegen_split_count=1',
-  )
-)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Small programs are cached as well; commands that tests start inherit this.
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
@@ -21,6 +12,15 @@ import jax
 import pytest
 import support
 
+# XLA reads them when it is first used. Tests compile more than they compute: it
+# optimizes as little as it can.
+os.environ['XLA_FLAGS'] = ' '.join(
+  (
+    '--xla_force_host_platform_device_count=8',
+    '--xla_backend_optimization_level=0',
+    support.QUICK_COMPILATION,
+  )
+)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 ALLOWED_SKIPS = Path(__file__).with_name('allowed_skips.txt')

@@ -6,8 +6,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / 'bn_repro'
 
 _CORE = (
-  'errors files host numerics config config_fields parallel paper models data '
-  'runtime training'
+  '__version__ errors files host numerics config config_fields parallel paper '
+  'models data runtime training'
 )
 # A part is a folder of the package or a module; it may import itself and these.
 ALLOWED = {
@@ -70,7 +70,8 @@ def imports(path):
         name = f'{node.module}.{alias.name}'
         file = PACKAGE.parent.joinpath(*name.split('.'))
         is_module = file.is_dir() or file.with_suffix('.py').is_file()
-        yield name if is_module else node.module
+        is_own = node.module == 'bn_repro'
+        yield name if is_module or is_own else node.module
 
 
 def is_in(module, parts):

@@ -1,22 +1,31 @@
-"""A wheel, installed into an empty folder and used from another one."""
+"""A source distribution, its wheel, installed and used in another folder."""
 
 import os
 from pathlib import Path
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import yaml
 
+import bn_repro
 from bn_repro import numerics
 
 ROOT = Path(__file__).resolve().parent.parent
+# As `python -m build` does, in the environment as it is.
+BUILD_SDIST = """
+import sys
+from setuptools import build_meta
+build_meta.build_sdist(sys.argv[1])
+"""
 
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
   """A folder that holds what `pip install .` installs of this repository."""
-  folder = tmp_path_factory.mktemp('wheel')
+  folder = tmp_path_factory.mktemp('packages')
   source = folder / 'source'
   for name in ('bn_repro', 'configs'):
     shutil.copytree(
@@ -24,9 +33,16 @@ def site(tmp_path_factory):
     )
   for name in ('pyproject.toml', 'requirements.txt', 'README.md', 'LICENSE'):
     shutil.copy(ROOT / name, source)
+  subprocess.run(
+    [sys.executable, '-c', BUILD_SDIST, folder],
+    cwd=source,
+    stdout=subprocess.DEVNULL,
+    check=True,
+  )
+  (sdist,) = folder.glob('*.tar.gz')
   pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '--quiet']
   build = ['wheel', '--no-deps', '--no-build-isolation', f'-w{folder}']
-  subprocess.run([*pip, *build, source], check=True)
+  subprocess.run([*pip, *build, sdist], check=True)
   (wheel,) = folder.glob('*.whl')
   subprocess.run(
     [*pip, 'install', '--no-deps', '--no-index', f'-t{folder / "site"}', wheel],
@@ -57,6 +73,16 @@ def test_every_module_is_installed_and_nothing_beside_the_package(site):
   assert {path.relative_to(site) for path in site.rglob('*.py')} == modules
   top = {path.name for path in site.iterdir() if path.suffix != '.dist-info'}
   assert top == {'bn_repro'}
+  version = bn_repro.__version__
+  assert (site / f'bn_repro-{version}.dist-info').is_dir()
+
+
+def test_citation_and_changelog_have_the_version_and_its_date():
+  citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+  assert citation['version'] == bn_repro.__version__
+  heading = re.compile(r'^## \[(\d.*)\] - (\S+)$', re.MULTILINE)
+  newest = heading.search((ROOT / 'CHANGELOG.md').read_text()).groups()
+  assert newest == (bn_repro.__version__, str(citation['date-released']))
 
 
 def test_the_digest_is_that_of_the_checkout(site, tmp_path):

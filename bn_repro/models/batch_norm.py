@@ -242,7 +242,9 @@ def batch_norm(
     x, gamma, beta, running_mean, running_var, mask, settings
   )
   mu, var = _depends_on(statistics, shares, settings.sharing)
-  return z, mu, var, m
+  # The backward pass takes no gradient of m, and JAX 0.12 refuses to ask for
+  # one of a value that `vmap` shares over devices.
+  return z, mu, var, lax.stop_gradient(m)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -11,8 +11,8 @@ import subprocess
 import sys
 from typing import Any
 
+from bn_repro import __version__, host, numerics
 from bn_repro import config as config_lib
-from bn_repro import host, numerics
 from bn_repro.models import summary
 from bn_repro.runtime.workdir import Status, Workdir
 from bn_repro.training import optimizer
@@ -69,6 +69,8 @@ def write_start(
     # Of the forward pass, for one image.
     'multiply_adds': sum(row.multiply_adds for row in rows),
     'start_step': step,
+    # An installed package has no revision.
+    'version': __version__,
     'git_revision': git_revision(say),
     'numerics': numerics.digest(),
     **_facts(experiment),

@@ -128,7 +128,7 @@ def test_shellcheck(tmp_path):
     run('bash', '-n', file, check=True)
   path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
   shellcheck = shutil.which('shellcheck', path=path)
-  checked = run(shellcheck, '--shell=bash', *files)
+  checked = run(shellcheck, '--shell=bash', '-x', *files)
   assert checked.returncode == 0, checked.stdout
 
 

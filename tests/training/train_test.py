@@ -17,6 +17,7 @@ import pytest
 from stand_ins import TIMEOUT
 import written_images
 
+import bn_repro
 from bn_repro import config as config_lib
 from bn_repro import numerics, parallel
 from bn_repro.data import datasets
@@ -382,6 +383,7 @@ def test_run_json(tmp_path):
   assert facts['config_file'] == 'test.py'
   assert len(facts['devices']) == 8
   assert facts['versions']['jax'] == jax.__version__
+  assert facts['version'] == bn_repro.__version__
   assert facts['num_parameters'] == sum(
     leaf.size for leaf in jax.tree.leaves(variables(tmp_path)[1]['params'])
   )
