@@ -144,7 +144,7 @@ def draw(results: Sequence[Result]) -> Any:
     rates.draw(axes, found, _STYLES)
     axes.minorticks_off()
     axes.set_xticks(found[0]['rates'], [f'{x:g}' for x in found[0]['rates']])
-    axes.set_title(f'batches of {found[0]["size"]}')
+    axes.set(title=f'batches of {found[0]["size"]}', xmargin=0.1)
     axes.label_outer()
   drawing.draw_legend(figure, panels[0])
   return figure
