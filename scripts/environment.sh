@@ -12,6 +12,11 @@ _enter_environment() {
     exit 1
   fi
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+  # So where Debian lacks python3-venv, also at a second try.
+  if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    echo "error: $venv has no pip; install Python's venv, and delete $venv" >&2
+    exit 1
+  fi
   if [ -n "${PYTHON:-}" ] && [ "$("$python" -V)" != "$("$venv/bin/python" -V)" ]; then
     echo "error: $venv has $("$venv/bin/python" -V), and PYTHON is $("$python" -V);" \
       "unset PYTHON, or delete $venv" >&2

@@ -171,13 +171,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = parser.parse_args(argv)
   settings = outcomes.Settings(flags.platform, flags.out, flags.quick)
   os.environ['JAX_PLATFORMS'] = device.PLATFORMS[settings.platform]
-  # One GPU: the first, unless the user names another.
-  os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')
+  # One GPU: the first of those that the environment names, as SLURM does.
+  named = os.environ.get('CUDA_VISIBLE_DEVICES', '0')
+  os.environ['CUDA_VISIBLE_DEVICES'] = named.partition(',')[0]
   # SIGTERM ends a check as Ctrl-C does, and what it has started.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
-  if flags.name is None:
-    return run_all(settings)
-  return run_one(flags.name, settings)
+  try:
+    if flags.name is None:
+      return run_all(settings)
+    return run_one(flags.name, settings)
+  except OSError as error:
+    return cli.report_errors([str(error)])
 
 
 if __name__ == '__main__':

@@ -593,15 +593,15 @@ def no_leftovers(folder: Path) -> Iterator[None]:
   the folder has been created.
   """
 
-  def remove() -> None:
-    for leftover in (*folder.glob('incomplete.*'), folder / CONVERTING):
-      shutil.rmtree(leftover, ignore_errors=True)
+  def remove(*, ignore_errors: bool) -> None:
+    for leftover in (*folder.glob('incomplete.*'), *folder.glob(CONVERTING)):
+      shutil.rmtree(leftover, ignore_errors)
 
-  remove()
+  remove(ignore_errors=False)
   try:
     yield
   finally:
-    remove()
+    remove(ignore_errors=True)
 
 
 @contextlib.contextmanager

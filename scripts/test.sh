@@ -25,6 +25,12 @@ if [ "${1:-}" = --newest ]; then
 else
   use_environment requirements-dev.txt
 fi
+case " $* " in
+  *' --newest '*)
+    echo 'error: --newest must be the first argument' >&2
+    exit 1
+    ;;
+esac
 # Tests share compiled programs with one another and with later runs.
 export JAX_COMPILATION_CACHE_DIR=$PWD/$venv/jax_cache
 

@@ -10,10 +10,12 @@ import subprocess
 import sys
 
 import markdown_it
+from pip._internal.commands import create_command
 import pytest
 
 from bn_repro import config as config_lib
 from bn_repro.errors import UserError
+from bn_repro.lab import __main__ as lab
 from bn_repro.sweep import grid
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,8 +26,14 @@ DOCUMENTS = (
   *sorted((ROOT / 'docs').glob('**/*.md')),
   ROOT / 'results/gpu/README.md',
 )
-# Programs that are not ours; the tests of launch.py have stand-ins for them.
-OTHERS = ('gcloud', 'source', 'pip', 'pytest')
+# Links alone are checked.
+PAGES = (
+  ROOT / 'CHANGELOG.md',
+  ROOT / 'SECURITY.md',
+  *sorted((ROOT / 'results').glob('*/*.md')),
+)
+# Programs that are not ours; the tests of launch.py have a stand-in for gcloud.
+OTHERS = ('gcloud', 'source', 'pytest')
 
 
 def parsed(path):
@@ -52,11 +60,11 @@ def commands(path):
   return lines + [
     text
     for text in code
-    if text.startswith(('python ', 'bash ')) and '...' not in text
+    if re.match(r'([A-Z_]+=\S+ )*(python|bash) ', text) and '...' not in text
   ]
 
 
-# Of docs/tour.md, which shows what is said of it.
+# Made on purpose in docs/tour.md, which shows the error.
 MISTAKE = '--config.bn.momentm=2'
 
 
@@ -98,7 +106,7 @@ def accepts(monkeypatch):
 
 def check_config(arguments):
   """The config or sweep that a command names, with its overrides, loads."""
-  values = dict(a.split('=', 1) for a in arguments if a.startswith('--c'))
+  values = dict(a.split('=', 1) for a in arguments if a.startswith('--config'))
   overrides = [
     f'{name.removeprefix("--config.")}={value}'
     for name, value in values.items()
@@ -112,6 +120,22 @@ def check_config(arguments):
     config_lib.load(values.get('--config', 'bn_x5:mini'), overrides)
 
 
+def check_pip(name, *arguments):
+  """Options that pip knows, and files that exist."""
+  options, packages = create_command(name).parse_args([*arguments])
+  assert packages or options.requirements
+  assert all((ROOT / path).is_file() for path in options.requirements)
+
+
+def test_languages_of_blocks():
+  """Commands, which are checked below, code, and what is neither."""
+  for path in DOCUMENTS:
+    for token in parsed(path):
+      assert token.type != 'code_block', path
+      if token.type == 'fence':
+        assert token.info in ('', 'python', 'text', 'bibtex'), path
+
+
 @pytest.mark.parametrize('command', every_command())
 def test_command(command, accepts):
   """Flags are accepted, and configs and scripts exist."""
@@ -123,8 +147,11 @@ def test_command(command, accepts):
     return
   program, *arguments = words
   if program in OTHERS:
-    files = [a for a in arguments if a.endswith('.txt')]
-    assert all((ROOT / name).is_file() for name in files)
+    return
+  if arguments[:2] == ['-m', 'pip']:
+    program, *arguments = arguments[1:]
+  if program == 'pip':
+    check_pip(*arguments)
     return
   if program == 'bash':
     script = arguments.pop(0)
@@ -153,7 +180,12 @@ def test_command(command, accepts):
       assert (ROOT / arguments[0]).is_file()
       module = Path(arguments.pop(0)).stem
   assert accepts(module, arguments)
-  if module.startswith('bn_repro.') and '.lab' not in module:
+  if module == 'bn_repro.lab.__main__':
+    name, *flags = arguments
+    name = 'gradients' if name == 'NAME' else name
+    overrides = [f[9:] for f in flags if f.startswith('--config.')]
+    lab.load(name, overrides, quick='--quick' in flags)
+  elif module.startswith('bn_repro.'):
     check_config(arguments)
 
 
@@ -164,6 +196,9 @@ def test_command(command, accepts):
     ('python scripts/compile_check.py --topologie=v5e:4x4', AssertionError),
     ('python scripts/no_such_script.py', AssertionError),
     ('bash scripts/quickstart.sh --fast', AssertionError),
+    ('pip install --upgrde jax', SystemExit),
+    ('python -m pip install -r requirement.txt', AssertionError),
+    ('python -m bn_repro.lab gradeints --workdir=w', UserError),
     ('python -m bn_repro.main --config=bn_x --workdir=w', UserError),
     (f'python -m bn_repro.overview --config=bn_x5 {MISTAKE}', UserError),
   ],
@@ -198,7 +233,7 @@ def links(path):
 
 
 def test_links_lead_somewhere():
-  for path in DOCUMENTS:
+  for path in (*DOCUMENTS, *PAGES):
     for link in links(path):
       if link.startswith('https://'):
         continue

@@ -8,14 +8,16 @@ import argparse
 from collections.abc import Sequence
 import importlib
 import json
+import math
 from pathlib import Path
 import sys
 import time
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from bn_repro import cli, files, numerics
+from bn_repro import cli, config_fields, files, numerics
 from bn_repro import config as config_lib
 from bn_repro.errors import UserError
 from bn_repro.lab import findings
@@ -102,11 +104,26 @@ def load(name: str, overrides: Sequence[str], *, quick: bool) -> ConfigDict:
     'NAME', f'{name}:{mode}', default_mode=mode, folder=FOLDER
   ).lock()
   errors = config_lib.apply_overrides(config, overrides)
+  values = config_fields.flatten(config)
+  errors = errors or [
+    f'config.{key}={value}: {problem}.'
+    for key, value in values.items()
+    if (problem := _problem(key, value))
+  ]
   if errors:
     raise UserError(*errors)
-  if config.num_seeds < 1:
-    raise UserError('config.num_seeds: must be at least 1.')
   return config
+
+
+def _problem(key: str, value: Any) -> str | None:
+  """What is wrong with a value whatever the experiment; None if nothing."""
+  if key == 'model.dtype' or key.startswith('data.'):
+    return config_fields.FIELDS[key].rule(value)
+  if isinstance(value, str):
+    return None
+  if key.endswith('momentum'):
+    return None if 0 <= value < 1 else 'must be at least 0, and below 1'
+  return None if 0 < value < math.inf else 'must be positive and finite'
 
 
 def run(name: str, config: ConfigDict, folder: Path) -> None:

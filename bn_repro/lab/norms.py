@@ -4,8 +4,7 @@ The paper multiplies the learning rate by 5 and 30 (section 4.2.2): with BN,
 Inception trains faster; without it, its parameters overflow at 5. Is that due
 to the batch? Group normalization (Wu & He, 2018) takes mean and variance over
 the locations and a group of channels of each example, layer normalization over
-all of its channels. Neither depends on the size of the batch. BN does, and so
-does Batch Renorm (Ioffe, 2017), which is to suffer less from small batches.
+all of its channels. Neither depends on the batch, as BN and Batch Renorm do.
 
 The network has convolutions with ReLUs, each with stride 2. The speed of
 training is the mean of the test accuracy over its course.
@@ -31,8 +30,7 @@ from bn_repro.report import drawing
 # Those of section 4.2.2.
 _FACTORS = (1, 5, 30)
 _STYLES = ('bn_baseline', None, None, None, 'inception')
-# r_max and d_max of Batch Renorm, those that Ioffe's limits reach. His grow in
-# the course of training, which a network here does not know.
+# r_max and d_max of Batch Renorm: the last ones of Ioffe, whose limits grow.
 _LIMITS = 3.0, 5.0
 # One test digit in four is evaluated, to save time. Our choice.
 _SHARE = 4
@@ -83,9 +81,11 @@ def check(config: ConfigDict) -> None:
   """
   rates.check(config)
   groups, width = config.model.groups, config.model.width
-  if groups < 1 or width % groups:
+  values = width // groups * (-(-28 // 2**config.model.depth)) ** 2
+  if width % groups or values < 2:
     raise UserError(
-      f'config.model.groups={groups}: must divide config.model.width={width}.'
+      f'config.model.groups={groups}: must divide config.model.width={width}, '
+      'and the last layer needs two values in a group.'
     )
   small, size = config.small_batch_size, config.batch_size
   if small < 2 or size % small:

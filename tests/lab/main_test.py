@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from bn_repro.errors import UserError
 from bn_repro.lab import __main__ as lab
 from bn_repro.lab import findings, gradients
 from bn_repro.report.verdicts import FAILS, HOLDS, UNDECIDED
@@ -55,7 +56,7 @@ def test_what_is_written_and_resumed(tmp_path, monkeypatch, capsys):
     (('--config.model.depth=9',), 'has results of another config'),
     (('--config.model.dept=9',), "Did you mean 'model.depth'?"),
     (('--config.model.depth=x',), "'x' is not"),
-    (('--config.num_seeds=0',), 'config.num_seeds: must be at least 1'),
+    (('--config.num_seeds=0',), 'config.num_seeds=0: must be positive'),
     (('--config.model.depth=2',), 'config.model.depth=2: the growth is'),
   ],
 )
@@ -81,6 +82,26 @@ def test_an_unknown_experiment(tmp_path, capsys):
   said = capsys.readouterr().err
   assert f"'gradient': no such experiment. There are {lab.names()[0]}" in said
   assert 'gradients' in said
+
+
+@pytest.mark.parametrize(
+  'override, problem',
+  [
+    ('batch_size=0', 'must be positive and finite'),
+    ('learning_rate=-1.0', 'must be positive and finite'),
+    ('learning_rate=nan', 'must be positive and finite'),
+    ('learning_rate=inf', 'must be positive and finite'),
+    ('model.width=0', 'must be positive and finite'),
+    ('model.depth=-1', 'must be positive and finite'),
+    ('model.dtype=foo', 'must be one of'),
+    ('data.fold=9', 'must be 0 to 4'),
+    ('momentum=1.0', 'must be at least 0, and below 1'),
+    ('bn_momentum=-0.1', 'must be at least 0, and below 1'),
+  ],
+)
+def test_values_that_no_experiment_takes(override, problem):
+  with pytest.raises(UserError, match=problem):
+    lab.load('norms', [override], quick=True)
 
 
 @pytest.mark.parametrize(

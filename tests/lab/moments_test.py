@@ -79,8 +79,7 @@ def test_quick(tmp_path):
   'override, reason',
   [
     ('model.dtype=float64', 'float32'),
-    ('batch_size=7', 'batch_size of at least 8'),
-    ('decades=0', 'decades and features of at least 1'),
+    ('batch_size=7', 'batch_size=7: the figure needs at least 8'),
   ],
 )
 def test_undefined_values_are_refused(override, reason):

@@ -34,6 +34,11 @@ def test_both_sizes_of_batches_take_as_many_images(monkeypatch):
   momentum = [trained[i][0].keywords['momentum'] for i in (0, 5)]
   assert momentum[0] == 0.9
   assert momentum[1] ** 4 == pytest.approx(0.9)
+  renorm = [trained[i][0] for i in (1, 6)]
+  assert [norm.args for norm in renorm] == [(3.0, 5.0)] * 2  # Ioffe (2017).
+  sizes = [norm.keywords['virtual_batch_size'] for norm in renorm]
+  assert sizes == [16, 4]
+  assert [norm.keywords['momentum'] for norm in renorm] == momentum
   assert [trained[i][0].args for i in (2, 3)] == [(4,), (1,)]
 
 
@@ -57,6 +62,9 @@ def test_findings():
   }
   found = [finding.measure(result) for finding in norms.FINDINGS]
   assert found == pytest.approx([0.7, 0.3, 6])
+  # Twice chance, and any difference.
+  bounds = [(finding.low, finding.high) for finding in norms.FINDINGS]
+  assert bounds == [(0.2, np.inf), (-np.inf, 0.2), (0, np.inf)]
 
 
 def test_quick(tmp_path):
@@ -79,12 +87,12 @@ def test_quick(tmp_path):
   [
     ('steps=30', 'multiple of 20'),
     ('model.groups=3', r'groups=3: must divide config\.model\.width=8'),
-    ('model.groups=0', 'groups=0: must divide'),
+    ('model.depth=5 model.groups=8', 'two values in a group'),
     ('small_batch_size=1', 'BN needs 2 images'),
     ('small_batch_size=5', r'must divide config\.batch_size=32'),
   ],
 )
 def test_where_it_is_undefined(override, problem):
-  config = lab.load('norms', [override], quick=True)
+  config = lab.load('norms', override.split(), quick=True)
   with pytest.raises(UserError, match=problem):
     norms.check(config)

@@ -267,7 +267,7 @@ def test_findings():
     ('large_batch_size', 128, 'batch_size < large_batch_size'),
     ('images', '10,100', 'powers of 2'),
     ('images', '8192', 'at most the 4000 of the training'),
-    ('marks', 0, 'from 1 to its 15 steps'),
+    ('marks', 16, 'from 1 to its 15 steps'),
     ('data.name', 'imagenet2012', 'use fashion_mnist, mnist or mnist_5k'),
   ],
 )

@@ -108,7 +108,6 @@ def test_command(tmp_path, capsys):
     ('batch_size=4001', '4000'),
     ('num_rates=1', 'at least 2'),
     ('max_scale=1', 'exceed 1'),
-    ('min_rate=0', 'exceed'),
   ],
 )
 def test_refuses_what_has_no_figure(override, reason):

@@ -97,6 +97,23 @@ def test_another_python_than_that_of_the_environment_is_refused(
   assert len(lines(notes / 'commands')) == 2  # Nothing more has run.
 
 
+def test_an_environment_without_pip_is_named(clone, bin_dir):
+  """As Debian's Python makes it where python3-venv is missing."""
+  broken = 'case "$*" in \'-m pip \'*) exit 1 ;; esac\n'
+  stand_in(bin_dir / 'python3', broken + PYTHON)
+  for _ in range(2):
+    said = run_tests(clone)
+    assert said.returncode == 1
+    assert said.stderr.startswith('error: .venv has no pip; install')
+
+
+def test_newest_is_the_first_argument(clone, notes):
+  said = run_tests(clone, '--all', '--newest')
+  assert said.returncode == 1
+  assert said.stderr == 'error: --newest must be the first argument\n'
+  assert not any('pytest' in line for line in lines(notes / 'commands'))
+
+
 def test_pre_commit_runs_the_checks_of_ci(clone, notes):
   run_tests(clone, '--all').check_returncode()
   _, *checks, tests = lines(notes / 'commands')

@@ -165,6 +165,9 @@ def test_runs_that_differ_are_seen(settings, monkeypatch):
       if argument.startswith('--workdir=')
     )
     workdir.mkdir(parents=True, exist_ok=True)
+    switched = environment.get('XLA_FLAGS', '').split()
+    expected = workdir.name in ('first', 'second', 'stopped')
+    assert ('--xla_gpu_deterministic_ops=true' in switched) == expected
 
   monkeypatch.setattr(training, '_run', run)
   monkeypatch.setattr(training, '_stop_at_first_line', run)
