@@ -158,8 +158,9 @@ def test_two_processes(machine, bucket, fetched, tmp_path):
 @pytest.mark.parametrize(
   'status, code, problem',
   [
-    (403, 1, 'Cloud Storage refuses access: HTTP status 403, injected.'),
-    (503, 75, 'another one may take it over. Run the same command again.'),
+    (403, 1, 'Cloud Storage refuses access: HTTP status 403, injected'),
+    # Of the claim or of an upload, whichever gives up first.
+    (503, 75, 'Run the same command again'),
   ],
 )
 def test_a_bucket_that_fails(
@@ -175,7 +176,7 @@ def test_a_bucket_that_fails(
   bucket.proxy.rule = None
   assert ended.returncode == code
   (line,) = ended.stderr.splitlines()
-  assert line.startswith('error: ') and line.endswith(problem)
+  assert line.startswith('error: ') and problem in line
 
 
 def test_a_bucket_that_is_down(machine, bucket):
