@@ -92,13 +92,14 @@ def _predict(flags: argparse.Namespace) -> int:
   rows = csv.writer(table, lineterminator='\n')
   rows.writerow(('file', 'rank', 'label', 'name', 'probability'))
   drawn: list[Any] = []
-  failed = 0
+  failed = inverted = 0
   try:
     for prediction in _with_progress(model, flags.images):
       if prediction.error:
         failed += 1
         print(f'error: {prediction.name}: {prediction.error}', file=sys.stderr)
         continue
+      inverted += _is_inverted(model, prediction)
       classes = _largest(model, prediction, top)
       columns = [f'{name} {value:.1%}' for _, name, value in classes]
       print('  '.join([f'{prediction.name:{width}}', *columns]))
@@ -109,6 +110,12 @@ def _predict(flags: argparse.Namespace) -> int:
         drawn.append((Path(prediction.name).name, prediction.pixels, shown))
   finally:  # Also what was done before Ctrl-C.
     _write(flags, table.getvalue(), drawn)
+  if inverted:
+    print(
+      f'warning: {inverted} of {len(flags.images)} images are mostly bright, '
+      'and this network knows white digits on black alone. Invert them.',
+      file=sys.stderr,
+    )
   if failed:
     print(
       f'error: {failed} of {len(flags.images)} images not classified',
@@ -130,6 +137,14 @@ def _describe(model: 'Model') -> str:
       f'{line["num_examples"]} {line["split"]} images'
     )
   return f'model: {"; ".join(parts)}'
+
+
+def _is_inverted(model: 'Model', prediction: 'Prediction') -> bool:
+  """Whether an image is ink on paper, and the network one of MNIST's digits."""
+  pixels = prediction.pixels
+  assert pixels is not None
+  of_digits = model.file.config.data.name in ('mnist', 'mnist_5k')
+  return of_digits and bool((pixels > 127).mean() > 0.5)
 
 
 def _largest(

@@ -65,6 +65,15 @@ def test_table_csv_and_sheet(trained_workdir, digits, tmp_path, capsys):
   assert drawn.shape[0] > 300 and drawn.std() > 0.05
 
 
+def test_ink_on_paper_is_warned_of(trained_workdir, digits, tmp_path, capsys):
+  paths, _ = digits
+  inverted = tmp_path / 'ink.png'
+  Image.fromarray(255 - np.asarray(Image.open(paths[0]))).save(inverted)
+  code, _, errors = run(capsys, f'--model={trained_workdir}', *paths, inverted)
+  assert code == 0
+  assert errors.startswith('warning: 1 of 6 images are mostly bright, ')
+
+
 def test_undecodable_images_are_named_and_the_others_classified(
   trained_workdir, digits, tmp_path, capsys
 ):
