@@ -23,7 +23,8 @@ NOTE = (
   'consecutive evaluations, is at least twice chance. It matches Inception at '
   "its first evaluation with Inception's best accuracy. Accuracies are "
   'compared on the test images, after the last step; where a data set has '
-  'none, the best accuracies are.'
+  'none, the best accuracies are. Folders with the same data count as one '
+  'claim, which is undecided if their verdicts differ.'
 )
 
 
