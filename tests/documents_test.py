@@ -104,17 +104,21 @@ def accepts(monkeypatch):
   return accepts
 
 
+def overrides_of(arguments):
+  """The assignments of `--config.FIELD=VALUE`."""
+  return [
+    argument.removeprefix('--config.')
+    for argument in arguments
+    if argument.startswith('--config.')
+  ]
+
+
 def check_config(arguments):
   """The config or sweep that a command names, with its overrides, loads."""
-  values = dict(a.split('=', 1) for a in arguments if a.startswith('--config'))
-  overrides = [
-    f'{name.removeprefix("--config.")}={value}'
-    for name, value in values.items()
-    if name.startswith('--config.')
-  ]
-  sweeps = [a.removeprefix('--sweep=') for a in arguments if '--sweep=' in a]
-  if sweeps:
-    grid.load(sweeps[0], [], values.get('--config', ''), overrides)
+  values = dict(a.split('=', 1) for a in arguments if '=' in a)
+  overrides = overrides_of(arguments)
+  if '--sweep' in values:
+    grid.load(values['--sweep'], [], values.get('--config', ''), overrides)
   else:
     # Those of `evaluate` change the config of a run.
     config_lib.load(values.get('--config', 'bn_x5:mini'), overrides)
@@ -183,8 +187,7 @@ def test_command(command, accepts):
   if module == 'bn_repro.lab.__main__':
     name, *flags = arguments
     name = 'gradients' if name == 'NAME' else name
-    overrides = [f[9:] for f in flags if f.startswith('--config.')]
-    lab.load(name, overrides, quick='--quick' in flags)
+    lab.load(name, overrides_of(flags), quick='--quick' in flags)
   elif module.startswith('bn_repro.'):
     check_config(arguments)
 

@@ -122,7 +122,7 @@ def _problem(key: str, value: Any) -> str | None:
   if isinstance(value, str):
     return None
   if key.endswith('momentum'):
-    return None if 0 <= value < 1 else 'must be at least 0, and below 1'
+    return config_fields.FIELDS['optim.momentum'].rule(value)
   return None if 0 < value < math.inf else 'must be positive and finite'
 
 

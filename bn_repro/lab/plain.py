@@ -74,10 +74,10 @@ def check(config: ConfigDict) -> None:
       f'config.batch_size={config.batch_size}: must be 3 to {NUM_DIGITS}, all '
       'digits. BN makes two values 1 and -1, and gradients 0.'
     )
-  if config.steps < 1 or config.model.depth < 2 or config.model.width < 8:
+  if config.model.depth < 2 or config.model.width < 8:
     raise UserError(
-      'config: steps must be at least 1, model.depth 2, and model.width 8, as '
-      'all ReLUs of a narrow layer may be 0.'
+      'config: model.depth must be at least 2, and model.width 8, as all ReLUs '
+      'of a narrow layer may be 0.'
     )
 
 

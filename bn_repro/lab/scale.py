@@ -68,8 +68,8 @@ def check(config: ConfigDict) -> None:
     )
   if min(config.num_scales, config.num_rates, config.steps) < 2:
     raise UserError('config: num_scales, num_rates, steps must be at least 2.')
-  if min(config.max_scale - 1, config.min_rate, config.model.width) <= 0:
-    raise UserError('config: max_scale must exceed 1; min_rate and width, 0.')
+  if config.max_scale <= 1:
+    raise UserError('config.max_scale: must exceed 1.')
 
 
 def run(config: ConfigDict, seed: int) -> Result:

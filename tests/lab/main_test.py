@@ -95,8 +95,8 @@ def test_an_unknown_experiment(tmp_path, capsys):
     ('model.depth=-1', 'must be positive and finite'),
     ('model.dtype=foo', 'must be one of'),
     ('data.fold=9', 'must be 0 to 4'),
-    ('momentum=1.0', 'must be at least 0, and below 1'),
-    ('bn_momentum=-0.1', 'must be at least 0, and below 1'),
+    ('momentum=1.0', 'must be at least 0 and below 1'),
+    ('bn_momentum=-0.1', 'must be at least 0 and below 1'),
   ],
 )
 def test_values_that_no_experiment_takes(override, problem):
